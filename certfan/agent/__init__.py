@@ -1,0 +1,1 @@
+"""Wing 2: a consumer. Installs, reloads, proves, reports."""

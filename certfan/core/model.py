@@ -1,0 +1,224 @@
+"""The nouns: frozen values that every room speaks in. Instants are aware UTC, fingerprints lower-case hex SHA-256.
+
+What must never come in: behaviour that needs a clock, a file or a socket.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+
+CERTIFICATE_NAME = re.compile(r"(?!.*\.\.)[a-z0-9](?:[a-z0-9._-]{0,98}[a-z0-9])?")
+CONSUMER_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
+
+class KeyType(StrEnum):
+    """Kind and size of a private key."""
+
+    ECDSA_P256 = "ecdsa-p256"
+    ECDSA_P384 = "ecdsa-p384"
+    RSA_2048 = "rsa-2048"
+    RSA_3072 = "rsa-3072"
+    RSA_4096 = "rsa-4096"
+
+
+class Custody(StrEnum):
+    """Where a private key may exist."""
+
+    SHARE = "share"
+    SEALED = "sealed"
+    CONSUMER = "consumer"
+
+
+class Reason(StrEnum):
+    """Why a step is wanted."""
+
+    MISSING = "missing"
+    NAMES_CHANGED = "names_changed"
+    KEY_TYPE_CHANGED = "key_type_changed"
+    RENEWAL_DUE = "renewal_due"
+    REVOKED = "revoked"
+    NOT_PUBLISHED = "not_published"
+    NOT_DEPLOYED = "not_deployed"
+    NOT_SERVED = "not_served"
+    SUPERSEDED = "superseded"
+    ASKED_FOR = "asked_for"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Identifier:
+    """A DNS name (A-label, lower case) or an IP address in a certificate (RFC 8555, RFC 8738)."""
+
+    value: str
+
+    @property
+    def kind(self) -> str:
+        """`dns` or `ip`, the words of RFC 8555 section 7.1.4 and RFC 8738."""
+        try:
+            ipaddress.ip_address(self.value)
+        except ValueError:
+            return "dns"
+        return "ip"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A certificate authority as we use it."""
+
+    name: str
+    directory: str
+    contact: tuple[str, ...] = field(default=(), kw_only=True)
+    profile: str | None = field(default=None, kw_only=True)
+    ca_file: str | None = field(
+        default=None, kw_only=True
+    )  # what its HTTPS is verified by; None: the system's
+    roots_file: str | None = field(default=None, kw_only=True)  # what its chains end in; None: not pinned
+    orders_at_once: int = field(default=8, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What the config asks for."""
+
+    name: str
+    identifiers: tuple[Identifier, ...]
+    consumers: tuple[str, ...] = field(kw_only=True)
+    authority: str = field(kw_only=True)
+    key_type: KeyType = field(default=KeyType.ECDSA_P256, kw_only=True)
+    profile: str | None = field(default=None, kw_only=True)
+    custody: Custody = field(default=Custody.SHARE, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """A VM with an agent; `group` (name or number) and `mode` are those of its key files on the share."""
+
+    name: str
+    group: str = field(default="certfan", kw_only=True)
+    mode: int = field(default=0o640, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The config in force, as the planner sees it."""
+
+    authorities: Mapping[str, Authority]
+    certificates: Mapping[str, Certificate]
+    consumers: Mapping[str, Consumer]
+
+    @property
+    def pairs(self) -> frozenset[tuple[str, str]]:
+        """Every (certificate, consumer) that is wanted."""
+        return frozenset((c.name, consumer) for c in self.certificates.values() for consumer in c.consumers)
+
+
+NOTHING_DESIRED = Desired(MappingProxyType({}), MappingProxyType({}), MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One issued, immutable key and chain of a certificate; `www.example.org@7`."""
+
+    certificate: str
+    number: int
+    fingerprint: str = field(kw_only=True)  # SHA-256 of the leaf's DER
+    serial: str = field(kw_only=True)  # lower-case hex, no leading zeros
+    identifiers: frozenset[Identifier] = field(kw_only=True)
+    key_type: KeyType = field(kw_only=True)
+    authority: str = field(kw_only=True)
+    not_before: datetime = field(kw_only=True)
+    not_after: datetime = field(kw_only=True)
+    issued_at: datetime = field(kw_only=True)
+
+    def __str__(self) -> str:
+        return f"{self.certificate}@{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An expected failure as a fact. `code` is an error's, `hint` the next command or change to try."""
+
+    code: str
+    detail: str
+    hint: str = ""
+    not_before: datetime | None = None
+    output: str = ""  # last lines of a command
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The last failure of a thing, how often it failed in a row, and when it may be tried again."""
+
+    subject: str  # a certificate, or `certificate/consumer`
+    problem: Problem
+    failures: int
+    at: datetime
+    not_before: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a service can be probed. The address is a literal IP, never a name."""
+
+    service: str
+    protocol: str  # a probe: tls, smtp, imap, ...
+    address: str
+    port: int
+    server_name: str
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{self.protocol}://{self.server_name}@{host}:{self.port}"
+
+
+class Health(StrEnum):
+    """What a proof says beside its fingerprint."""
+
+    SERVED = "served"  # a handshake showed a leaf
+    REFUSED = "refused"  # something answered, no leaf
+    UNREACHABLE = "unreachable"  # nothing answered
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was seen at an endpoint. `at` is the prober's clock, `heard_at` the daemon's."""
+
+    endpoint: Endpoint
+    health: Health
+    at: datetime
+    fingerprint: str = field(default="", kw_only=True)  # "" unless served
+    not_after: datetime | None = field(default=None, kw_only=True)
+    not_before: datetime | None = field(default=None, kw_only=True)
+    placeholder: bool = field(default=False, kw_only=True)
+    detail: str = field(default="", kw_only=True)
+    heard_at: datetime | None = field(default=None, kw_only=True)
+
+
+class DeploymentState(StrEnum):
+    """How far one generation has come on one consumer."""
+
+    OFFERED = "offered"
+    INSTALLED = "installed"
+    RELOADED = "reloaded"
+    PROVEN = "proven"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One generation on one consumer."""
+
+    certificate: str
+    consumer: str
+    generation: int
+    state: DeploymentState
+    at: datetime
+    problem: Problem | None = None

@@ -1,0 +1,163 @@
+"""Private files: born closed, owned before they hold a byte, durable when the call returns.
+
+Whatever touches a file that holds a key lives here. Nothing is chmod-ed by path: owner and mode are set on the
+descriptor of a file created 0600 with O_EXCL under a random name, then the bytes are written, then fsync,
+rename, fsync of the folder. Every call takes an optional `dir_fd`, so a share is never reached by path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from certfan.errors import StateLocked, StateTooOpen
+
+
+def write_private(
+    path: str | Path,
+    data: bytes,
+    *,
+    mode: int = 0o600,
+    uid: int = -1,
+    gid: int = -1,
+    dir_fd: int | None = None,
+) -> None:
+    """Replace `path` with a new file holding `data`, whole or not at all.
+
+    Durable on return. Interrupted, it leaves at most a closed temporary file `.NAME.<random>`. Repeatable.
+
+    Raises:
+        OSError: the file system said so; the old file still stands.
+    """
+    folder, name = os.path.split(os.fspath(path))
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
+    try:
+        create(temporary, data, mode=mode, uid=uid, gid=gid, dir_fd=dir_fd)
+        os.replace(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=dir_fd)
+        raise
+    sync_folder(folder or ".", dir_fd=dir_fd)
+
+
+def create(
+    path: str | Path,
+    data: bytes,
+    *,
+    mode: int = 0o600,
+    uid: int = -1,
+    gid: int = -1,
+    dir_fd: int | None = None,
+) -> None:
+    """Create a file that must not exist yet; its contents are fsynced on return, its name is not.
+
+    Raises:
+        FileExistsError: something, even a dangling symlink, already has the name.
+    """
+    fd = os.open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd
+    )
+    try:
+        if uid != -1 or gid != -1:
+            os.fchown(fd, uid, gid)
+        os.fchmod(fd, mode)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_private(path: str | Path, *, limit: int = 1 << 20) -> bytes:
+    """Read a secret of ours.
+
+    Raises:
+        StateTooOpen: group or others may read or write it, or it belongs to someone else.
+        FileNotFoundError: it is not there.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        about = os.fstat(fd)
+        if about.st_uid not in {os.geteuid(), 0} or about.st_mode & 0o077 or not stat.S_ISREG(about.st_mode):
+            raise StateTooOpen(
+                f"{path} holds a secret but has mode {stat.S_IMODE(about.st_mode):04o}, owner {about.st_uid}",
+                subject=str(path),
+                hint=f"run: chmod 600 {path}; chown {os.geteuid()} {path}",
+            )
+        chunks = []
+        while chunk := os.read(fd, limit):
+            chunks.append(chunk)
+        return b"".join(chunks)
+    finally:
+        os.close(fd)
+
+
+def private_folder(path: str | Path) -> Path:
+    """Make sure a folder exists that is ours alone (0700), parents included; repeatable.
+
+    Raises:
+        StateTooOpen: it exists, and others may look into it.
+    """
+    folder = Path(path)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = folder.stat()
+    if about.st_uid != os.geteuid() or about.st_mode & 0o077:
+        raise StateTooOpen(
+            f"folder {folder} has mode {stat.S_IMODE(about.st_mode):04o}, owner {about.st_uid}",
+            subject=str(folder),
+            hint=f"run: chmod 700 {folder}; chown {os.geteuid()} {folder}",
+        )
+    return folder
+
+
+def sync_folder(path: str | Path, *, dir_fd: int | None = None) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace_symlink(path: str | Path, target: str, *, dir_fd: int | None = None) -> None:
+    """Point `path` at `target` in one step that readers cannot see the middle of; durable on return."""
+    folder, name = os.path.split(os.fspath(path))
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
+    os.symlink(target, temporary, dir_fd=dir_fd)
+    try:
+        os.replace(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=dir_fd)
+        raise
+    sync_folder(folder or ".", dir_fd=dir_fd)
+
+
+@contextlib.contextmanager
+def locked(path: str | Path) -> Iterator[int]:
+    """Hold an exclusive flock on `path` and write our pid into it; the lock dies with the process.
+
+    Raises:
+        StateLocked: someone else holds it; the text names its pid.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise StateLocked(
+                f"{path} is held by process {pid}", subject=str(path), hint=f"run: systemctl status {pid}"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,87 @@
+"""Logs as facts with names: set-up, and the net that keeps key material out.
+
+An event is a constant noun.participle (`generation.published`); details are fields. JSON lines when stderr is
+no terminal, readable columns when it is; colour obeys NO_COLOR.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import structlog
+
+REDACTED = "[key material removed]"
+
+# A PEM private key of any flavour, a JWK's private members, and PEM cut short: all of it goes.
+_PEM = re.compile(
+    r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)", re.DOTALL
+)
+_JWK = re.compile(r"""(["'](?:d|p|q|dp|dq|qi)["']\s*:\s*["'])[A-Za-z0-9_-]{16,}(["'])""")
+# Base64 of the PKCS#8 algorithm identifiers (RSA, P-256, P-384, Ed25519, X25519) as it stands without armour.
+_PKCS8 = re.compile(
+    r"\bM(?:II[A-Za-z0-9+/]{2,4}IBADANBgkq|IGHAgEAMBMGByqGSM49|IG2AgEAMBAGByqGSM49|C4CAQAwBQYDK2V)[A-Za-z0-9+/=\s]+"
+)
+_SECRET_FIELDS = frozenset({"key_pem", "private_key", "privkey", "token", "password", "secret"})
+
+
+def redact(value: Any) -> Any:
+    """Return `value` with every trace of a private key replaced; containers are copied, not changed.
+
+    A net, not a plan: callers never pass key material in the first place.
+    """
+    match value:
+        case str():
+            return _JWK.sub(rf"\1{REDACTED}\2", _PKCS8.sub(REDACTED, _PEM.sub(REDACTED, value)))
+        case bytes() | bytearray():
+            return redact(bytes(value).decode("latin-1"))
+        case Mapping():
+            return {k: REDACTED if k in _SECRET_FIELDS else redact(v) for k, v in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [redact(v) for v in value]
+        case None | bool() | int() | float():
+            return value
+        case _:
+            return redact(str(value))
+
+
+def refuse_key_material(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Structlog processor: the last before rendering, so tracebacks pass through it too."""
+    return {k: REDACTED if k in _SECRET_FIELDS else redact(v) for k, v in event.items()}
+
+
+def set_up(*, level: str = "info", stream: Any = None) -> None:
+    """Configure structlog and cap the loggers of libraries that would say too much. Repeatable."""
+    out = stream or sys.stderr
+    pretty = out.isatty()
+    renderer: Any = structlog.processors.JSONRenderer(sort_keys=False, default=str)
+    if pretty:
+        renderer = structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            refuse_key_material,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(file=out),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(stream=out, level=logging.WARNING, format="%(name)s: %(message)s", force=True)
+    # acme logs whole JWS bodies at DEBUG; aiohttp's access log would double every challenge.
+    for name in ("acme", "josepy", "urllib3", "aiohttp.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def get(name: str) -> Any:
+    """Return the logger of a room; `name` becomes the field `room`."""
+    return structlog.get_logger().bind(room=name)

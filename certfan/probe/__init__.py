@@ -1,0 +1,1 @@
+"""One file a protocol: dial, STARTTLS, and the leaf and chain that were served."""

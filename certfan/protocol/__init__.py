@@ -1,0 +1,1 @@
+"""What both wings must agree on, byte for byte."""
