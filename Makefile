@@ -1,0 +1,48 @@
+# `make demo` runs the main job on real parts, `make test` passes the tests. Both set up what they need.
+
+PYTHON ?= /usr/bin/python3
+BIN := .venv/bin
+SOURCES := certfan tests
+
+.PHONY: help venv lab check format test sweep demo bench clean
+
+help:            ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+venv: .venv/ready
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { apt-get update -qq; apt-get install -y -qq --no-install-recommends python3-venv; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+lab: .venv/ready  ## install what the real parts need (Debian packages, Pebble)
+	@bash tests/lab/setup.sh
+
+check: .venv/ready  ## the quick part: format, lint, types, unit and house tests; no network, no root
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check --quiet $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/unit
+
+format: .venv/ready  ## let ruff format and mend what it can
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+test: lab        ## every test, the ones against real parts included; long sweeps run a seeded tenth
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check --quiet $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/pytest tests
+
+sweep: lab       ## every point of every sweep
+	CERTFAN_SWEEP=all $(BIN)/pytest -m sweep -s tests
+
+demo: lab        ## the main job on real parts; MODE=full never falls back, KEEP=1 leaves it running
+	@$(BIN)/python -m tests.lab.demo --mode=$(or $(MODE),auto) $(if $(KEEP),--keep)
+
+bench: lab       ## the figures of docs/benchmarks.md, into build/bench/demo.json
+	@$(BIN)/python -m tests.lab.bench
+
+clean:           ## remove what the other targets made in this folder
+	rm -rf .venv build
