@@ -11,6 +11,7 @@ CertfanError
 ├── PkiError                     pki.*        keys, chains, signatures
 │   ├── PairMismatch             pki.pair_mismatch
 │   ├── ChainInvalid             pki.chain_invalid
+│   ├── RequestInvalid           pki.request_invalid        a certificate signing request
 │   └── SignatureInvalid         pki.signature_invalid
 ├── AuthorityError               authority.*  the certificate authority
 │   ├── AuthorityUnreachable     authority.unreachable
@@ -152,6 +153,12 @@ class ChainInvalid(PkiError):
     """A chain does not verify, is truncated, or is for other names."""
 
     code = "pki.chain_invalid"
+
+
+class RequestInvalid(PkiError):
+    """A certificate signing request does not parse, does not verify, or has the wrong kind of key."""
+
+    code = "pki.request_invalid"
 
 
 class SignatureInvalid(PkiError):

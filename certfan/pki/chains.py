@@ -1,0 +1,216 @@
+"""Certificates that are served: leaves, pairs, chains, placeholders."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import pairwise
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from certfan.errors import ChainInvalid, PairMismatch
+from certfan.pki.keys import (
+    UNPARSABLE,
+    general_names,
+    kind_of,
+    load_key,
+    make_key,
+    public_bytes,
+    signing_hash,
+)
+
+PLACEHOLDER_ORGANIZATION = "certfan placeholder"
+PLACEHOLDER_LIFETIME = timedelta(days=30)
+
+# RFC 8555 section 9.1: certificates and nothing else. The library would skip a block that was cut short.
+_CHAIN = re.compile(
+    rb"\s*(?:-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----(?:\s+|\Z))+"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """What one end-entity certificate says; `names` are sorted, lower-case A-labels and IP addresses."""
+
+    der: bytes = field(repr=False)
+    fingerprint: str
+    serial: str = field(kw_only=True)  # lower-case hex, no leading zeros
+    names: tuple[str, ...] = field(kw_only=True)
+    not_before: datetime = field(kw_only=True)
+    not_after: datetime = field(kw_only=True)
+    key_type: str = field(kw_only=True)
+    issuer: str = field(kw_only=True)  # RFC 4514
+    placeholder: bool = field(kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A private key and the chain that belongs to it, as PEM in one normal form; `chain_pem` may be empty."""
+
+    key_pem: bytes = field(repr=False)
+    cert_pem: bytes = field(repr=False)
+    chain_pem: bytes = field(kw_only=True, repr=False)
+    fullchain_pem: bytes = field(kw_only=True, repr=False)
+    leaf: Leaf = field(kw_only=True)
+
+
+def read_chain(pem_or_der: bytes) -> tuple[x509.Certificate, ...]:
+    """Parse one DER certificate or a PEM chain, leaf first.
+
+    Raises:
+        ChainInvalid: it is empty, truncated, garbage, or holds anything but certificates.
+    """
+    try:
+        if not pem_or_der.lstrip().startswith(b"-----BEGIN"):
+            return (x509.load_der_x509_certificate(pem_or_der),)
+        if not _CHAIN.fullmatch(pem_or_der):
+            raise ChainInvalid("chain is truncated or holds something else than certificates")
+        return tuple(x509.load_pem_x509_certificates(pem_or_der))
+    except UNPARSABLE as error:
+        raise ChainInvalid("certificate does not parse" if pem_or_der else "certificate is empty") from error
+
+
+def names_of(certificate: x509.Certificate) -> tuple[str, ...]:
+    """Return the DNS names and IP addresses of a certificate, sorted; the common name counts for nothing."""
+    try:
+        san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    names = [name.lower() for name in san.get_values_for_type(x509.DNSName)]
+    names += [str(address) for address in san.get_values_for_type(x509.IPAddress)]
+    return tuple(sorted(names))
+
+
+def leaf_of(certificate: x509.Certificate) -> Leaf:
+    """Read every field now, so that none can raise later.
+
+    Raises:
+        ChainInvalid: a field does not parse.
+    """
+    try:
+        der = certificate.public_bytes(Encoding.DER)
+        organization = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+        return Leaf(
+            der,
+            hashlib.sha256(der).hexdigest(),
+            serial=format(certificate.serial_number, "x"),
+            names=names_of(certificate),
+            not_before=certificate.not_valid_before_utc,
+            not_after=certificate.not_valid_after_utc,
+            key_type=kind_of(certificate.public_key()),
+            issuer=certificate.issuer.rfc4514_string(),
+            placeholder=[o.value for o in organization] == [PLACEHOLDER_ORGANIZATION]
+            and certificate.issuer == certificate.subject,
+        )
+    except UNPARSABLE as error:
+        raise ChainInvalid("a field of the certificate does not parse") from error
+
+
+def read_leaf(pem_or_der: bytes) -> Leaf:
+    """Read the first certificate of a chain, or the only one.
+
+    Raises:
+        ChainInvalid: see `read_chain`; the whole input is judged, not only its first certificate.
+    """
+    return leaf_of(read_chain(pem_or_der)[0])
+
+
+def load_pair(key_pem: bytes, fullchain_pem: bytes) -> Pair:
+    """Load a key and its chain the way a server would, and match them.
+
+    Raises:
+        PairMismatch: the key does not parse, or the leaf is for another key.
+        ChainInvalid: the chain is empty, truncated or garbage.
+    """
+    chain = read_chain(fullchain_pem)
+    leaf = leaf_of(chain[0])
+    if public_bytes(load_key(key_pem).public_key()) != public_bytes(chain[0].public_key()):
+        raise PairMismatch(f"private key does not belong to certificate {leaf.serial}", subject=leaf.serial)
+    pems = [certificate.public_bytes(Encoding.PEM) for certificate in chain]
+    return Pair(key_pem, pems[0], chain_pem=b"".join(pems[1:]), fullchain_pem=b"".join(pems), leaf=leaf)
+
+
+def verify_chain(
+    fullchain_pem: bytes, *, names: Collection[str], now: datetime, roots_pem: bytes | None
+) -> Leaf:
+    """Check that a chain is what was asked for: its names exactly, valid now, each signed by the next.
+
+    With `roots_pem`, some certificate of the chain must be one of the roots or be signed by one.
+
+    Raises:
+        ChainInvalid: and says which of these does not hold.
+    """
+    chain = read_chain(fullchain_pem)
+    leaf = leaf_of(chain[0])
+    wanted = tuple(sorted(name.lower() for name in names))
+    if leaf.names != wanted:
+        raise ChainInvalid(
+            f"certificate is for {', '.join(leaf.names) or 'no name'}, not {', '.join(wanted)}"
+        )
+    for certificate in chain:
+        _check_dates(certificate, now)
+    for certificate, issuer in pairwise(chain):
+        if not may_issue(issuer) or not is_issued_by(certificate, issuer):
+            raise ChainInvalid(
+                f"certificate {certificate.serial_number:x} is not signed by the next of its chain"
+            )
+    if roots_pem is not None:
+        _check_anchor(chain, read_chain(roots_pem))
+    return leaf
+
+
+def _check_dates(certificate: x509.Certificate, now: datetime) -> None:
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not first <= now <= last:
+        raise ChainInvalid(
+            f"certificate {certificate.serial_number:x} is valid from {first:%Y-%m-%dT%H:%M:%SZ}"
+            f" to {last:%Y-%m-%dT%H:%M:%SZ}, not at {now:%Y-%m-%dT%H:%M:%SZ}"
+        )
+
+
+def _check_anchor(chain: tuple[x509.Certificate, ...], roots: tuple[x509.Certificate, ...]) -> None:
+    for certificate in chain:
+        if certificate in roots or any(is_issued_by(certificate, root) for root in roots):
+            return
+    raise ChainInvalid(f"chain of certificate {chain[0].serial_number:x} ends in none of the roots")
+
+
+def may_issue(certificate: x509.Certificate) -> bool:
+    """Say whether a certificate is a CA's."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, *UNPARSABLE):
+        return False
+
+
+def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Say whether `issuer` is named as, and really is, the signer of `certificate`."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, *UNPARSABLE):
+        return False
+    return True
+
+
+def make_placeholder(names: Sequence[str], now: datetime) -> tuple[bytes, bytes]:
+    """Return a self-signed pair (key PEM, certificate PEM) that lets a service start: 30 days, its own key."""
+    key_pem = make_key()
+    key = load_key(key_pem)
+    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, PLACEHOLDER_ORGANIZATION)])
+    builder = (
+        x509.CertificateBuilder(issuer_name=name, subject_name=name, public_key=key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))  # consumers' clocks differ
+        .not_valid_after(now + PLACEHOLDER_LIFETIME)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    )
+    if names:
+        builder = builder.add_extension(general_names(names), critical=False)
+    return key_pem, builder.sign(key, signing_hash(key)).public_bytes(Encoding.PEM)

@@ -1,0 +1,165 @@
+"""Private keys, certificate signing requests and bare signatures."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+
+from certfan.errors import PairMismatch, RequestInvalid, SignatureInvalid
+
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
+
+# What cryptography raises for bytes that are not what they should be; some of it only when a field is read.
+UNPARSABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+_CURVES = {"secp256r1": "ecdsa-p256", "secp384r1": "ecdsa-p384"}
+
+
+def make_key(kind: str = "ecdsa-p256") -> bytes:
+    """Return a new private key of a kind (`ecdsa-p256`, `ecdsa-p384`, `rsa-<bits>`, `ed25519`) as PKCS#8 PEM."""
+    key: PrivateKey
+    match kind:
+        case "ecdsa-p256":
+            key = ec.generate_private_key(ec.SECP256R1())
+        case "ecdsa-p384":
+            key = ec.generate_private_key(ec.SECP384R1())
+        case "rsa-2048" | "rsa-3072" | "rsa-4096":
+            key = rsa.generate_private_key(65537, int(kind.removeprefix("rsa-")))
+        case "ed25519":
+            key = ed25519.Ed25519PrivateKey.generate()
+        case _:
+            raise ValueError(f"unknown kind of key: {kind}")
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def load_key(key_pem: bytes) -> PrivateKey:
+    """Parse a private key.
+
+    Raises:
+        PairMismatch: it is garbage, empty, truncated, encrypted, or of a kind that no pair of ours has.
+    """
+    try:
+        key = serialization.load_pem_private_key(key_pem, password=None)
+    except UNPARSABLE as error:
+        # The library's text may quote what it read; ours never does.
+        raise PairMismatch("private key does not parse") from error
+    if not isinstance(key, PrivateKey):
+        raise PairMismatch(f"private key is of an unknown kind: {type(key).__name__}")
+    return key
+
+
+def kind_of(public: CertificatePublicKeyTypes) -> str:
+    """Name a public key as `make_key` does; kinds that it does not make get a name too (`ecdsa-secp521r1`)."""
+    match public:
+        case ec.EllipticCurvePublicKey():
+            return _CURVES.get(public.curve.name, f"ecdsa-{public.curve.name}")
+        case rsa.RSAPublicKey():
+            return f"rsa-{public.key_size}"
+        case _:
+            return type(public).__name__.removesuffix("PublicKey").lower().lstrip("_")
+
+
+def public_bytes(public: CertificatePublicKeyTypes) -> bytes:
+    """Return the SubjectPublicKeyInfo as DER."""
+    return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def public_key_hash(key_pem: bytes) -> str:
+    """Return the SHA-256 of a private key's SubjectPublicKeyInfo, hex; raises PairMismatch."""
+    return hashlib.sha256(public_bytes(load_key(key_pem).public_key())).hexdigest()
+
+
+def general_names(names: Sequence[str]) -> x509.SubjectAlternativeName:
+    """Turn A-labels and IP addresses, in their order, into a subject alternative name."""
+    found: list[x509.GeneralName] = []
+    for name in names:
+        try:
+            found.append(x509.IPAddress(ipaddress.ip_address(name)))
+        except ValueError:
+            found.append(x509.DNSName(name))
+    return x509.SubjectAlternativeName(found)
+
+
+def signing_hash(key: PrivateKey) -> hashes.SHA256 | None:
+    """Return what X.509 signatures of `key` hash with; Ed25519 does it by itself."""
+    return None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+
+
+def make_csr(key_pem: bytes, names: Sequence[str]) -> bytes:
+    """Return a request (DER) with an empty subject; without names it has no extension at all.
+
+    Raises:
+        PairMismatch: the key does not parse.
+    """
+    key = load_key(key_pem)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    if names:
+        builder = builder.add_extension(general_names(names), critical=True)
+    return builder.sign(key, signing_hash(key)).public_bytes(serialization.Encoding.DER)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a certificate signing request proves: its sender holds the key of `spki` (DER)."""
+
+    spki: bytes
+    spki_hash: str
+    key_type: str
+
+
+def read_csr(pem_or_der: bytes) -> Request:
+    """Parse a request and check that its own key signed it.
+
+    Raises:
+        RequestInvalid: it is garbage, empty, truncated, or signed by another key.
+    """
+    try:
+        if pem_or_der.lstrip().startswith(b"-----BEGIN"):
+            csr = x509.load_pem_x509_csr(pem_or_der)
+        else:
+            csr = x509.load_der_x509_csr(pem_or_der)
+        public = csr.public_key()
+        valid = csr.is_signature_valid
+    except UNPARSABLE as error:
+        raise RequestInvalid("certificate signing request does not parse") from error
+    if not valid:
+        raise RequestInvalid("certificate signing request is not signed by its own key")
+    spki = public_bytes(public)
+    return Request(spki, hashlib.sha256(spki).hexdigest(), kind_of(public))
+
+
+def sign(key_pem: bytes, data: bytes) -> bytes:
+    """Return the 64 bytes of an Ed25519 signature over `data`; raises PairMismatch for any other key."""
+    key = load_key(key_pem)
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise PairMismatch("signing key is not an Ed25519 key")
+    return key.sign(data)
+
+
+def verify(public: ed25519.Ed25519PublicKey, signature: bytes, data: bytes) -> None:
+    """Check an Ed25519 signature.
+
+    Raises:
+        SignatureInvalid: it is not this key's signature over exactly `data`.
+    """
+    try:
+        public.verify(signature, data)
+    except InvalidSignature as error:
+        raise SignatureInvalid("signature does not verify") from error

@@ -1,0 +1,269 @@
+"""What is said on the channel: strict messages, and their way to and from the nouns of `core.model`.
+
+Unknown fields are refused, sizes are capped, instants carry an offset. Private keys travel in `BundleMessage`
+only, tokens in `EnrolRequest` only; neither shows them in its repr.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Annotated, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
+
+from certfan.core import model
+from certfan.core.model import CERTIFICATE_NAME, CONSUMER_NAME, DeploymentState, Health
+from certfan.errors import MessageInvalid
+
+MAX_REPORT = 1 << 20  # bytes
+MAX_ANSWER = 8 << 20  # bytes; what the agent reads of any answer
+
+Instant = Annotated[AwareDatetime, AfterValidator(lambda at: at.astimezone(UTC))]
+Fingerprint = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{64})?$")]
+Short = Annotated[str, StringConstraints(max_length=256)]
+Text = Annotated[str, StringConstraints(max_length=4096)]
+Long = Annotated[str, StringConstraints(max_length=16384)]
+
+
+def _matching(pattern: re.Pattern[str], text: str) -> str:
+    if not pattern.fullmatch(text):
+        raise ValueError("not a name")
+    return text
+
+
+# Python's own pattern, not a copy of it: pydantic's engine knows no look-ahead.
+CertificateName = Annotated[str, AfterValidator(lambda text: _matching(CERTIFICATE_NAME, text))]
+ConsumerName = Annotated[str, AfterValidator(lambda text: _matching(CONSUMER_NAME, text))]
+Address = Annotated[str, AfterValidator(lambda text: str(ip_address(text)))]
+
+
+class Message(BaseModel):
+    """What every message has in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def encode(self) -> bytes:
+        """Return the message as JSON."""
+        return self.model_dump_json().encode()
+
+
+M = TypeVar("M", bound=Message)
+
+
+def decode(kind: type[M], data: bytes) -> M:
+    """Parse a message.
+
+    Raises:
+        MessageInvalid: names the first field that is wrong; never holds what was sent.
+    """
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        place = ".".join(str(step) for step in first["loc"]) or "the whole"
+        raise MessageInvalid(f"{kind.__name__} is malformed: {place}: {first['type']}") from None
+
+
+class AssignmentMessage(Message):
+    """One certificate that a consumer is to have; generation 0 and no fingerprint: none is issued yet."""
+
+    certificate: CertificateName
+    generation: Annotated[int, Field(ge=0)]
+    identifiers: Annotated[tuple[Short, ...], Field(max_length=1000)]
+    fingerprint: Fingerprint
+
+
+class Assignments(Message):
+    """All that a consumer is to have; `revision` is opaque."""
+
+    revision: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    consumer: ConsumerName
+    assignments: tuple[AssignmentMessage, ...]
+
+
+class ProblemMessage(Message):
+    """See `model.Problem`."""
+
+    code: Short
+    detail: Text
+    hint: Text = ""
+    not_before: Instant | None = None
+    output: Long = ""
+
+    @classmethod
+    def of(cls, problem: model.Problem) -> ProblemMessage:
+        """Turn a problem into words; what is too long is cut."""
+        return cls(
+            code=problem.code[:256],
+            detail=problem.detail[:4096],
+            hint=problem.hint[:4096],
+            not_before=problem.not_before,
+            output=problem.output[-16384:],
+        )
+
+    def value(self) -> model.Problem:
+        """Return what was said as a noun."""
+        return model.Problem(self.code, self.detail, self.hint, self.not_before, self.output)
+
+
+class ProofMessage(Message):
+    """See `model.Proof`."""
+
+    service: Short
+    protocol: Short
+    address: Address
+    port: Annotated[int, Field(ge=1, le=65535)]
+    server_name: Short
+    health: Health
+    at: Instant
+    fingerprint: Fingerprint = ""
+    not_before: Instant | None = None
+    not_after: Instant | None = None
+    placeholder: bool = False
+    detail: Text = ""
+
+    @classmethod
+    def of(cls, proof: model.Proof) -> ProofMessage:
+        """Turn a proof into words."""
+        endpoint = proof.endpoint
+        return cls(
+            service=endpoint.service,
+            protocol=endpoint.protocol,
+            address=endpoint.address,
+            port=endpoint.port,
+            server_name=endpoint.server_name,
+            health=proof.health,
+            at=proof.at,
+            fingerprint=proof.fingerprint,
+            not_before=proof.not_before,
+            not_after=proof.not_after,
+            placeholder=proof.placeholder,
+            detail=proof.detail[:4096],
+        )
+
+    def value(self, heard_at: datetime | None = None) -> model.Proof:
+        """Return what was said as a noun, with the listener's own time."""
+        return model.Proof(
+            model.Endpoint(self.service, self.protocol, self.address, self.port, self.server_name),
+            self.health,
+            self.at,
+            fingerprint=self.fingerprint,
+            not_after=self.not_after,
+            not_before=self.not_before,
+            placeholder=self.placeholder,
+            detail=self.detail,
+            heard_at=heard_at,
+        )
+
+
+class DeploymentMessage(Message):
+    """See `model.Deployment`; whose it is comes from the sender's certificate, never from the message."""
+
+    certificate: CertificateName
+    generation: Annotated[int, Field(ge=1)]
+    state: DeploymentState
+    at: Instant
+    problem: ProblemMessage | None = None
+
+    @classmethod
+    def of(cls, deployment: model.Deployment) -> DeploymentMessage:
+        """Turn a deployment into words."""
+        return cls(
+            certificate=deployment.certificate,
+            generation=deployment.generation,
+            state=deployment.state,
+            at=deployment.at,
+            problem=ProblemMessage.of(deployment.problem) if deployment.problem else None,
+        )
+
+    def value(self, consumer: str) -> model.Deployment:
+        """Return what `consumer` said as a noun."""
+        problem = self.problem.value() if self.problem else None
+        return model.Deployment(self.certificate, consumer, self.generation, self.state, self.at, problem)
+
+
+class Report(Message):
+    """All that an agent knows; of one boot, a higher sequence is the newer one."""
+
+    boot_id: Short
+    sequence: Annotated[int, Field(ge=0)]
+    sent_at: Instant
+    deployments: Annotated[tuple[DeploymentMessage, ...], Field(max_length=10000)]
+    proofs: Annotated[tuple[ProofMessage, ...], Field(max_length=10000)]
+    version: Short
+
+    @classmethod
+    def of(
+        cls,
+        deployments: Iterable[model.Deployment],
+        proofs: Iterable[model.Proof],
+        *,
+        boot_id: str,
+        sequence: int,
+        sent_at: datetime,
+        version: str,
+    ) -> Report:
+        """Turn facts into words."""
+        return cls(
+            boot_id=boot_id,
+            sequence=sequence,
+            sent_at=sent_at,
+            deployments=tuple(DeploymentMessage.of(d) for d in deployments),
+            proofs=tuple(ProofMessage.of(p) for p in proofs),
+            version=version,
+        )
+
+
+class EnrolRequest(Message):
+    """Sent once, over a connection whose server was verified by the pinned CA."""
+
+    token: Annotated[str, StringConstraints(min_length=1, max_length=128), Field(repr=False)]
+    csr: Text  # PEM
+
+
+class EnrolReply(Message):
+    """Who the agent is from now on."""
+
+    certificate: Text  # PEM
+    ca: Text  # PEM
+    fleet: Short
+    consumer: ConsumerName
+
+
+class BundleMessage(Message):
+    """The files of a bundle, base64."""
+
+    files: Annotated[dict[Short, str], Field(max_length=16, repr=False)]
+
+    @classmethod
+    def of(cls, files: Mapping[str, bytes]) -> BundleMessage:
+        """Wrap files for the way."""
+        return cls(files={name: base64.b64encode(data).decode() for name, data in files.items()})
+
+    def contents(self) -> dict[str, bytes]:
+        """Return the files; raises MessageInvalid."""
+        try:
+            return {name: base64.b64decode(text, validate=True) for name, text in self.files.items()}
+        except (binascii.Error, ValueError) as error:
+            raise MessageInvalid("BundleMessage is malformed: a file is not base64") from error
+
+
+class ProblemAnswer(Message):
+    """The body of every answer that is not a success."""
+
+    code: Short
+    detail: Text
+    hint: Text = ""
