@@ -1,0 +1,128 @@
+"""The local state folder: who holds it, where what lies, and keys that exist before anyone hears of them.
+
+    certfan.lock  certfan.db  share-worker.lock  accounts/AUTHORITY.pem  ca/
+    generations/CERTIFICATE/NUMBER/{privkey,cert,chain,fullchain}.pem
+
+Every folder is 0700 and every file 0600, whatever the umask. Names are checked before a path is made of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from certfan import files
+from certfan.core.model import CERTIFICATE_NAME
+
+PAIR_FILES = ("privkey.pem", "cert.pem", "chain.pem", "fullchain.pem")
+
+
+class StateFolder:
+    """The folder, locked for as long as this object is open.
+
+    Raises (when made):
+        StateLocked: another process holds it; the text names its pid.
+        StateTooOpen: it, or a folder of it, is open to others.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = files.private_folder(Path(path).absolute())
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(files.locked(self.path / "certfan.lock"))
+        try:
+            self._accounts = files.private_folder(self.path / "accounts")
+            self._generations = files.private_folder(self.path / "generations")
+            self.ca = files.private_folder(self.path / "ca")
+            self._sweep()
+        except BaseException:
+            self._open.close()
+            raise
+
+    def close(self) -> None:
+        """Let the lock go; repeatable."""
+        self._open.close()
+
+    def __enter__(self) -> StateFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def database(self) -> Path:
+        """Where the store's file lies; the store itself makes it, 0600."""
+        return self.path / "certfan.db"
+
+    @property
+    def share_lock(self) -> Path:
+        """What a share worker holds for its whole life."""
+        return self.path / "share-worker.lock"
+
+    def account_key(self, authority: str, make: Callable[[], bytes]) -> bytes:
+        """Return the account's key (PEM), made and durable first if there is none; repeatable."""
+        return _kept(self._accounts / f"{_checked(authority)}.pem", make)
+
+    def generation_key(self, certificate: str, number: int, make: Callable[[], bytes]) -> bytes:
+        """Return the generation's private key (PEM), made and durable first if there is none; repeatable.
+
+        A key that exists is reused: a try that was cut off goes on with the same one.
+        """
+        return _kept(self._folder_of(certificate, number) / "privkey.pem", make)
+
+    def save_chain(self, certificate: str, number: int, *, cert: bytes, chain: bytes, fullchain: bytes) -> None:
+        """Put an issued chain (PEM) beside its key; durable on return, repeatable.
+
+        `fullchain.pem` is written last: where it is, the others are.
+        """
+        folder = files.private_folder(self._folder_of(certificate, number))
+        files.write_private(folder / "cert.pem", cert)
+        files.write_private(folder / "chain.pem", chain)
+        files.write_private(folder / "fullchain.pem", fullchain)
+
+    def read_generation(self, certificate: str, number: int) -> dict[str, bytes]:
+        """Return the generation's files by name; those that were never written are left out.
+
+        Raises:
+            StateTooOpen: one of them may be read by others.
+        """
+        folder = self._folder_of(certificate, number)
+        found = {}
+        for name in PAIR_FILES:
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = files.read_private(folder / name)
+        return found
+
+    def generation_numbers(self, certificate: str) -> frozenset[int]:
+        """Return every number that has a folder here, complete or not."""
+        folder = self._generations / _checked(certificate)
+        if not folder.is_dir():
+            return frozenset()
+        return frozenset(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal())
+
+    def _folder_of(self, certificate: str, number: int) -> Path:
+        if number < 1:
+            raise ValueError(f"{certificate}@{number} is no generation")
+        return self._generations / _checked(certificate) / str(number)
+
+    def _sweep(self) -> None:
+        """Remove what an interrupted write left behind: it may hold a key that nobody will ever use."""
+        for left in self.path.rglob(".?*.?*"):
+            if left.is_file() and not left.is_symlink():
+                left.unlink()
+
+
+def _kept(path: Path, make: Callable[[], bytes]) -> bytes:
+    files.private_folder(path.parent)
+    try:
+        return files.read_private(path)
+    except FileNotFoundError:
+        made = make()
+        files.write_private(path, made)
+        return made
+
+
+def _checked(name: str) -> str:
+    if not CERTIFICATE_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot be a file name here")
+    return name
