@@ -100,13 +100,17 @@ def read_private(path: str | Path, *, limit: int = 1 << 20) -> bytes:
 
 
 def private_folder(path: str | Path) -> Path:
-    """Make sure a folder exists that is ours alone (0700), parents included; repeatable.
+    """Make sure a folder exists that is ours alone (0700), parents included; durable, repeatable.
 
     Raises:
         StateTooOpen: it exists, and others may look into it.
     """
     folder = Path(path)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # mkdir(parents=True) would give the parents whatever the umask leaves.
+    for missing in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
+        with contextlib.suppress(FileExistsError):
+            missing.mkdir(mode=0o700)
+        sync_folder(missing.parent)
     about = folder.stat()
     if about.st_uid != os.geteuid() or about.st_mode & 0o077:
         raise StateTooOpen(
