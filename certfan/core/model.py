@@ -143,6 +143,19 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class RenewalInfo:
+    """When the authority wants one generation renewed (RFC 9773): its window and the instant drawn in it once."""
+
+    certificate: str
+    number: int
+    start: datetime = field(kw_only=True)
+    end: datetime = field(kw_only=True)
+    chosen: datetime = field(kw_only=True)
+    ask_again_at: datetime = field(kw_only=True)
+    explanation_url: str = field(default="", kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """An expected failure as a fact. `code` is an error's, `hint` the next command or change to try."""
 

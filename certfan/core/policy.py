@@ -1,0 +1,183 @@
+"""Small rules, one question each: why issue, when to renew, when to try again, by when an endpoint must agree.
+
+What must never come in: dice. A jitter is a number in [0, 1) that the caller drew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from certfan.core.model import Attempt, Certificate, Generation, Health, Proof, Reason, RenewalInfo
+
+SHORT_LIVED = timedelta(days=10)
+DAY = timedelta(days=1)
+# Let's Encrypt asks for 1, 10, 100 minutes, then daily.
+ORDER_DELAYS = (timedelta(minutes=1), timedelta(minutes=10), timedelta(minutes=100), DAY)
+APPLY_DELAYS = (timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1))
+REPAIR_DELAYS = (timedelta(seconds=10), timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1))
+SHORT_DELAYS = tuple(timedelta(seconds=s) for s in (1, 2, 4, 8, 15))
+JITTER = 0.1  # of the delay, on top of it
+LONGEST_ORDER_WAIT = DAY * (1 + JITTER)
+LONGEST_SHORT_WAIT = SHORT_DELAYS[-1] * (1 + JITTER)
+NOTHING_SERVED_FOR = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class IssueFacts:
+    """What the checks look at; `newest` is the newest generation of the certificate."""
+
+    certificate: Certificate
+    newest: Generation
+    now: datetime
+    asked_at: datetime | None
+    revoked: bool
+    renewal: RenewalInfo | None
+    clock_trusted: bool
+
+
+def is_asked(asked_at: datetime | None, since: datetime, now: datetime) -> bool:
+    """Whether somebody asked after `since`. A request from the future waits: counted now, it would never be met."""
+    return asked_at is not None and since < asked_at <= now
+
+
+def _asked_for(facts: IssueFacts) -> Reason | None:
+    return Reason.ASKED_FOR if is_asked(facts.asked_at, facts.newest.issued_at, facts.now) else None
+
+
+def _names_changed(facts: IssueFacts) -> Reason | None:
+    same = facts.newest.identifiers == frozenset(facts.certificate.identifiers)
+    return None if same else Reason.NAMES_CHANGED
+
+
+def _key_type_changed(facts: IssueFacts) -> Reason | None:
+    return None if facts.newest.key_type == facts.certificate.key_type else Reason.KEY_TYPE_CHANGED
+
+
+def _revoked(facts: IssueFacts) -> Reason | None:
+    return Reason.REVOKED if facts.revoked else None
+
+
+def _renewal_due(facts: IssueFacts) -> Reason | None:
+    due = facts.clock_trusted and renewal_instant(facts.newest, facts.renewal) <= facts.now
+    return Reason.RENEWAL_DUE if due else None
+
+
+CHECKS: tuple[Callable[[IssueFacts], Reason | None], ...] = (
+    _revoked,
+    _names_changed,
+    _key_type_changed,
+    _asked_for,
+    _renewal_due,
+)
+
+
+def why_issue(
+    certificate: Certificate,
+    generations: Sequence[Generation],
+    now: datetime,
+    *,
+    asked_at: datetime | None = None,
+    revoked: frozenset[tuple[str, int]] = frozenset(),
+    renewal: RenewalInfo | None = None,
+    clock_trusted: bool = True,
+) -> Reason | None:
+    """Return why a new generation is wanted, or None. `generations` ascend; only the newest is judged.
+
+    A clock that is not trusted starts no renewal; what does not depend on time goes on.
+    """
+    if not generations:
+        return Reason.MISSING
+    newest = generations[-1]
+    is_revoked = (newest.certificate, newest.number) in revoked
+    facts = IssueFacts(certificate, newest, now, asked_at, is_revoked, renewal, clock_trusted)
+    return next((reason for check in CHECKS if (reason := check(facts)) is not None), None)
+
+
+def renewal_instant(generation: Generation, renewal: RenewalInfo | None) -> datetime:
+    """Return when to renew: the ARI instant, else at 2/3 of the lifetime, 1/2 when that is below 10 days.
+
+    A window that ends before it starts is no answer (RFC 9773). A stored instant outside what its rule can
+    produce counts as now, which `not_before` stands for.
+    """
+    lifetime = generation.not_after - generation.not_before
+    fallback = generation.not_before + lifetime * (1 / 2 if lifetime < SHORT_LIVED else 2 / 3)
+    if renewal is None or renewal.number != generation.number or renewal.end <= renewal.start:
+        return fallback
+    if renewal.chosen > min(renewal.end, generation.not_after):
+        return generation.not_before
+    return renewal.chosen
+
+
+def next_try(
+    failures: int,
+    at: datetime,
+    *,
+    jitter: float,
+    not_before: datetime | None = None,
+    deadline: datetime | None = None,
+) -> datetime:
+    """Return when an order may be tried again after its `failures`-th failure in a row, at `at`.
+
+    1 min, 10 min, 100 min, then daily, up to a tenth later. The authority's Retry-After (`not_before`) is
+    obeyed up to a day. A deadline that the daily step would miss holds it at 100 min.
+    """
+    delay = _delay(ORDER_DELAYS, failures, jitter)
+    if deadline is not None and at + delay > deadline:
+        delay = min(delay, _delay(ORDER_DELAYS[:3], failures, jitter))
+    return max(at + delay, min(not_before, at + DAY)) if not_before is not None else at + delay
+
+
+def next_short_try(failures: int, at: datetime, *, jitter: float) -> datetime:
+    """Return when a step at the share or a consumer may be tried again: 1 s, doubling up to 15 s."""
+    return at + _delay(SHORT_DELAYS, failures, jitter)
+
+
+def next_apply(failures: int, at: datetime, *, jitter: float = 0.0) -> datetime:
+    """Return when a generation that failed on a consumer may be tried again: 1 min, 10 min, then hourly."""
+    return at + _delay(APPLY_DELAYS, failures, jitter)
+
+
+def next_repair(repairs: int, at: datetime, *, jitter: float = 0.0) -> datetime:
+    """Return when a reload that did nothing is repeated: 10 s, 1 min, 10 min, then hourly."""
+    return at + _delay(REPAIR_DELAYS, repairs, jitter)
+
+
+def _delay(delays: Sequence[timedelta], failures: int, jitter: float) -> timedelta:
+    return delays[min(max(failures, 1), len(delays)) - 1] * (1 + JITTER * jitter)
+
+
+def holds(not_before: datetime | None, now: datetime, longest: timedelta) -> bool:
+    """Whether a stored instant still forbids a try. One further ahead than `longest` counts as now."""
+    return not_before is not None and now < not_before <= now + longest
+
+
+def attempt_holds(
+    attempt: Attempt | None, now: datetime, longest: timedelta, lifted_at: datetime | None = None
+) -> bool:
+    """Whether a failed attempt forbids the next one. What changed at `lifted_at`, after it, lifts it once."""
+    if attempt is None or is_asked(lifted_at, attempt.at, now):
+        return False
+    return holds(attempt.not_before, now, longest)
+
+
+def endpoint_deadline(
+    proof: Proof | None, now: datetime, *, missing_since: datetime | None = None
+) -> datetime:
+    """Return by when an endpoint must serve the wanted leaf.
+
+    `proof` is the last one that showed a leaf of ours: its notAfter less a tenth of its lifetime, at least
+    12 h and at most 7 d. With a placeholder, a foreign or no leaf there (proof None, not served or a
+    placeholder) it is an hour after `missing_since`, which defaults to now.
+    """
+    if proof is None or proof.health is not Health.SERVED or proof.placeholder or proof.not_after is None:
+        return (missing_since or now) + NOTHING_SERVED_FOR
+    lifetime = proof.not_after - proof.not_before if proof.not_before is not None else timedelta(0)
+    return proof.not_after - min(max(lifetime / 10, timedelta(hours=12)), timedelta(days=7))
+
+
+def proof_is_fresh(proof: Proof, now: datetime, interval: timedelta) -> bool:
+    """Whether a proof still says something: heard at most two probe intervals ago, and not in the future."""
+    heard_at = proof.heard_at or proof.at
+    return now - 2 * interval <= heard_at <= now + interval
