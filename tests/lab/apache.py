@@ -1,0 +1,94 @@
+"""Apache on web1 as the story has it: two macros, vhosts with an IPv4 and a bracketed IPv6 address, HSTS."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.lab import machine
+from tests.lab.dns import SPARE_NAMES
+
+_MACROS = """\
+ProxyRequests Off
+
+<Macro le_proxy>
+    # mod_rewrite sees a request before mod_proxy does: stop it first, or a redirect in the same vhost takes the challenge.
+    RewriteEngine On
+    RewriteRule "^/\\.well-known/acme-challenge/" - [END]
+    <Location "/.well-known/acme-challenge/">
+        # retry=0: otherwise one refused connection may be answered with 503 for a minute.
+        ProxyPass "http://{responder}/.well-known/acme-challenge/" retry=0 connectiontimeout=3 timeout=5
+        ProxyPassReverse "http://{responder}/.well-known/acme-challenge/"
+        ProxyPreserveHost On
+        Require all granted
+    </Location>
+</Macro>
+
+<Macro le_sslredir>
+    RewriteEngine On
+    RewriteCond %{{HTTPS}} !=on
+    RewriteRule "^" "https://%{{SERVER_NAME}}%{{REQUEST_URI}}" [R=301,L]
+</Macro>
+"""
+_VHOSTS = """\
+<VirtualHost 10.61.0.20:80 [fd61::20]:80>
+    ServerName {names}
+    {proxy}
+    Use le_sslredir
+</VirtualHost>
+<VirtualHost 10.61.0.20:443 [fd61::20]:443>
+    ServerName {names}
+    {proxy}
+    SSLEngine on
+    SSLHonorCipherOrder on
+    SSLCertificateFile {live}/fullchain.pem
+    SSLCertificateKeyFile {live}/privkey.pem
+    Header always set Strict-Transport-Security "max-age=31536000; includeSubDomains"
+    DocumentRoot /var/www/html
+</VirtualHost>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A vhost on both ports and in both families; `certificate` is the name below live/."""
+
+    name: str
+    certificate: str = "example.test"
+    aliases: tuple[str, ...] = ()
+    forwards: bool = True
+
+
+SITES = (
+    Site("example.test"),
+    Site("www.example.test"),
+    Site("v6.example.test"),
+    *(Site(f"{name}.example.test") for name in SPARE_NAMES),
+    Site("broken.example.test", forwards=False),
+)
+
+
+def configure(
+    root: Path,
+    sites: Sequence[Site] = SITES,
+    *,
+    live: str = "/etc/certfan/live",
+    responder: str = "cert.int:8055",
+) -> None:
+    """Write macros and vhosts into a VM's root; Apache starts once every site's pair is in `live`."""
+    etc = root / "etc/apache2"
+    (etc / "conf-available/certfan.conf").write_text(_MACROS.format(responder=responder))
+    (etc / "sites-available/farm.conf").write_text("".join(_vhosts(site, live) for site in sites))
+    (etc / "conf-available/servername.conf").write_text("ServerName web1.int\n")
+    for argv in (
+        ["a2enmod", "-q", "ssl", "macro", "proxy", "proxy_http", "rewrite", "headers"],
+        ["a2enconf", "-q", "certfan", "servername"],
+        ["a2dissite", "-q", "000-default"],
+        ["a2ensite", "-q", "farm"],
+    ):
+        machine.run(["chroot", str(root), *argv])
+
+
+def _vhosts(site: Site, live: str) -> str:
+    names = site.name + "".join(f"\n    ServerAlias {alias}" for alias in site.aliases)
+    proxy = "Use le_proxy" if site.forwards else "# this one forgot the macro"
+    return _VHOSTS.format(names=names, proxy=proxy, live=f"{live}/{site.certificate}")

@@ -1,0 +1,83 @@
+#!/bin/sh
+# Brings what the lab needs: the packages of packages.txt, and Pebble 2.10 or newer in build/tools.
+# Safe to repeat; with nothing to do it asks dpkg once and touches no network.
+#
+# Debian 12's own Pebble is 2.4.0, without ARI and profiles. A newer one is taken from a newer suite by this
+# machine's own apt and mirror and only unpacked: it is a static program, so nothing else of that suite comes along.
+# PEBBLE_SUITES overrides the suites that are tried.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+tools=$(cd "$here/../.." && pwd)/build/tools
+export DEBIAN_FRONTEND=noninteractive
+
+say() { echo "lab setup: $*"; }
+
+missing_packages() { # NAME... -> those that are not installed
+    for package; do
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || echo "$package"
+    done
+}
+
+install_packages() { # NAME...; no service of them is started, the lab starts its own in its VMs
+    if [ "$(id -u)" != 0 ]; then
+        say "not root, so these packages stay missing: $*"
+        return 0
+    fi
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        trap 'rm -f "$log" /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+        chmod 755 /usr/sbin/policy-rc.d
+    fi
+    say "installing $*"
+    apt_install "$@" || { apt-get -qq update && apt_install "$@"; }
+}
+
+apt_install() {
+    apt-get -qq install -y --no-install-recommends -o Dpkg::Use-Pty=0 "$@" >"$log" 2>&1 || { tail -n 15 "$log" >&2; return 1; }
+}
+
+debian_mirror() { # the address this machine's own apt gets its Debian release from
+    codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+        sed -n "s/^$codename main //p" | grep -i debian | head -n 1
+}
+
+unpack_pebble() { # SUITE; false when that suite gives none
+    state=$tools/apt
+    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    mkdir -p "$state/lists/partial" "$state/cache/archives/partial"
+    echo "deb [signed-by=$keyring] $(debian_mirror) $1 main" >"$state/sources.list"
+    (
+        cd "$state"
+        set -- -qq -o Dir::Etc::SourceList="$state/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+            -o Dir::State::Lists="$state/lists" -o Dir::Cache="$state/cache" -o APT::Sandbox::User="$(id -un)" \
+            -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
+        apt-get "$@" update && apt-get "$@" download pebble
+    ) >"$log" 2>&1 && dpkg -x "$state"/pebble_*.deb "$tools"
+}
+
+bring_pebble() {
+    mkdir -p "$tools"
+    for suite in ${PEBBLE_SUITES:-forky sid}; do
+        if unpack_pebble "$suite" && "$tools/usr/bin/pebble" -version >/dev/null 2>&1; then
+            say "pebble $(dpkg-deb -f "$tools"/apt/pebble_*.deb Version) from $suite"
+            rm -rf "$tools/apt"
+            return 0
+        fi
+        rm -rf "$tools/usr"
+    done
+    tail -n 5 "$log" >&2
+    say "no newer suite gave a pebble, so this release's own package is used (older: no ARI, no profiles)"
+    [ -z "$(missing_packages pebble)" ] || install_packages pebble
+    mkdir -p "$tools/usr/bin" # so that the next run has nothing to do
+    for program in pebble pebble-challtestsrv; do
+        [ ! -x "/usr/bin/$program" ] || ln -sf "/usr/bin/$program" "$tools/usr/bin/$program"
+    done
+}
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+trap 'exit 130' INT TERM
+missing=$(missing_packages $(grep -v '^#' "$here/packages.txt"))
+[ -z "$missing" ] || install_packages $missing
+[ -x "$tools/usr/bin/pebble" ] || bring_pebble
