@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,10 +24,13 @@ Hook = Callable[[Path], object]
 class Farm:
     """The story's machines: `cert` (daemon, mail), `web1` (Apache), `host` (the other brick), and the namespaces `ca`, `dns`.
 
-    `say` hears one line a finished step, with its seconds.
+    `say` hears one line a finished step, with its seconds; `retry_after` and `nonce_reject` are Pebble's.
     """
 
-    def __init__(self, say: Callable[[str], object] = lambda _line: None, prefix: str | None = None) -> None:
+    def __init__(
+        self, say: Callable[[str], object] = lambda _line: None, prefix: str | None = None,
+        *, retry_after: int = 1, nonce_reject: int = 5,
+    ) -> None:  # fmt: skip
         self.lab = Lab(prefix)
         self.network = Network(self.lab)
         self.cert, self.web1, self.host = (Vm(self.lab, name) for name in ("cert", "web1", "host"))
@@ -37,9 +40,10 @@ class Farm:
         self.named = Named(self.lab.rundir, [*service, *self.dns.enter])
         self.pebble = Pebble(
             self.lab.rundir, "10.61.0.2:53", prefix_argv=[*service, *self.ca.enter], bind="0.0.0.0",
-            ports=(14000, 15000), host=CA_NAME,
+            ports=(14000, 15000), host=CA_NAME, retry_after=retry_after, nonce_reject=nonce_reject,
         )  # fmt: skip
         self._say = say
+        self._boots: list[Future[None]] = []
 
     def up(
         self,
@@ -61,8 +65,11 @@ class Farm:
             self.lab.start(keep=keep)
             self._build(hooks or {}, units or {}, sites)
         except BaseException:
-            with contextlib.suppress(RuntimeError):  # the first failure is the one to tell
-                self.down()
+            # Boots still under way end as soon as their VMs do; what they made meanwhile goes in the second round.
+            for _ in range(2):
+                with contextlib.suppress(RuntimeError):  # the first failure is the one to tell
+                    self.down()
+                wait(self._boots, timeout=70)
             raise
         return self
 
@@ -98,18 +105,12 @@ class Farm:
                 "web1": lambda root: apache.configure(root, sites),
                 "cert": mail.configure,
             }
-            with ThreadPoolExecutor() as pool:
-                boots = [
-                    pool.submit(
-                        self._boot,
-                        vm,
-                        opt,
-                        [configure.get(vm.name), hooks.get(vm.name)],
-                        units.get(vm.name, ()),
-                    )
-                    for vm in (self.cert, self.web1, self.host)
-                ]
-            for boot in boots:
+            pool = ThreadPoolExecutor()
+            for vm in (self.cert, self.web1, self.host):
+                steps = [configure.get(vm.name), hooks.get(vm.name)]
+                self._boots.append(pool.submit(self._boot, vm, opt, steps, units.get(vm.name, ())))
+            pool.shutdown(wait=False)
+            for boot in wait(self._boots, return_when=FIRST_EXCEPTION).done:
                 boot.result()
         with self._step("gluster volume"):
             self.gluster.volume_up()

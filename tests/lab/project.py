@@ -44,12 +44,11 @@ def link_command(root: Path) -> None:
     command.symlink_to(f"{OPT}/bin/certfan")
 
 
-def install_units(root: Path) -> list[str]:
+def install_units(root: Path, shipped: Path = machine.PROJECT / "systemd") -> list[str]:
     """Copy the project's units, sysusers and tmpfiles into a VM's root, make the users; the units' names are returned.
 
     The units are not enabled. The users exist at once; the folders of tmpfiles at boot.
     """
-    shipped = machine.PROJECT / "systemd"
     for kind in ("sysusers", "tmpfiles"):
         for file in sorted(shipped.glob(f"*.{kind}.conf")):
             place = root / "etc" / f"{kind}.d"

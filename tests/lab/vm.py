@@ -19,7 +19,7 @@ from tests.lab.lab import Lab, drop_cgroup
 _UNITS = "etc/systemd/system"
 _INHERITED = (
     _UNITS, "etc/init.d", *(f"etc/rc{level}.d" for level in "0123456S"), "usr/sbin/policy-rc.d", "var/log/journal",
-    "var/lib/glusterd", "etc/glusterfs/certfan", "etc/netns",
+    "var/lib/glusterd", "etc/netns",
 )  # fmt: skip
 _MASKED = (
     "getty.target", "console-getty.service", "systemd-networkd.service", "systemd-resolved.service",

@@ -10,6 +10,7 @@ from tests.lab import machine
 from tests.lab.farm import Farm
 from tests.lab.lab import Lab
 from tests.lab.network import Network
+from tests.lab.project import install_units
 
 pytestmark = [
     pytest.mark.real,
@@ -213,6 +214,35 @@ def test_a_clean_stop_takes_a_vm_down_and_keeps_its_disk(farm: Farm) -> None:
     farm.web1.boot()
 
     assert farm.web1.run(["cat", "/var/lib/kept-too"]).stdout == "kept"
+
+
+def test_a_cut_cable_keeps_web1_from_the_ca_until_it_is_healed(farm: Farm) -> None:
+    """Pulled out of the public bridge web1 is silent there, and back with both addresses after."""
+    ask = ["curl", "-sS", "-m", "2", "-o", "/dev/null"]
+
+    farm.network.cut("web1")
+    assert farm.ca.run([*ask, "http://www.example.test/"], check=False).returncode != 0
+    farm.network.heal("web1")
+
+    for family in ("-4", "-6"):
+        asked = [*ask, family, "http://www.example.test/"]
+        machine.wait_until(lambda argv=asked: farm.ca.run(argv, check=False).returncode == 0, family)
+
+
+def test_units_users_and_folders_of_the_project_reach_a_root(tmp_path: Path) -> None:
+    """Shipped units are laid, and the users of sysusers exist before the VM boots."""
+    shipped, root = tmp_path / "systemd", tmp_path / "root"
+    for folder in (shipped, root / "etc/systemd/system"):
+        folder.mkdir(parents=True)
+    (shipped / "part.service").write_text("[Service]\nExecStart=true\n")
+    (shipped / "part.sysusers.conf").write_text('u part-user - "a part"\n')
+    (shipped / "part.tmpfiles.conf").write_text("d /run/part 0755 part-user\n")
+
+    assert install_units(root, shipped) == ["part.service"]
+
+    assert "part-user" in (root / "etc/passwd").read_text()
+    assert (root / "etc/tmpfiles.d/part.conf").exists()
+    assert (root / "etc/systemd/system/part.service").exists()
 
 
 def test_two_labs_live_side_by_side(farm: Farm) -> None:
