@@ -75,17 +75,23 @@ def create(
         os.close(fd)
 
 
-def read_private(path: str | Path, *, limit: int = 1 << 20) -> bytes:
-    """Read a secret of ours.
+def read_private(
+    path: str | Path, *, limit: int = 1 << 20, uid: int = -1, dir_fd: int | None = None
+) -> bytes:
+    """Read a secret of ours, or one that we keep for `uid`.
 
     Raises:
         StateTooOpen: group or others may read or write it, or it belongs to someone else.
         FileNotFoundError: it is not there.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         about = os.fstat(fd)
-        if about.st_uid not in {os.geteuid(), 0} or about.st_mode & 0o077 or not stat.S_ISREG(about.st_mode):
+        if (
+            about.st_uid not in {os.geteuid(), 0, uid}
+            or about.st_mode & 0o077
+            or not stat.S_ISREG(about.st_mode)
+        ):
             raise StateTooOpen(
                 f"{path} holds a secret but has mode {stat.S_IMODE(about.st_mode):04o}, owner {about.st_uid}",
                 subject=str(path),

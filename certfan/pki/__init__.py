@@ -4,7 +4,7 @@ Whatever parses or signs X.509 lives here. What must never come in: files, socke
 `core`. Instants are aware UTC, fingerprints and serials lower-case hex.
 """
 
-from certfan.pki.ca import FLEET_NAME, InternalCA, Issued, daemon_name, verify_signer
+from certfan.pki.ca import FLEET_NAME, InternalCA, Issued, consumer_of, daemon_name, fleet_of, verify_signer
 from certfan.pki.chains import (
     PLACEHOLDER_ORGANIZATION,
     Leaf,
@@ -25,7 +25,9 @@ __all__ = [
     "Leaf",
     "Pair",
     "Request",
+    "consumer_of",
     "daemon_name",
+    "fleet_of",
     "load_pair",
     "make_csr",
     "make_key",

@@ -26,6 +26,9 @@ from certfan.pki.keys import (
 # A DNS label that leaves room in a common name of 64 characters (X.520).
 FLEET_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_CONSUMER_URI = re.compile(
+    rf"certfan://(?P<fleet>{FLEET_NAME.pattern})/consumer/(?P<consumer>{_LABEL.pattern})"
+)
 
 CA_LIFETIME = timedelta(days=20 * 365)
 SERVER_LIFETIME = timedelta(days=365)
@@ -65,14 +68,17 @@ class InternalCA:
         if public_bytes(load_key(self.key_pem).public_key()) != public_bytes(certificate.public_key()):
             raise PairMismatch("private key does not belong to the certificate of the internal CA")
         object.__setattr__(self, "_certificate", certificate)
-        object.__setattr__(self, "fleet", _fleet_of(certificate))
+        object.__setattr__(self, "fleet", fleet_of(self.cert_pem))
 
     @classmethod
-    def create(cls, fleet: str, now: datetime) -> InternalCA:
-        """Make a new CA: P-256, 20 years, may sign end entities only."""
+    def create(cls, fleet: str, now: datetime, *, key_pem: bytes | None = None) -> InternalCA:
+        """Make a new CA: P-256, 20 years, may sign end entities only.
+
+        With the key of an earlier one, whatever pinned that still trusts what this one signs.
+        """
         if not FLEET_NAME.fullmatch(fleet):
             raise ValueError(f"not the name of a fleet: {fleet}")
-        key_pem = make_key()
+        key_pem = key_pem or make_key()
         key = load_key(key_pem)
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"certfan {fleet}")])
         builder = (
@@ -183,15 +189,39 @@ def _check_signer(certificate: x509.Certificate, fleet: str, now: datetime) -> N
         )
 
 
-def _fleet_of(certificate: x509.Certificate) -> str:
+def fleet_of(ca_pem: bytes) -> str:
+    """Return the fleet whose CA a certificate says it is; who it came from is the caller's to know.
+
+    Raises:
+        ChainInvalid: it is not the one certificate of an internal CA.
+    """
+    chain = read_chain(ca_pem)
     try:
-        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        names = chain[0].subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         word, _, fleet = str(names[0].value).partition(" ") if len(names) == 1 else ("", "", "")
     except UNPARSABLE as error:
         raise ChainInvalid("certificate of the internal CA does not parse") from error
-    if word != "certfan" or not FLEET_NAME.fullmatch(fleet) or not may_issue(certificate):
+    if len(chain) != 1 or word != "certfan" or not FLEET_NAME.fullmatch(fleet) or not may_issue(chain[0]):
         raise ChainInvalid("certificate is not that of an internal CA")
     return fleet
+
+
+def consumer_of(cert_der: bytes) -> tuple[str, str, str]:
+    """Return fleet, consumer and serial that a consumer's certificate names; TLS has verified it already.
+
+    Raises:
+        ChainInvalid: it is another kind of certificate.
+    """
+    certificate = read_chain(cert_der)[0]
+    try:
+        purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        names = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except (x509.ExtensionNotFound, *UNPARSABLE) as error:
+        raise ChainInvalid("certificate is not a consumer's") from error
+    found = _CONSUMER_URI.fullmatch(str(names[0].value)) if len(names) == 1 else None
+    if not found or list(purposes) != [ExtendedKeyUsageOID.CLIENT_AUTH]:
+        raise ChainInvalid("certificate is not a consumer's")
+    return found["fleet"], found["consumer"], format(certificate.serial_number, "x")
 
 
 def _builder(
