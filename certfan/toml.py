@@ -123,7 +123,7 @@ def key_path(location: Sequence[int | str]) -> str:
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        else:
+        elif part != "[key]":  # pydantic's word for "the key itself is wrong"
             key = part if _BARE_KEY.fullmatch(part) else f'"{part}"'
             path += f".{key}" if path else key
     return path
