@@ -7,7 +7,8 @@ CertfanError
 ├── StateError                   state.*      the local state folder
 │   ├── StateLocked              state.locked
 │   ├── StateTooOpen             state.too_open
-│   └── SchemaTooNew             state.schema_too_new
+│   ├── SchemaTooNew             state.schema_too_new
+│   └── StoreFailed              state.store_failed         the database cannot be read or written
 ├── PkiError                     pki.*        keys, chains, signatures
 │   ├── PairMismatch             pki.pair_mismatch
 │   ├── ChainInvalid             pki.chain_invalid
@@ -23,7 +24,9 @@ CertfanError
 │   ├── ShareUnavailable         share.unavailable          not mounted, wrong, read-only, hung
 │   ├── ShareFull                share.full
 │   ├── PermissionTooOpen        share.permission_too_open  a file would have been readable by others
-│   └── BundleInvalid            share.bundle_invalid       incomplete or not what its manifest says
+│   ├── BundleInvalid            share.bundle_invalid       incomplete or not what its manifest says
+│   ├── ShareTampered            share.tampered             a planted symlink, a foreign owner, a folder open to others
+│   └── GenerationLive           share.generation_live      asked to retire what live/ points at
 ├── ChannelError                 channel.*
 │   ├── DaemonUnreachable        channel.daemon_unreachable
 │   ├── NotAuthenticated         channel.not_authenticated
@@ -136,6 +139,12 @@ class SchemaTooNew(StateError):
     retry = Retry.NEVER
 
 
+class StoreFailed(StateError):
+    """The database cannot be read or written: disk full, damaged, held by someone else."""
+
+    code = "state.store_failed"
+
+
 class PkiError(CertfanError):
     """A key, chain or signature is not what it must be."""
 
@@ -246,6 +255,19 @@ class BundleInvalid(ShareError):
     """A bundle is incomplete or not what its manifest says."""
 
     code = "share.bundle_invalid"
+
+
+class ShareTampered(ShareError):
+    """Something on the share is not as certfan made it: a symlink in the way, a foreign owner; nothing follows it."""
+
+    code = "share.tampered"
+
+
+class GenerationLive(ShareError):
+    """Retiring was asked for the generation that `live/` points at."""
+
+    code = "share.generation_live"
+    retry = Retry.NEVER
 
 
 class ChannelError(CertfanError):

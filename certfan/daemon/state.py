@@ -9,6 +9,7 @@ Every folder is 0700 and every file 0600, whatever the umask. Names are checked 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from certfan import files
 from certfan.core.model import CERTIFICATE_NAME
 
 PAIR_FILES = ("privkey.pem", "cert.pem", "chain.pem", "fullchain.pem")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # what files.write_private names its own
 
 
 class StateFolder:
@@ -70,7 +72,9 @@ class StateFolder:
         """
         return _kept(self._folder_of(certificate, number) / "privkey.pem", make)
 
-    def save_chain(self, certificate: str, number: int, *, cert: bytes, chain: bytes, fullchain: bytes) -> None:
+    def save_chain(
+        self, certificate: str, number: int, *, cert: bytes, chain: bytes, fullchain: bytes
+    ) -> None:
         """Put an issued chain (PEM) beside its key; durable on return, repeatable.
 
         `fullchain.pem` is written last: where it is, the others are.
@@ -107,9 +111,10 @@ class StateFolder:
 
     def _sweep(self) -> None:
         """Remove what an interrupted write left behind: it may hold a key that nobody will ever use."""
-        for left in self.path.rglob(".?*.?*"):
-            if left.is_file() and not left.is_symlink():
-                left.unlink()
+        for folder in (self._accounts, self._generations, self.ca):
+            for left in folder.rglob(".*"):
+                if _TEMPORARY.fullmatch(left.name) and left.is_file():
+                    left.unlink()
 
 
 def _kept(path: Path, make: Callable[[], bytes]) -> bytes:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from certfan.core.issuance import Issuance
-from certfan.core.model import Attempt, Deployment, Generation, Problem, Proof
+from certfan.core.model import Attempt, Deployment, Generation, Problem, Proof, RenewalInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +134,18 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """All that the reconciler reads at a tick, as one transaction saw it. Pairs are (certificate, consumer)."""
+    """All that the reconciler reads at a tick, as one transaction saw it. Pairs are (certificate, consumer).
+
+    Nothing in it may be changed; a part may be the very value of the tick before.
+    """
 
     generations: Mapping[str, tuple[Generation, ...]]  # ascending by number
-    highest: Mapping[str, int]  # highest number ever seen here, tries and reports included
-    issuances: tuple[Issuance, ...]  # open ones
+    highest: Mapping[str, int]  # highest number that any fact names: tries, offers, reports included
+    issuances: tuple[Issuance, ...]  # open ones, at most one a certificate
     attempts: Mapping[str, Attempt]  # by subject
     asked: Mapping[str, datetime]
-    revoked: Mapping[tuple[str, int], datetime]
-    renewal_infos: Mapping[tuple[str, int], Any]  # by (certificate, generation)
+    revoked: Mapping[tuple[str, int], datetime]  # by (certificate, generation), as the next
+    renewal_infos: Mapping[tuple[str, int], RenewalInfo]
     offered: Mapping[tuple[str, str], int]
     deployments: Mapping[tuple[str, str], tuple[Deployment, ...]]  # ascending by generation
     proofs: Mapping[tuple[str, str], tuple[Proof, ...]]

@@ -1,0 +1,239 @@
+"""What each consumer was offered, and what it said came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select
+
+from certfan.core.model import Deployment, DeploymentState, Endpoint, Health, Proof
+from certfan.daemon.store import tables
+from certfan.daemon.store.facts import Assignment, Heard, PublishedFact
+from certfan.daemon.store.rows import from_problem, put, to_problem
+
+
+def offer(db: Connection, certificate: str, consumer: str, generation: int, now: datetime) -> int:
+    """Offer a generation (0: assigned, none issued yet) to a consumer; return the consumer's revision.
+
+    The revision counts up when this changes anything; offering the same again changes nothing.
+    """
+    table = tables.assignments
+    key = {"certificate": certificate, "consumer": consumer}
+    if db.execute(select(table.c.generation).filter_by(**key)).scalar() == generation:
+        return _revision(db, consumer)
+    put(db, table, key, {"generation": generation, "offered_at": now})
+    return _count_up(db, consumer)
+
+
+def withdraw(db: Connection, certificate: str, consumer: str, now: datetime) -> int:
+    """Take a certificate off a consumer's list; return the consumer's revision. Repeatable."""
+    table = tables.assignments
+    gone = db.execute(delete(table).where(table.c.certificate == certificate, table.c.consumer == consumer))
+    return _count_up(db, consumer) if gone.rowcount else _revision(db, consumer)
+
+
+def offered(db: Connection) -> dict[tuple[str, str], int]:
+    """Return the generation that each (certificate, consumer) was last offered."""
+    table = tables.assignments
+    rows = db.execute(select(table.c.certificate, table.c.consumer, table.c.generation))
+    return {(certificate, consumer): generation for certificate, consumer, generation in rows}
+
+
+def assignments(db: Connection, consumer: str) -> tuple[int, tuple[Assignment, ...]]:
+    """Return a consumer's revision and its whole list, by certificate."""
+    table = tables.assignments
+    query = select(table).where(table.c.consumer == consumer).order_by(table.c.certificate)
+    rows = db.execute(query).mappings()
+    return _revision(db, consumer), tuple(Assignment(**row) for row in rows)
+
+
+def record_published(db: Connection, certificate: str, consumer: str, generation: int, at: datetime) -> None:
+    """Note when a generation was first published for a consumer; the first instant stays."""
+    key = {"certificate": certificate, "consumer": consumer, "generation": generation}
+    if db.execute(select(tables.published).filter_by(**key)).first() is None:
+        db.execute(insert(tables.published).values(**key, at=at))
+
+
+def published(db: Connection) -> tuple[PublishedFact, ...]:
+    """Return the whole history of publishing, oldest first."""
+    table = tables.published
+    query = select(table).order_by(table.c.at, table.c.certificate, table.c.consumer, table.c.generation)
+    return tuple(PublishedFact(**row) for row in db.execute(query).mappings())
+
+
+def record_report(
+    db: Connection,
+    consumer: str,
+    boot_id: str,
+    sequence: int,
+    deployments: Sequence[Deployment],
+    proofs: Mapping[str, Sequence[Proof]],  # by certificate
+    now: datetime,
+    version: str = "",
+) -> bool:
+    """Let a report replace everything the consumer said before; False if a newer one was heard already.
+
+    Newer is a boot that was never heard of, or a higher sequence of the newest boot. Whatever the values name
+    as consumer, they are filed under `consumer`. A proof's `heard_at` is when this very look (same endpoint,
+    same `at`) was first heard, so repeating an old look keeps it old.
+
+    Known limit: a report of an agent's earlier life that was never heard of before counts as newer.
+    """
+    if not _is_newer(db, consumer, boot_id, sequence):
+        return False
+    key = {"consumer": consumer, "boot_id": boot_id}
+    put(db, tables.agent_boots, key, {"sequence": sequence, "heard_at": now, "version": version})
+    _replace_deployments(db, consumer, deployments)
+    _replace_proofs(db, consumer, proofs, now)
+    return True
+
+
+def deployments(db: Connection) -> dict[tuple[str, str], tuple[Deployment, ...]]:
+    """Return what every consumer last said, by (certificate, consumer), ascending by generation."""
+    table = tables.deployments
+    query = select(table).order_by(table.c.certificate, table.c.consumer, table.c.generation)
+    found: dict[tuple[str, str], tuple[Deployment, ...]] = {}
+    for certificate, consumer, generation, state, at, problem in db.execute(query):
+        said = Deployment(certificate, consumer, generation, DeploymentState(state), at, to_problem(problem))
+        found[certificate, consumer] = (*found.get((certificate, consumer), ()), said)
+    return found
+
+
+def proofs(db: Connection) -> dict[tuple[str, str], tuple[Proof, ...]]:
+    """Return what every consumer last saw, by (certificate, consumer), in the order of endpoints."""
+    return _proofs(db)
+
+
+def heard(db: Connection, consumer: str) -> Heard | None:
+    """Return the newest report that counted of a consumer."""
+    return all_heard(db).get(consumer)
+
+
+def all_heard(db: Connection) -> dict[str, Heard]:
+    """Return the newest report that counted of every consumer."""
+    table = tables.agent_boots
+    newest = select(func.max(table.c.number)).group_by(table.c.consumer).scalar_subquery()
+    return {
+        row.consumer: Heard(
+            row.consumer, row.heard_at, boot_id=row.boot_id, sequence=row.sequence, version=row.version
+        )
+        for row in db.execute(select(table).where(table.c.number.in_(newest)))
+    }
+
+
+def _revision(db: Connection, consumer: str) -> int:
+    table = tables.revisions
+    return db.execute(select(table.c.revision).where(table.c.consumer == consumer)).scalar() or 0
+
+
+def _count_up(db: Connection, consumer: str) -> int:
+    revision = _revision(db, consumer) + 1
+    put(db, tables.revisions, {"consumer": consumer}, {"revision": revision})
+    return revision
+
+
+def _is_newer(db: Connection, consumer: str, boot_id: str, sequence: int) -> bool:
+    table = tables.agent_boots
+    query = select(table.c.boot_id, table.c.sequence).where(table.c.consumer == consumer)
+    boots = db.execute(query.order_by(table.c.number.desc())).all()
+    if boot_id not in {boot for boot, _ in boots}:
+        return True
+    newest_boot, newest_sequence = boots[0]
+    return bool(boot_id == newest_boot and sequence > newest_sequence)
+
+
+def _replace_deployments(db: Connection, consumer: str, said: Sequence[Deployment]) -> None:
+    table = tables.deployments
+    db.execute(delete(table).where(table.c.consumer == consumer))
+    rows = {
+        (d.certificate, d.generation): {
+            "certificate": d.certificate,
+            "consumer": consumer,
+            "generation": d.generation,
+            "state": d.state.value,
+            "at": d.at,
+            "problem": from_problem(d.problem),
+        }
+        for d in said
+    }
+    if rows:
+        db.execute(insert(table), list(rows.values()))
+
+
+def _replace_proofs(
+    db: Connection, consumer: str, seen: Mapping[str, Sequence[Proof]], now: datetime
+) -> None:
+    table = tables.proofs
+    before = {
+        (certificate, proof.endpoint, proof.at): proof.heard_at
+        for (certificate, _), known in _proofs(db, table.c.consumer == consumer).items()
+        for proof in known
+    }
+    db.execute(delete(table).where(table.c.consumer == consumer))
+    rows: dict[tuple[str, Endpoint], dict[str, Any]] = {}
+    for certificate, looks in seen.items():
+        for proof in looks:
+            heard_at = before.get((certificate, proof.endpoint, proof.at), now)
+            rows[certificate, proof.endpoint] = _proof_row(certificate, consumer, proof, heard_at)
+    if rows:
+        db.execute(insert(table), list(rows.values()))
+
+
+def _proofs(db: Connection, *where: ColumnElement[bool]) -> dict[tuple[str, str], tuple[Proof, ...]]:
+    table = tables.proofs
+    query = select(table).where(*where).order_by(*table.primary_key.columns)
+    found: dict[tuple[str, str], list[Proof]] = {}
+    for certificate, consumer, *rest in db.execute(query):
+        found.setdefault((certificate, consumer), []).append(_proof(*rest))
+    return {pair: tuple(seen) for pair, seen in found.items()}
+
+
+def _proof(
+    service: str,
+    protocol: str,
+    address: str,
+    port: int,
+    server_name: str,
+    health: str,
+    at: datetime,
+    fingerprint: str,
+    not_after: datetime | None,
+    not_before: datetime | None,
+    placeholder: bool,
+    detail: str,
+    heard_at: datetime,
+) -> Proof:
+    return Proof(
+        Endpoint(service, protocol, address, port, server_name),
+        Health(health),
+        at,
+        fingerprint=fingerprint,
+        not_after=not_after,
+        not_before=not_before,
+        placeholder=placeholder,
+        detail=detail,
+        heard_at=heard_at,
+    )
+
+
+def _proof_row(certificate: str, consumer: str, proof: Proof, heard_at: datetime | None) -> dict[str, Any]:
+    endpoint = proof.endpoint
+    return {
+        "certificate": certificate,
+        "consumer": consumer,
+        "service": endpoint.service,
+        "protocol": endpoint.protocol,
+        "address": endpoint.address,
+        "port": endpoint.port,
+        "server_name": endpoint.server_name,
+        "health": proof.health.value,
+        "at": proof.at,
+        "fingerprint": proof.fingerprint,
+        "not_after": proof.not_after,
+        "not_before": proof.not_before,
+        "placeholder": proof.placeholder,
+        "detail": proof.detail,
+        "heard_at": heard_at,
+    }

@@ -1,0 +1,102 @@
+"""SQLite as the embedded engine: how it is opened, and how its schema is brought up to date.
+
+The only file of the store that knows which engine it is. Alembic is loaded when there is something to migrate only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, inspect, text
+
+from certfan import files
+from certfan.errors import SchemaTooNew
+
+REVISION = "0001"  # the newest file in migrations/versions; revisions are numbers of four digits
+BUSY_TIMEOUT = 5.0  # seconds; only an admin with a shell can hold this database
+
+
+def open_database(path: Path, clock: Callable[[], datetime]) -> Connection:
+    """Return the one connection, its schema up to date. Must be called in the thread that will use it.
+
+    Raises:
+        SchemaTooNew: a newer release has written it.
+        sqlalchemy.exc.DatabaseError: it is no database, or cannot be read.
+    """
+    with contextlib.suppress(FileExistsError):
+        files.create(path, b"")
+        files.sync_folder(path.parent)
+    db = _engine(path).connect()
+    try:
+        _migrate(db, path, clock)
+    except BaseException:
+        shut(db)
+        raise
+    return db
+
+
+def shut(db: Connection) -> None:
+    """Close the connection and what stands behind it."""
+    db.close()
+    db.engine.dispose()
+
+
+def _engine(path: Path) -> Engine:
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        poolclass=NullPool,
+        # The driver would begin transactions late and end them before DDL; we say BEGIN ourselves.
+        connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT},
+    )
+    event.listen(engine, "connect", _set_up)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _set_up(connection: sqlite3.Connection, _record: object) -> None:
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(db: Connection) -> None:
+    # IMMEDIATE waits for a foreign writer here; a read that becomes a write later would fail at once.
+    db.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _migrate(db: Connection, path: Path, clock: Callable[[], datetime]) -> None:
+    with db.begin():
+        empty = not inspect(db).get_table_names()
+        current = "" if empty else _revision(db)
+    if current > REVISION:
+        raise SchemaTooNew(
+            f"database {path} has schema {current}, this release knows {REVISION}",
+            subject=str(path),
+            hint="install the release that wrote it, or restore a backup made before it",
+        )
+    if current == REVISION:
+        return
+    if not empty:
+        _back_up(db, path, clock())
+    # Here, not above: it costs as much as the rest of opening, and a start rarely needs it.
+    from certfan.daemon.store import migrations
+
+    with db.begin():
+        migrations.upgrade(db, REVISION)
+
+
+def _revision(db: Connection) -> str:
+    if not inspect(db).has_table("alembic_version"):
+        return ""
+    return db.execute(text("SELECT version_num FROM alembic_version")).scalar() or ""
+
+
+def _back_up(db: Connection, path: Path, now: datetime) -> None:
+    """Copy the database, as it is before a migration, to a private file beside it; durable on return."""
+    copy = path.with_name(f"{path.name}.before-{REVISION}.{now.astimezone(UTC):%Y%m%dT%H%M%SZ}")
+    source = db.connection.dbapi_connection
+    assert isinstance(source, sqlite3.Connection)
+    files.write_private(copy, source.serialize())

@@ -1,0 +1,150 @@
+"""What was issued: generations, their numbers, revocations, renewal infos."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
+
+from certfan.core.model import Generation, KeyType, RenewalInfo
+from certfan.daemon.store import tables
+from certfan.daemon.store.issuing import close_issuance
+from certfan.daemon.store.rows import identifiers_of, names_of, put
+from certfan.daemon.store.wishes import clear_attempt
+
+
+def record_generation(db: Connection, generation: Generation) -> None:
+    """Remember an issued generation; in the same breath its try, tokens, failures and wishes are done with.
+
+    Repeatable.
+
+    Raises:
+        ValueError: the number already belongs to another leaf.
+    """
+    table = tables.generations
+    same = (table.c.certificate == generation.certificate, table.c.number == generation.number)
+    known = db.execute(select(table.c.fingerprint).where(*same)).scalar()
+    if known not in {None, generation.fingerprint}:
+        raise ValueError(f"{generation} is another leaf already")
+    if known is None:
+        db.execute(insert(table).values(_generation_row(generation)))
+    close_issuance(db, generation.certificate, generation.number, generation.issued_at, None)
+    clear_attempt(db, generation.certificate)
+    wish = tables.asked.c
+    db.execute(
+        delete(tables.asked).where(
+            wish.certificate == generation.certificate, wish.at <= generation.issued_at
+        )
+    )
+
+
+def generations(db: Connection) -> dict[str, tuple[Generation, ...]]:
+    """Return every generation ever issued, by certificate, ascending by number."""
+    table = tables.generations
+    found: dict[str, list[Generation]] = {}
+    for row in db.execute(select(table).order_by(table.c.certificate, table.c.number)):
+        found.setdefault(row.certificate, []).append(_generation(row))
+    return {certificate: tuple(known) for certificate, known in found.items()}
+
+
+def highest_number(db: Connection, certificate: str) -> int:
+    """Return the highest number that any fact here names for the certificate; 0 if none does."""
+    return highest_numbers(db, certificate).get(certificate, 0)
+
+
+def highest_numbers(db: Connection, certificate: str | None = None) -> dict[str, int]:
+    """Return the highest number that any fact here names: tries, generations, offers, reports."""
+    found: dict[str, int] = {}
+    numbers = (
+        tables.generations.c.number,
+        tables.issuances.c.generation,
+        tables.assignments.c.generation,
+        tables.published.c.generation,
+        tables.deployments.c.generation,
+    )
+    for number in numbers:
+        name = number.table.c.certificate
+        query = select(name, func.max(number)).group_by(name)
+        if certificate is not None:
+            query = query.where(name == certificate)
+        for key, highest in db.execute(query):
+            found[key] = max(found.get(key, 0), highest)
+    return found
+
+
+def put_renewal_info(db: Connection, info: RenewalInfo) -> None:
+    """Remember what the authority said about renewing; the newest word about a certificate counts."""
+    values = {
+        "number": info.number,
+        "window_start": info.start,
+        "window_end": info.end,
+        "chosen": info.chosen,
+        "ask_again_at": info.ask_again_at,
+        "explanation_url": info.explanation_url,
+    }
+    put(db, tables.renewal_infos, {"certificate": info.certificate}, values)
+
+
+def renewal_infos(db: Connection) -> dict[tuple[str, int], RenewalInfo]:
+    """Return the newest word about renewing each certificate, by (certificate, generation)."""
+    return {
+        (row.certificate, row.number): RenewalInfo(
+            row.certificate,
+            row.number,
+            start=row.window_start,
+            end=row.window_end,
+            chosen=row.chosen,
+            ask_again_at=row.ask_again_at,
+            explanation_url=row.explanation_url,
+        )
+        for row in db.execute(select(tables.renewal_infos))
+    }
+
+
+def mark_revoked(db: Connection, certificate: str, generation: int, now: datetime) -> None:
+    """Remember that a generation is revoked; the first instant stays."""
+    table = tables.generations
+    db.execute(
+        update(table)
+        .where(table.c.certificate == certificate, table.c.number == generation, table.c.revoked_at.is_(None))
+        .values(revoked_at=now)
+    )
+
+
+def revoked(db: Connection) -> dict[tuple[str, int], datetime]:
+    """Return since when which generations, as (certificate, number), are revoked."""
+    table = tables.generations
+    query = select(table.c.certificate, table.c.number, table.c.revoked_at)
+    rows = db.execute(query.where(table.c.revoked_at.is_not(None)))
+    return {(certificate, number): at for certificate, number, at in rows}
+
+
+def _generation(row: Row[Any]) -> Generation:
+    return Generation(
+        row.certificate,
+        row.number,
+        fingerprint=row.fingerprint,
+        serial=row.serial,
+        identifiers=frozenset(identifiers_of(row.identifiers)),
+        key_type=KeyType(row.key_type),
+        authority=row.authority,
+        not_before=row.not_before,
+        not_after=row.not_after,
+        issued_at=row.issued_at,
+    )
+
+
+def _generation_row(generation: Generation) -> dict[str, object]:
+    return {
+        "certificate": generation.certificate,
+        "number": generation.number,
+        "fingerprint": generation.fingerprint,
+        "serial": generation.serial,
+        "identifiers": names_of(sorted(generation.identifiers)),
+        "key_type": generation.key_type.value,
+        "authority": generation.authority,
+        "not_before": generation.not_before,
+        "not_after": generation.not_after,
+        "issued_at": generation.issued_at,
+    }

@@ -1,0 +1,139 @@
+"""What the process remembers of itself: its runs, the config in force, accounts, the journal."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
+
+from certfan.daemon.store import tables
+from certfan.daemon.store.facts import AccountFact, ConfigFact, Event, Run
+from certfan.daemon.store.rows import put
+from certfan.log import redact
+
+
+def begin_run(db: Connection, boot_id: str, pid: int, now: datetime) -> Run | None:
+    """Note that the process started; return the previous run if nobody noted its end.
+
+    Each run draws a new epoch, so a database restored from yesterday never repeats a revision.
+    """
+    previous = runs(db, 1)
+    db.execute(insert(tables.runs).values(boot_id=boot_id, pid=pid, epoch=secrets.token_hex(8), began_at=now))
+    return previous[0] if previous and previous[0].ended_at is None else None
+
+
+def end_run(db: Connection, now: datetime) -> None:
+    """Note that the newest run ended cleanly; repeatable."""
+    newest = select(func.max(tables.runs.c.number)).scalar_subquery()
+    db.execute(
+        update(tables.runs)
+        .where(tables.runs.c.number == newest, tables.runs.c.ended_at.is_(None))
+        .values(ended_at=now)
+    )
+
+
+def runs(db: Connection, limit: int = 100) -> tuple[Run, ...]:
+    """Return the newest runs, newest first."""
+    query = select(tables.runs).order_by(tables.runs.c.number.desc()).limit(limit)
+    return tuple(Run(**row) for row in db.execute(query).mappings())
+
+
+def epoch(db: Connection) -> str:
+    """Return the epoch of the newest run; "" before the first."""
+    newest = runs(db, 1)
+    return newest[0].epoch if newest else ""
+
+
+def account(db: Connection, authority: str, directory: str) -> AccountFact | None:
+    """Return our account at that directory under that name, if one was recorded."""
+    table = tables.accounts
+    query = select(table).where(table.c.authority == authority, table.c.directory == directory)
+    row = db.execute(query).mappings().first()
+    return AccountFact(**row) if row else None
+
+
+def record_account(
+    db: Connection, authority: str, directory: str, uri: str, thumbprint: str, now: datetime
+) -> None:
+    """Remember an account; a later word replaces an earlier one."""
+    key = {"authority": authority, "directory": directory}
+    put(db, tables.accounts, key, {"uri": uri, "thumbprint": thumbprint, "recorded_at": now})
+
+
+def record_config(db: Connection, digest: str, problems: Sequence[str], now: datetime) -> ConfigFact:
+    """Note which config is in force (by digest) and what is wrong with the newest file.
+
+    The number counts the configs that came into force; problems alone do not move it. Repeatable.
+    """
+    known = config(db)
+    if known is None or known.digest != digest:
+        db.execute(insert(tables.configs).values(digest=digest, in_force_since=now, problems=[]))
+        known = config(db)
+        assert known is not None
+    if tuple(problems) != known.problems:
+        db.execute(
+            update(tables.configs)
+            .where(tables.configs.c.number == known.number)
+            .values(problems=list(problems), problems_at=now if problems else None)
+        )
+        known = config(db)
+        assert known is not None
+    return known
+
+
+def config(db: Connection) -> ConfigFact | None:
+    """Return the newest config that came into force."""
+    row = db.execute(select(tables.configs).order_by(tables.configs.c.number.desc()).limit(1)).first()
+    if row is None:
+        return None
+    return ConfigFact(row.number, row.digest, row.in_force_since, tuple(row.problems), row.problems_at)
+
+
+def note_definitions(db: Connection, digests: Mapping[str, str], now: datetime) -> dict[str, datetime]:
+    """Remember each certificate's definition by digest; return since when each is what it is."""
+    table = tables.definitions
+    known = {name: (digest, at) for name, digest, at in db.execute(select(table))}
+    since = {}
+    for name, digest in digests.items():
+        before = known.get(name)
+        if before is None or before[0] != digest:
+            put(db, table, {"certificate": name}, {"digest": digest, "changed_at": now})
+            before = (digest, now)
+        since[name] = before[1]
+    return since
+
+
+def config_changed(db: Connection) -> dict[str, datetime]:
+    """Return since when each definition ever noted is what it is."""
+    table = tables.definitions
+    return dict(db.execute(select(table.c.certificate, table.c.changed_at)).all())
+
+
+def add_events(db: Connection, events: Sequence[Event]) -> int:
+    """Append to the journal, in order; return the newest id. Key material in fields is replaced."""
+    for event in events:
+        fields: Any = redact(event.fields)
+        db.execute(
+            insert(tables.events).values(at=event.at, name=event.name, subject=event.subject, fields=fields)
+        )
+    return db.execute(select(func.max(tables.events.c.id))).scalar() or 0
+
+
+def events(db: Connection, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
+    """Return at most `limit` events with an id above `after`, oldest first."""
+    table = tables.events
+    query = select(table).where(table.c.id > after).order_by(table.c.id).limit(limit)
+    return tuple(_event(row) for row in db.execute(query).mappings())
+
+
+def last_events(db: Connection, count: int) -> tuple[Event, ...]:
+    """Return the newest `count` events, oldest first."""
+    query = select(tables.events).order_by(tables.events.c.id.desc()).limit(count)
+    return tuple(_event(row) for row in reversed(db.execute(query).mappings().all()))
+
+
+def _event(row: RowMapping) -> Event:
+    return Event(row["at"], row["name"], row["subject"], row["fields"], row["id"])

@@ -1,0 +1,175 @@
+"""The store's one thread, and the table of contents of what can be asked of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import update_wrapper
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError
+
+from certfan.daemon.store import deploying, engine, enrolling, issued, issuing, process, wishes
+from certfan.daemon.store.facts import StoreFacts
+from certfan.errors import StoreFailed
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def transaction(
+    query: Callable[Concatenate[Connection, P], T],
+) -> Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]:
+    """Make a method of the store of a query: one hop to the store's thread, one transaction there."""
+
+    async def ask(self: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: self._in_transaction(query, *args, **kwargs))
+
+    return update_wrapper(ask, query)
+
+
+def read_facts(db: Connection) -> StoreFacts:
+    """Return all that the reconciler reads at a tick."""
+    return StoreFacts(
+        generations=issued.generations(db),
+        highest=issued.highest_numbers(db),
+        issuances=issuing.open_issuances(db),
+        attempts=wishes.attempts(db),
+        asked=wishes.asked(db),
+        revoked=issued.revoked(db),
+        renewal_infos=issued.renewal_infos(db),
+        offered=deploying.offered(db),
+        deployments=deploying.deployments(db),
+        proofs=deploying.proofs(db),
+        heard=deploying.all_heard(db),
+        config_changed=process.config_changed(db),
+    )
+
+
+class Store:
+    """Facts, durable when a call returns: one connection on one owned thread, one transaction a call.
+
+    A call that is cancelled has happened whole or not at all. Calls happen in the order in which they were made.
+
+    Raises (every call):
+        StoreFailed: the database cannot be read or written; nothing of the call has happened.
+    """
+
+    def __init__(self, thread: ThreadPoolExecutor, db: Connection, path: Path) -> None:
+        self._thread = thread
+        self._db = db
+        self._path = path
+
+    @classmethod
+    async def open(cls, path: str | Path, clock: Callable[[], datetime]) -> Store:
+        """Open the database, made 0600 if it is new, and bring its schema up to date.
+
+        A database that is not empty is copied to `NAME.before-REVISION.TIME` beside it before that.
+
+        Raises:
+            SchemaTooNew: a newer release has written it; it is not touched.
+            StoreFailed: it is no database, or cannot be read.
+        """
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        try:
+            loop = asyncio.get_running_loop()
+            db = await loop.run_in_executor(thread, _open, Path(path), clock)
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
+        return cls(thread, db, Path(path))
+
+    async def close(self) -> None:
+        """Finish what was asked and close the database; repeatable."""
+        if not self._db.closed:
+            await asyncio.get_running_loop().run_in_executor(self._thread, engine.shut, self._db)
+        self._thread.shutdown(wait=False)
+
+    def _in_transaction(
+        self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        try:
+            with self._db.begin():
+                return query(self._db, *args, **kwargs)
+        except (IntegrityError, ProgrammingError):
+            raise  # ours: a bug, no failure of the database
+        except DatabaseError as error:
+            raise _failed(self._path, error) from error
+
+    facts = transaction(read_facts)
+
+    begin_run = transaction(process.begin_run)
+    end_run = transaction(process.end_run)
+    runs = transaction(process.runs)
+    epoch = transaction(process.epoch)
+    account = transaction(process.account)
+    record_account = transaction(process.record_account)
+    record_config = transaction(process.record_config)
+    config = transaction(process.config)
+    note_definitions = transaction(process.note_definitions)
+    add_events = transaction(process.add_events)
+    events = transaction(process.events)
+    last_events = transaction(process.last_events)
+
+    begin_issuance = transaction(issuing.begin_issuance)
+    record_order_url = transaction(issuing.record_order_url)
+    record_answered = transaction(issuing.record_answered)
+    abandon_issuance = transaction(issuing.abandon_issuance)
+    open_issuances = transaction(issuing.open_issuances)
+    closed_issuances = transaction(issuing.closed_issuances)
+    orders_sent = transaction(issuing.orders_sent)
+    record_token = transaction(issuing.record_token)
+    tokens = transaction(issuing.tokens)
+    drop_tokens = transaction(issuing.drop_tokens)
+
+    record_generation = transaction(issued.record_generation)
+    generations = transaction(issued.generations)
+    highest_number = transaction(issued.highest_number)
+    mark_revoked = transaction(issued.mark_revoked)
+    revoked = transaction(issued.revoked)
+    put_renewal_info = transaction(issued.put_renewal_info)
+    renewal_infos = transaction(issued.renewal_infos)
+
+    record_attempt = transaction(wishes.record_attempt)
+    clear_attempt = transaction(wishes.clear_attempt)
+    attempts = transaction(wishes.attempts)
+    ask_renewal = transaction(wishes.ask_renewal)
+    asked = transaction(wishes.asked)
+
+    add_consumer = transaction(enrolling.add_consumer)
+    consumers = transaction(enrolling.consumers)
+    open_enrolment = transaction(enrolling.open_enrolment)
+    enrolment = transaction(enrolling.enrolment)
+    redeem = transaction(enrolling.redeem)
+    identity = transaction(enrolling.identity)
+    identities = transaction(enrolling.identities)
+    end_identities = transaction(enrolling.end_identities)
+
+    offer = transaction(deploying.offer)
+    withdraw = transaction(deploying.withdraw)
+    offered = transaction(deploying.offered)
+    assignments = transaction(deploying.assignments)
+    record_published = transaction(deploying.record_published)
+    published = transaction(deploying.published)
+    record_report = transaction(deploying.record_report)
+    deployments = transaction(deploying.deployments)
+    proofs = transaction(deploying.proofs)
+    heard = transaction(deploying.heard)
+
+
+def _open(path: Path, clock: Callable[[], datetime]) -> Connection:
+    try:
+        return engine.open_database(path, clock)
+    except DatabaseError as error:
+        raise _failed(path, error) from error
+
+
+def _failed(path: Path, error: DatabaseError) -> StoreFailed:
+    return StoreFailed(
+        f"database {path} cannot be used: {error.orig}", subject=str(path), hint=f"run: df {path.parent}"
+    )

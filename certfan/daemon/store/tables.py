@@ -1,0 +1,279 @@
+"""The tables, in types that SQLite and PostgreSQL share. A change here needs a migration beside it.
+
+No column may ever hold a private key.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware datetime, stored as UTC without a zone; a naive one is refused."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Take the zone off on the way in."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone")
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """Put it back on the way out."""
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_N_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _table(name: str, *columns: Any) -> Table:
+    return Table(name, metadata, *columns)
+
+
+def _required(name: str, kind: Any, *more: Any) -> Column[Any]:
+    return Column(name, kind, *more, nullable=False)
+
+
+def _key(name: str, kind: Any, *more: Any) -> Column[Any]:
+    return Column(name, kind, *more, primary_key=True, autoincrement=False)
+
+
+def _number(name: str) -> Column[Any]:
+    return Column(name, Integer, primary_key=True, autoincrement=True)
+
+
+runs = _table(
+    "runs",
+    _number("number"),
+    _required("boot_id", String),
+    _required("pid", Integer),
+    _required("epoch", String),
+    _required("began_at", Instant),
+    Column("ended_at", Instant),
+)
+
+accounts = _table(
+    "accounts",
+    _key("authority", String),
+    _key("directory", String),
+    _required("uri", String),
+    _required("thumbprint", String),
+    _required("recorded_at", Instant),
+)
+
+# One open row (closed_at is NULL) a certificate at most; a number is used once, given up or not.
+issuances = _table(
+    "issuances",
+    _key("certificate", String),
+    _key("generation", Integer),
+    _required("authority", String),
+    _required("identifiers", JSON),
+    _required("begun_at", Instant),
+    Column("order_url", String),
+    Column("closed_at", Instant),
+    Column("problem", JSON(none_as_null=True)),
+)
+
+orders = _table(
+    "orders",
+    _key("url", String),
+    _required("certificate", String),
+    _required("generation", Integer),
+    _required("recorded_at", Instant),
+)
+
+answered = _table(
+    "answered",
+    _key("certificate", String),
+    _key("generation", Integer),
+    _key("challenge_url", String),
+)
+
+# An authority may show one pending authorization, and so one token, to the orders of two certificates.
+tokens = _table(
+    "tokens",
+    _key("token", String),
+    _key("certificate", String),
+    _required("key_authorization", String),
+    _required("identifier", String),
+    _required("recorded_at", Instant),
+)
+
+generations = _table(
+    "generations",
+    _key("certificate", String),
+    _key("number", Integer),
+    _required("fingerprint", String),
+    _required("serial", String),
+    _required("identifiers", JSON),
+    _required("key_type", String),
+    _required("authority", String),
+    _required("not_before", Instant),
+    _required("not_after", Instant),
+    _required("issued_at", Instant),
+    Column("revoked_at", Instant),
+)
+
+# Of the newest generation that was asked about.
+renewal_infos = _table(
+    "renewal_infos",
+    _key("certificate", String),
+    _required("number", Integer),
+    _required("window_start", Instant),
+    _required("window_end", Instant),
+    _required("chosen", Instant),
+    _required("ask_again_at", Instant),
+    _required("explanation_url", String),
+)
+
+attempts = _table(
+    "attempts",
+    _key("subject", String),
+    _required("problem", JSON),
+    _required("failures", Integer),
+    _required("at", Instant),
+    _required("not_before", Instant),
+)
+
+asked = _table("asked", _key("certificate", String), _required("at", Instant))
+
+definitions = _table(
+    "definitions",
+    _key("certificate", String),
+    _required("digest", String),
+    _required("changed_at", Instant),
+)
+
+configs = _table(
+    "configs",
+    _number("number"),
+    _required("digest", String),
+    _required("in_force_since", Instant),
+    _required("problems", JSON),
+    Column("problems_at", Instant),
+)
+consumers = _table("consumers", _key("name", String), _required("added_at", Instant))
+
+# Counts up with every change of what a consumer is offered.
+revisions = _table("revisions", _key("consumer", String), _required("revision", Integer))
+
+enrolments = _table(
+    "enrolments",
+    _key("token_hash", String),
+    _required("consumer", String, ForeignKey("consumers.name")),
+    _required("state", String),  # open, spent, ended
+    _required("opened_at", Instant),
+    _required("expires", Instant),
+    _required("spent_by", String),
+    Column("serial", String),
+)
+
+identities = _table(
+    "identities",
+    _key("serial", String),
+    _required("consumer", String, ForeignKey("consumers.name")),
+    _required("spki", String),
+    _required("certificate_pem", LargeBinary),
+    _required("not_before", Instant),
+    _required("not_after", Instant),
+    Column("ended_at", Instant),
+    Index(None, "consumer"),
+)
+
+assignments = _table(
+    "assignments",
+    _key("certificate", String),
+    _key("consumer", String),
+    _required("generation", Integer),
+    _required("offered_at", Instant),
+)
+
+published = _table(
+    "published",
+    _key("certificate", String),
+    _key("consumer", String),
+    _key("generation", Integer),
+    _required("at", Instant),
+)
+
+# Every life of an agent that was ever heard, in the order in which the daemon first heard of them.
+agent_boots = _table(
+    "agent_boots",
+    _number("number"),
+    _required("consumer", String),
+    _required("boot_id", String),
+    _required("sequence", Integer),
+    _required("heard_at", Instant),
+    _required("version", String),
+    UniqueConstraint("consumer", "boot_id"),
+)
+
+deployments = _table(
+    "deployments",
+    _key("certificate", String),
+    _key("consumer", String),
+    _key("generation", Integer),
+    _required("state", String),
+    _required("at", Instant),
+    Column("problem", JSON(none_as_null=True)),
+    Index(None, "consumer"),
+)
+
+proofs = _table(
+    "proofs",
+    _key("certificate", String),
+    _key("consumer", String),
+    _key("service", String),
+    _key("protocol", String),
+    _key("address", String),
+    _key("port", Integer),
+    _key("server_name", String),
+    _required("health", String),
+    _required("at", Instant),
+    _required("fingerprint", String),
+    Column("not_after", Instant),
+    Column("not_before", Instant),
+    _required("placeholder", Boolean),
+    _required("detail", Text),
+    _required("heard_at", Instant),
+    Index(None, "consumer"),
+)
+
+events = _table(
+    "events",
+    _number("id"),
+    _required("at", Instant),
+    _required("name", String),
+    _required("subject", String),
+    _required("fields", JSON),
+)

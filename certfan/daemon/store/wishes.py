@@ -1,0 +1,47 @@
+"""What went wrong last, and what an admin asked for."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Connection, delete, select
+
+from certfan.core.model import Attempt
+from certfan.daemon.store import tables
+from certfan.daemon.store.rows import from_problem, put, to_problem
+
+
+def record_attempt(db: Connection, attempt: Attempt) -> None:
+    """Remember the last failure of a thing."""
+    values = {
+        "problem": from_problem(attempt.problem),
+        "failures": attempt.failures,
+        "at": attempt.at,
+        "not_before": attempt.not_before,
+    }
+    put(db, tables.attempts, {"subject": attempt.subject}, values)
+
+
+def clear_attempt(db: Connection, subject: str) -> None:
+    """Forget the failures of a thing; repeatable."""
+    db.execute(delete(tables.attempts).where(tables.attempts.c.subject == subject))
+
+
+def attempts(db: Connection) -> dict[str, Attempt]:
+    """Return every failure that still stands, by subject."""
+    found = {}
+    for row in db.execute(select(tables.attempts)).all():
+        problem = to_problem(row.problem)
+        assert problem is not None
+        found[row.subject] = Attempt(row.subject, problem, row.failures, row.at, row.not_before)
+    return found
+
+
+def ask_renewal(db: Connection, certificate: str, now: datetime) -> None:
+    """Remember that someone wants a new generation; one issued from now on fulfils it."""
+    put(db, tables.asked, {"certificate": certificate}, {"at": now})
+
+
+def asked(db: Connection) -> dict[str, datetime]:
+    """Return since when which certificates are wanted anew."""
+    return dict(db.execute(select(tables.asked.c.certificate, tables.asked.c.at)).all())
