@@ -1,0 +1,42 @@
+"""What the channel asks of the daemon, as one small protocol that the composition root wires to the store."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Protocol
+
+from certfan.protocol.messages import Assignments, EnrolReply, Report
+
+
+class Identity(Protocol):
+    """A certificate that was issued to a consumer; the store's `IdentityFact` is one."""
+
+    @property
+    def consumer(self) -> str:
+        """Whose it is."""
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """None while it counts."""
+
+
+class Board(Protocol):
+    """Everything behind the channel's routes. Callers were identified before any of it is asked."""
+
+    async def identity(self, serial: str) -> Identity | None:
+        """Return the identity of a serial; asked at every request, so it must be cheap."""
+
+    async def assignments(self, consumer: str) -> Assignments:
+        """Return all that a consumer is to have now, with the revision it has."""
+
+    async def acknowledged(self, consumer: str, revision: str) -> None:
+        """Note that a consumer has this revision; repeated after a restart of either end."""
+
+    async def report(self, consumer: str, report: Report) -> None:
+        """Take what a consumer says; an older report is dropped silently."""
+
+    async def bundle(self, consumer: str, certificate: str, generation: int) -> dict[str, bytes]:
+        """Return the six files of what is assigned to the consumer; raises ShareError, PkiError or UnknownName."""
+
+    async def redeem(self, token: str, csr: bytes) -> EnrolReply:
+        """Turn a one-time token into an identity; raises EnrolmentRefused, RequestInvalid."""

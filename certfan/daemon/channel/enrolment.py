@@ -1,0 +1,97 @@
+"""One-time tokens and what they are redeemed for. A token exists in the printed line alone; its hash is stored."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from certfan import pki
+from certfan.daemon.store.facts import EnrolmentFact, IdentityFact
+from certfan.errors import EnrolmentRefused
+from certfan.protocol.identity import make_line
+from certfan.protocol.messages import EnrolReply
+
+TOKEN_LIFETIME = timedelta(minutes=15)
+_TOKEN_BYTES = 16  # 128 bit
+
+
+class Ledger(Protocol):
+    """The part of the store that enrolment writes."""
+
+    async def add_consumer(self, name: str, now: datetime) -> Any:
+        """Note a consumer; repeatable."""
+
+    async def open_enrolment(self, consumer: str, token_hash: str, expires: datetime, now: datetime) -> Any:
+        """Note that a token of this hash may be spent once."""
+
+    async def enrolment(self, token_hash: str) -> EnrolmentFact | None:
+        """Return what a token is for."""
+
+    async def redeem(self, token_hash: str, spki: str, now: datetime, identity: IdentityFact) -> bytes:
+        """Spend the token and store the identity, or return the certificate that the same key got before."""
+
+
+class Enroller:
+    """Hands out enrolment lines and honours them. `address` is what agents dial: host:port."""
+
+    def __init__(
+        self, ca: pki.InternalCA, ledger: Ledger, *, clock: Callable[[], datetime], address: str
+    ) -> None:
+        self._ca = ca
+        self._ledger = ledger
+        self._clock = clock
+        self._address = address
+
+    async def add(self, consumer: str) -> str:
+        """Return a line that enrols one agent of `consumer` within 15 minutes. Earlier lines keep their time.
+
+        Cancelled, a token may be open that nobody knows.
+        """
+        now = self._clock()
+        token = base64.b32encode(secrets.token_bytes(_TOKEN_BYTES)).decode().rstrip("=").lower()
+        await self._ledger.add_consumer(consumer, now)
+        await self._ledger.open_enrolment(consumer, token_hash(token), now + TOKEN_LIFETIME, now)
+        return make_line(self._address, token, self._ca.cert_pem)
+
+    async def redeem(self, token: str, csr: bytes) -> EnrolReply:
+        """Issue a consumer certificate for the key of a request (PEM or DER).
+
+        The same key may ask again while the token lives, and gets the same certificate.
+
+        Raises:
+            EnrolmentRefused: the token is unknown, expired, or spent by another key.
+            RequestInvalid: the request is not signed by its own key, or the key is of another kind.
+        """
+        now = self._clock()
+        request = pki.read_csr(csr)
+        enrolment = await self._ledger.enrolment(token_hash(token))
+        if enrolment is None:
+            raise EnrolmentRefused(
+                "enrolment token is not known",
+                hint="run: certfan consumer add NAME on the daemon's machine, and use its line",
+            )
+        cert_pem, leaf = self._ca.issue_consumer(csr, enrolment.consumer, now)
+        identity = IdentityFact(
+            leaf.serial,
+            enrolment.consumer,
+            spki=request.spki_hash,
+            certificate_pem=cert_pem,
+            not_before=leaf.not_before,
+            not_after=leaf.not_after,
+        )
+        stored = await self._ledger.redeem(token_hash(token), request.spki_hash, now, identity)
+        return EnrolReply(
+            certificate=stored.decode("ascii"),
+            ca=self._ca.cert_pem.decode("ascii"),
+            fleet=self._ca.fleet,
+            consumer=enrolment.consumer,
+        )
+
+
+def token_hash(token: str) -> str:
+    """Return what is stored of a token."""
+    return hashlib.sha256(token.encode()).hexdigest()

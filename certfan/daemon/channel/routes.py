@@ -1,0 +1,194 @@
+"""Routes of the channel, behind one guard. Who calls is known from the verified peer certificate and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from aiohttp import web
+
+from certfan import log
+from certfan.core.model import CERTIFICATE_NAME
+from certfan.daemon.channel.board import Board
+from certfan.daemon.channel.waiting import MAX_WAIT, Waiting
+from certfan.errors import (
+    CertfanError,
+    EnrolmentRefused,
+    MessageInvalid,
+    NotAllowed,
+    NotAuthenticated,
+    RequestInvalid,
+    UnknownName,
+)
+from certfan.protocol.identity import consumer_of
+from certfan.protocol.messages import (
+    MAX_REPORT,
+    BundleMessage,
+    EnrolRequest,
+    ProblemAnswer,
+    Report,
+    decode,
+)
+
+MAX_ENROLMENT = 16 << 10  # bytes
+_PATIENCE = 30  # seconds that a body may take, and that anything but a blocking query may
+_STATUS: tuple[tuple[type[CertfanError], int], ...] = (
+    (NotAuthenticated, 401),
+    (NotAllowed, 403),
+    (EnrolmentRefused, 403),
+    (UnknownName, 404),
+    (MessageInvalid, 400),
+    (RequestInvalid, 400),
+)
+_log = log.get("channel")
+
+
+class TooLarge(MessageInvalid):
+    """A body beyond its cap: 413."""
+
+
+def peer_certificate(transport: asyncio.BaseTransport | None) -> bytes | None:
+    """Return the certificate (DER) that TLS has verified on a connection."""
+    connection = transport.get_extra_info("ssl_object") if transport else None
+    shown: bytes | None = connection.getpeercert(binary_form=True) if connection else None
+    return shown
+
+
+class Routes:
+    """Answers one request at a time; keeps nothing a connection."""
+
+    def __init__(
+        self, board: Board, waiting: Waiting, *, fleet: str, ca_pem: bytes, end: Callable[[str], None]
+    ) -> None:
+        self._board = board
+        self._waiting = waiting
+        self._fleet = fleet
+        self._ca_pem = ca_pem
+        self._end = end
+        self._acknowledged: dict[str, str] = {}
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer any request; an expected failure becomes a problem as JSON."""
+        try:
+            response = await self._route(request)
+        except CertfanError as error:
+            response = _problem(error)
+            _log.warning(
+                "request.refused", path=request.path, peer=request.remote, code=error.code, detail=error.text
+            )
+        except TimeoutError:
+            response = _problem(MessageInvalid(f"{request.path} took longer than {_PATIENCE} s"), 408)
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    async def _route(self, request: web.BaseRequest) -> web.Response:
+        match request.method, request.path:
+            case "GET", "/v1/ca":
+                return web.Response(body=self._ca_pem, content_type="application/x-pem-file")
+            case "POST", "/v1/enrol":
+                return await self._enrol(request)
+        # The guard: nothing below is reached without an identity that counts now.
+        consumer = await self._caller(request)
+        match request.method, request.path.removeprefix("/").split("/"):
+            case "GET", ["v1", "assignments"]:
+                return await self._assignments(request, consumer)
+            case "POST", ["v1", "reports"]:
+                return await self._report(request, consumer)
+            case "GET", ["v1", "bundles", certificate, generation]:
+                return await self._bundle(consumer, certificate, generation)
+        raise UnknownName(f"nothing at {request.method} {request.path[:200]}")
+
+    async def _caller(self, request: web.BaseRequest) -> str:
+        caller = consumer_of(peer_certificate(request.transport))
+        async with asyncio.timeout(_PATIENCE):
+            identity = await self._board.identity(caller.serial)
+        known = identity is not None and identity.ended_at is None and identity.consumer == caller.consumer
+        if not known or caller.fleet != self._fleet:
+            raise NotAuthenticated(
+                f"identity {caller.serial} of consumer {caller.consumer} has ended or is not known here",
+                subject=caller.consumer,
+                hint=f"run: certfan consumer add {caller.consumer}, then certfan agent enrol LINE",
+            )
+        return caller.consumer
+
+    async def _assignments(self, request: web.BaseRequest, consumer: str) -> web.Response:
+        after, wait = request.query.get("after", ""), request.query.get("wait", "0")
+        if (
+            len(after) > 128
+            or not (wait.isascii() and wait.isdigit())
+            or len(wait) > 3
+            or int(wait) > MAX_WAIT
+        ):
+            raise MessageInvalid(f"after or wait is malformed; wait is 0 to {MAX_WAIT} seconds")
+        if after:
+            await self._acknowledge(consumer, after)
+        found = await self._waiting.changed(consumer, after, int(wait))
+        return _json(found.encode())
+
+    async def _acknowledge(self, consumer: str, revision: str) -> None:
+        if self._acknowledged.get(consumer) == revision:
+            return
+        async with asyncio.timeout(_PATIENCE):
+            # Any other revision is one that was replaced meanwhile, or was never handed out.
+            if (await self._board.assignments(consumer)).revision == revision:
+                await self._board.acknowledged(consumer, revision)
+                self._acknowledged[consumer] = revision
+
+    async def _report(self, request: web.BaseRequest, consumer: str) -> web.Response:
+        async with asyncio.timeout(_PATIENCE):
+            report = decode(Report, await _body(request, MAX_REPORT))
+            await self._board.report(consumer, report)
+        return web.Response(status=204)
+
+    async def _bundle(self, consumer: str, certificate: str, generation: str) -> web.Response:
+        if not CERTIFICATE_NAME.fullmatch(certificate) or not _is_number(generation):
+            raise UnknownName("no such bundle")
+        async with asyncio.timeout(_PATIENCE):
+            offered = (await self._board.assignments(consumer)).assignments
+            if (certificate, int(generation)) not in {(a.certificate, a.generation) for a in offered}:
+                raise NotAllowed(
+                    f"{certificate}@{generation} is not assigned to {consumer}",
+                    subject=consumer,
+                    hint="the list of assignments says what is",
+                )
+            files = await self._board.bundle(consumer, certificate, int(generation))
+        return _json(BundleMessage.of(files).encode())
+
+    async def _enrol(self, request: web.BaseRequest) -> web.Response:
+        async with asyncio.timeout(_PATIENCE):
+            asked = decode(EnrolRequest, await _body(request, MAX_ENROLMENT))
+            reply = await self._board.redeem(asked.token, asked.csr.encode())
+        # Its earlier identities have ended with this one.
+        self._end(reply.consumer)
+        _log.info("consumer.enrolled", consumer=reply.consumer, peer=request.remote)
+        return _json(reply.encode())
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 18 and not text.startswith("0")
+
+
+async def _body(request: web.BaseRequest, limit: int) -> bytes:
+    if (request.content_length or 0) > limit:
+        raise TooLarge(f"body is larger than {limit} bytes")
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise TooLarge(f"body is larger than {limit} bytes")
+    return bytes(body)
+
+
+def _json(body: bytes) -> web.Response:
+    return web.Response(body=body, content_type="application/json")
+
+
+def _problem(error: CertfanError, status: int = 0) -> web.Response:
+    if isinstance(error, TooLarge):
+        status = 413
+    status = status or next((code for kind, code in _STATUS if isinstance(error, kind)), 503)
+    answer = ProblemAnswer(code=error.code, detail=error.text[:4096], hint=error.hint[:4096])
+    response = web.Response(status=status, body=answer.encode(), content_type="application/json")
+    if status in {401, 408, 413}:
+        response.force_close()
+    return response

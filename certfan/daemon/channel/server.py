@@ -1,0 +1,119 @@
+"""The channel's listener: TLS, connections, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from certfan import log
+from certfan.daemon.ca import CaFolder
+from certfan.daemon.channel.board import Board
+from certfan.daemon.channel.routes import Routes, peer_certificate
+from certfan.daemon.channel.waiting import Waiting
+from certfan.daemon.listeners import Listener, bind
+from certfan.errors import NotAuthenticated
+from certfan.protocol.identity import consumer_of, find_half_open, server_context
+
+_HANDSHAKE = 10  # seconds
+_IDLE = 330  # seconds; longer than a blocking query and than the agents keep an idle connection
+_log = log.get("channel")
+
+
+class Channel:
+    """Serves agents on exactly the given addresses.
+
+    Known limits: a peer without a certificate that completes the handshake and then says nothing keeps its
+    connection while its kernel answers keep-alives. The address is internal, and such a peer gets nothing else.
+    """
+
+    def __init__(self, ca: CaFolder, board: Board, *, listeners: tuple[Listener, ...]) -> None:
+        self._listeners = listeners
+        self._waiting = Waiting(board)
+        self._context = server_context(ca.ca.cert_pem, ca.server_cert, ca.server_key)
+        self._routes = Routes(
+            board, self._waiting, fleet=ca.ca.fleet, ca_pem=ca.ca.cert_pem, end=self.end_sessions
+        )
+        self._http: web.Server | None = None
+        self._servers: list[asyncio.Server] = []
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The port of each listener, in their order; of use when one was asked for as 0."""
+        return tuple(server.sockets[0].getsockname()[1] for server in self._servers)
+
+    async def start(self) -> None:
+        """Listen everywhere or nowhere.
+
+        Raises:
+            OSError: naming the listener that cannot be bound.
+        """
+        # A waiting query ends with its connection; nobody decompresses what a stranger sent.
+        self._http = web.Server(
+            self._routes.answer,
+            handler_cancellation=True,
+            auto_decompress=False,
+            access_log=None,
+            keepalive_timeout=_IDLE,
+        )
+        try:
+            for listener in self._listeners:
+                self._servers.append(await self._listen(listener, self._http))
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _listen(self, listener: Listener, http: web.Server) -> asyncio.Server:
+        try:
+            sock = bind(listener)
+        except OSError as error:
+            raise OSError(error.errno, f"cannot listen on {listener}: {error.strerror or error}") from error
+        find_half_open(sock)
+        return await asyncio.get_running_loop().create_server(
+            http,
+            sock=sock,
+            ssl=self._context,
+            backlog=1024,
+            ssl_handshake_timeout=_HANDSHAKE,
+            ssl_shutdown_timeout=_HANDSHAKE,
+        )
+
+    async def stop(self) -> None:
+        """Close listeners and connections; what an agent was asking, it asks again. Repeatable."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        if self._http is not None:
+            self._abort(None)
+            await self._http.shutdown(1)
+            self._http = None
+
+    def renew(self, ca: CaFolder) -> None:
+        """Show the pair that lies in the CA's folder now to every new connection; raises OSError."""
+        self._context.load_cert_chain(ca.server_cert, ca.server_key)
+
+    def announce(self, consumer: str) -> None:
+        """Wake a consumer's blocking queries: its assignments have, or may have, a new revision."""
+        self._waiting.announce(consumer)
+
+    def end_sessions(self, consumer: str) -> None:
+        """Close a consumer's live connections at once. Its identity must have ended in the store before."""
+        if ended := self._abort(consumer):
+            _log.info("session.ended", consumer=consumer, connections=ended)
+
+    def _abort(self, consumer: str | None) -> int:
+        # Ending is rare, connections are many: none pays for a list of its own.
+        ended = 0
+        for connection in self._http.connections if self._http else ():
+            transport = connection.transport
+            if transport and (consumer is None or _consumer_on(transport) == consumer):
+                transport.abort()
+                ended += 1
+        return ended
+
+
+def _consumer_on(transport: asyncio.BaseTransport) -> str | None:
+    try:
+        return consumer_of(peer_certificate(transport)).consumer
+    except NotAuthenticated:
+        return None
