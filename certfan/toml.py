@@ -108,11 +108,13 @@ def validate(model: type[M], data: Mapping[str, Any], *, where: str) -> M:
 
 def problems(error: ValidationError, model: type[BaseModel], *, where: str) -> tuple[str, ...]:
     """Tell every problem of a refused model as `WHERE: key.path: what is wrong`; no value is repeated."""
+    errors = error.errors(include_url=False)
     lines = (
         f"{where}: {key_path(one['loc'])}: {_tell(one, model)}"
         if one["loc"]
         else f"{where}: {_tell(one, model)}"
-        for one in error.errors(include_url=False)
+        for one in errors
+        if not _follows(one, errors)
     )
     return tuple(dict.fromkeys(lines))
 
@@ -147,6 +149,14 @@ def _tell(one: Mapping[str, Any], model: type[BaseModel]) -> str:
             return f"{_lower_first(one['msg'])}{did_you_mean(str(one['input']), expected)}"
         case _:
             return _lower_first(str(one["msg"]).removeprefix("Value error, "))
+
+
+def _follows(one: Mapping[str, Any], errors: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a list only seems too short because its items were refused."""
+    here = one["loc"]
+    return one["type"] == "too_short" and any(
+        len(other["loc"]) > len(here) and other["loc"][: len(here)] == here for other in errors
+    )
 
 
 def _lower_first(text: str) -> str:

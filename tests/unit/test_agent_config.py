@@ -1,0 +1,241 @@
+"""agent.toml: what it fills in, what it refuses, and where services are probed."""
+
+import re
+import typing
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from certfan import probe
+from certfan.agent import config_schema
+from certfan.agent.config import AgentConfig, KeyFile, endpoints_of, load
+from certfan.agent.recipes import RECIPES
+from certfan.errors import ConfigInvalid, ConfigTooOpen
+
+EXAMPLE = Path(__file__).parents[2] / "config" / "agent.toml"
+APACHE = '[[service]]\nname = "apache2"\nrecipe = "apache2"\nendpoints = [{ address = "192.0.2.10" }]\n'
+
+
+def read(folder: Path, text: str, *, with_systemd: bool = False) -> AgentConfig:
+    path = folder / "agent.toml"
+    path.write_text(text)
+    path.chmod(0o644)
+    return load(path, with_systemd=with_systemd)
+
+
+def refused(folder: Path, text: str, *, with_systemd: bool = False) -> list[str]:
+    with pytest.raises(ConfigInvalid) as caught:
+        read(folder, text, with_systemd=with_systemd)
+    return [problem.removeprefix(f"{folder / 'agent.toml'}: ") for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize("with_systemd", [True, False])
+def test_the_example_is_a_good_config(tmp_path: Path, with_systemd: bool) -> None:
+    """What is shipped is accepted as it stands."""
+    config = read(tmp_path, EXAMPLE.read_text(), with_systemd=with_systemd)
+
+    assert [service.name for service in config.services] == ["apache2", "postfix", "dovecot"]
+    assert config.literal_names == ("mail.example.org",)
+
+
+def test_the_examples_commented_lines_are_the_defaults(tmp_path: Path) -> None:
+    """Taking away every `# ` before a key changes nothing but the hook."""
+    text = EXAMPLE.read_text()
+    spoken = re.sub(r"(?m)^# (?=[a-z_]+ = )", "", text[: text.index("# A service without a recipe")])
+    config = read(tmp_path, spoken, with_systemd=True)
+    apache2 = config.services[0]
+
+    assert apache2.hook == ("/usr/local/sbin/after-renewal",)
+    plain = read(tmp_path, text, with_systemd=True)
+    assert (config.services[1:], replace(config, services=())) == (
+        plain.services[1:],
+        replace(plain, services=()),
+    )
+    assert (apache2.test, apache2.reload, apache2.start, apache2.active, apache2.endpoints) == (
+        plain.services[0].test,
+        plain.services[0].reload,
+        plain.services[0].start,
+        plain.services[0].active,
+        plain.services[0].endpoints,
+    )
+
+
+def test_the_schema_knows_every_probe_and_the_recipes_only_those() -> None:
+    """A protocol that config accepts can be probed."""
+    known = set(typing.get_args(config_schema.Probe))
+
+    assert known == set(probe.PROTOCOLS)
+    assert {p for recipe in RECIPES.values() for p in recipe.ports.values()} <= known
+
+
+def test_a_recipe_runs_systemctl_where_systemd_is(tmp_path: Path) -> None:
+    """The config test stays the service's own; everything else goes through the manager."""
+    service = read(tmp_path, APACHE, with_systemd=True).services[0]
+
+    assert service.test == ("apache2ctl", "configtest")
+    assert service.reload == ("systemctl", "reload", "apache2.service")
+    assert service.start == ("systemctl", "start", "apache2.service")
+    assert service.active == ("systemctl", "is-active", "apache2.service")
+
+
+def test_a_recipe_runs_direct_commands_elsewhere_and_the_admin_wins(tmp_path: Path) -> None:
+    """Each argv can be overridden by itself."""
+    service = read(tmp_path, APACHE + 'reload = ["/usr/local/bin/mine"]\n').services[0]
+
+    assert service.reload == ("/usr/local/bin/mine",)
+    assert service.start == ("apache2ctl", "start")
+
+
+def test_an_endpoint_takes_what_it_does_not_say_from_the_recipe(tmp_path: Path) -> None:
+    """A port tells the protocol, a protocol the port, and nothing the recipe's first."""
+    text = """
+    [[service]]
+    name = "postfix"
+    recipe = "postfix"
+    endpoints = [{ address = "192.0.2.1" }, { address = "192.0.2.1", port = 465 },
+                 { address = "192.0.2.1", protocol = "tls" }, { address = "192.0.2.1", port = 2525, protocol = "smtp" }]
+    """
+    templates = read(tmp_path, text).services[0].endpoints
+
+    assert [(t.protocol, t.port) for t in templates] == [
+        ("smtp", 25),
+        ("tls", 465),
+        ("tls", 465),
+        ("smtp", 2525),
+    ]
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    """One reading of the message is enough to mend the file."""
+    problems = refused(
+        tmp_path,
+        """
+        [agent]
+        sate = "/x"
+        install_to = "relative"
+        [[service]]
+        name = "apache2"
+        recipe = "apche2"
+        endpoints = [{ address = "www.example.org" }, { address = "0.0.0.0", port = 0 }]
+        mode = "0644"
+        certificates = ["WWW"]
+        reload = "systemctl reload apache2"
+        """,
+    )
+
+    told = {problem.partition(": ")[0] for problem in problems}
+    assert told == {
+        "agent.sate",
+        "agent.install_to",
+        "service[0].recipe",
+        "service[0].endpoints[0].address[0]",
+        "service[0].endpoints[1].address[0]",
+        "service[0].endpoints[1].port",
+        "service[0].mode",
+        "service[0].certificates[0]",
+        "service[0].reload",
+    }
+    assert 'agent.sate: unknown key, did you mean "state"?' in problems
+    assert any('did you mean "apache2"?' in problem for problem in problems)
+
+
+def test_problems_between_keys_are_told_together(tmp_path: Path) -> None:
+    """Double names, missing commands and unknown ports come in one error."""
+    problems = refused(
+        tmp_path,
+        APACHE + APACHE + '[[service]]\nname = "own"\nendpoints = [{ address = "192.0.2.1", port = 5223 }]\n',
+    )
+
+    assert {problem.partition(": ")[0] for problem in problems} == {
+        "service[1].name",
+        "service[2].reload",
+        "service[2].start",
+        "service[2].active",
+        "service[2].endpoints[0]",
+    }
+
+
+@pytest.mark.parametrize("mode", ['"0644"', '"0660"', '"0700"', "640", '"abc"', "true", '"0040"', "0"])
+def test_a_mode_that_shows_a_key_is_refused(tmp_path: Path, mode: str) -> None:
+    """Others never read, the group never writes, nobody executes; a decimal 640 is caught."""
+    assert any("service[0].mode" in problem for problem in refused(tmp_path, APACHE + f"mode = {mode}\n"))
+
+
+@pytest.mark.parametrize(("mode", "expected"), [('"0640"', 0o640), ("0o440", 0o440), ('"600"', 0o600)])
+def test_a_mode_may_be_written_in_octal_either_way(tmp_path: Path, mode: str, expected: int) -> None:
+    """TOML's own octal and the string that admins are used to."""
+    config = read(tmp_path, APACHE + f"mode = {mode}\n")
+
+    assert config.key_file("any.example.org") == KeyFile("root", "root", expected)
+
+
+def test_a_group_alone_lets_the_group_read(tmp_path: Path) -> None:
+    """Who names a group wants it to read the key."""
+    config = read(tmp_path, APACHE + 'group = "ssl-cert"\n')
+
+    assert config.key_file("any.example.org") == KeyFile("root", "ssl-cert", 0o640)
+
+
+def test_services_that_share_a_certificate_must_agree_on_its_key(tmp_path: Path) -> None:
+    """A file has one owner; patterns that cannot meet may differ."""
+    other = APACHE.replace('name = "apache2"', 'name = "other"')
+    narrow = 'certificates = ["{}.example.org"]\ngroup = "{}"\n'
+
+    assert len(refused(tmp_path, APACHE + 'group = "a"\n' + other + 'group = "b"\n')) == 1
+    config = read(tmp_path, APACHE + narrow.format("a", "a") + other + narrow.format("b", "b"))
+    assert [config.key_file(f"{n}.example.org").group for n in "ab"] == ["a", "b"]
+
+
+def test_a_config_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    """It says what root runs."""
+    path = tmp_path / "agent.toml"
+    path.write_text(APACHE)
+    path.chmod(0o666)
+
+    with pytest.raises(ConfigTooOpen):
+        load(path)
+
+
+def names(config: AgentConfig, identifiers: list[str], certificate: str = "c") -> list[tuple[str, str]]:
+    found = endpoints_of(config, certificate, identifiers)
+    return sorted((e.address, e.server_name) for e in found["apache2"])
+
+
+def test_each_name_is_probed_at_each_address(tmp_path: Path) -> None:
+    """Wildcards cannot be asked for, and an IP identifier only at its own address."""
+    config = read(tmp_path, APACHE.replace('"192.0.2.10"', '["192.0.2.10", "2001:DB8:0::10"]'))
+
+    assert names(config, ["a.example.org", "*.example.org", "2001:db8::10", "198.51.100.1"]) == [
+        ("192.0.2.10", "a.example.org"),
+        ("2001:db8::10", "2001:db8::10"),
+        ("2001:db8::10", "a.example.org"),
+    ]
+
+
+def test_listed_server_names_choose_among_the_identifiers(tmp_path: Path) -> None:
+    """Patterns filter; a literal name may also stand below a wildcard; what is not covered is not probed."""
+    listed = '{ address = "192.0.2.10", server_names = ["www.*", "b.example.org", "x.y.example.org", "192.0.2.77"] }'
+    config = read(tmp_path, APACHE.replace('{ address = "192.0.2.10" }', listed))
+
+    assert names(config, ["www.example.org", "mail.example.org", "*.example.org", "192.0.2.77"]) == [
+        ("192.0.2.10", "192.0.2.77"),
+        ("192.0.2.10", "b.example.org"),
+        ("192.0.2.10", "www.example.org"),
+    ]
+
+
+def test_only_services_that_load_a_certificate_are_concerned(tmp_path: Path) -> None:
+    """Patterns of certificate names decide."""
+    config = read(tmp_path, APACHE + 'certificates = ["www.*"]\n')
+
+    assert set(endpoints_of(config, "www.example.org", ["a"])) == {"apache2"}
+    assert endpoints_of(config, "mail.example.org", ["a"]) == {}
+
+
+def test_times_are_seconds(tmp_path: Path) -> None:
+    """Numbers become durations."""
+    config = read(tmp_path, "[agent]\nprobe_interval = 30\nquiet = 0.5\n")
+
+    assert (config.probe_interval, config.quiet) == (timedelta(seconds=30), timedelta(seconds=0.5))
