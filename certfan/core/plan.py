@@ -5,127 +5,268 @@ The plan is a value and is never stored. It never says how a step is done.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from types import MappingProxyType
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import TypeAlias
 
-from certfan.core.issuance import Issuance
-from certfan.core.model import Attempt, Desired, Generation, Proof, Reason, RenewalInfo
+from certfan.core.model import Certificate, Desired, Generation, Reason
+from certfan.core.policy import (
+    LONGEST_ORDER_WAIT,
+    LONGEST_SHORT_WAIT,
+    attempt_holds,
+    holding_instants,
+    proof_is_fresh,
+    renewal_instant,
+    why_issue,
+)
+from certfan.core.steps import Issue, Key, Observed, Offer, Plan, Publish, Retire, Step, Where, Withdraw
 
-Key: TypeAlias = tuple[str, ...]
-Where: TypeAlias = tuple[str, str]  # (certificate, consumer)
+__all__ = [
+    "Issue",
+    "Key",
+    "Observed",
+    "Offer",
+    "Plan",
+    "Publish",
+    "Retire",
+    "Step",
+    "Where",
+    "Withdraw",
+    "plan",
+]
 
-NONE: Mapping[object, object] = MappingProxyType({})
+NEVER = datetime.min.replace(tzinfo=UTC)
 KEEP_TIME = timedelta(days=7)
 CHANNEL_AFTER = timedelta(seconds=60)  # a bundle that the share has not taken by then goes over the channel
 
 
-@dataclass(frozen=True, slots=True)
-class Issue:
-    """Get a new generation of a certificate, or resume the order that is open for it."""
-
-    certificate: str
-    reason: Reason
-
-    @property
-    def key(self) -> Key:
-        """One order a certificate."""
-        return (self.certificate,)
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """Put a generation's bundle for a consumer on the share, whole, and point `live` at it."""
-
-    certificate: str
-    consumer: str
-    generation: int
-    reason: Reason = field(default=Reason.NOT_PUBLISHED, kw_only=True)
-
-    @property
-    def key(self) -> Key:
-        """Shared with Retire: one change at a time in one place of the share."""
-        return (self.certificate, self.consumer)
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """Assign a generation to a consumer; 0 assigns the certificate before anything was issued."""
-
-    certificate: str
-    consumer: str
-    generation: int
-    reason: Reason = field(default=Reason.NOT_DEPLOYED, kw_only=True)
-
-    @property
-    def key(self) -> Key:
-        """Not Publish's, so that a publish that hangs holds up no offer."""
-        return (self.certificate, self.consumer, "offer")
-
-
-@dataclass(frozen=True, slots=True)
-class Withdraw:
-    """Assign a certificate no longer: it left the config. Nothing is removed from the share by it."""
-
-    certificate: str
-    consumer: str
-    reason: Reason = field(default=Reason.SUPERSEDED, kw_only=True)
-
-    @property
-    def key(self) -> Key:
-        """Shared with Offer."""
-        return (self.certificate, self.consumer, "offer")
-
-
-@dataclass(frozen=True, slots=True)
-class Retire:
-    """Remove a generation of a consumer from the share, its key last."""
-
-    certificate: str
-    consumer: str
-    generation: int
-    reason: Reason = field(default=Reason.SUPERSEDED, kw_only=True)
-
-    @property
-    def key(self) -> Key:
-        """Shared with Publish."""
-        return (self.certificate, self.consumer)
-
-
-Step: TypeAlias = Issue | Publish | Offer | Withdraw | Retire
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
-    """Everything the plan looks at beside the config. Each field may be late; none may be invented."""
-
-    generations: Mapping[str, tuple[Generation, ...]] = field(default_factory=dict)  # ascending, verified
-    published: Mapping[Where, frozenset[int]] = field(default_factory=dict)  # complete on the share
-    live: Mapping[Where, int] = field(default_factory=dict)  # the share's pointer
-    offered: Mapping[Where, int] = field(default_factory=dict)  # the assignments; 0: nothing issued yet
-    attempts: Mapping[str, Attempt] = field(default_factory=dict)  # by `NAME` or `NAME/CONSUMER`
-    asked: Mapping[str, datetime] = field(default_factory=dict)  # `certfan renew`
-    config_changed: Mapping[str, datetime] = field(default_factory=dict)  # by certificate: lifts back-off
-    proofs: Mapping[Where, tuple[Proof, ...]] = field(default_factory=dict)  # the latest of each endpoint
-    renewals: Mapping[str, RenewalInfo] = field(default_factory=dict)
-    revoked: frozenset[tuple[str, int]] = frozenset()
-    open_orders: Mapping[str, Issuance] = field(default_factory=dict)  # begun, neither finished nor given up
-    in_flight: frozenset[Key] = frozenset()
-    share_up: bool = True
-    clock_trusted: bool = True
-    probe_interval: timedelta = timedelta(minutes=5)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Steps, most urgent first, at most one a key and none in flight; `wake_at` is when to plan again at the latest."""
-
-    steps: tuple[Step, ...] = ()
-    wake_at: datetime | None = None
+Wish: TypeAlias = Step | datetime  # a rule's answer: a step, or an instant at which it may answer otherwise
 
 
 def plan(desired: Desired, observed: Observed, now: datetime) -> Plan:
     """Return what should happen next, and the earliest instant at which that changes by itself."""
-    raise NotImplementedError
+    wishes: list[Wish] = [
+        *_assignments(desired, observed, now),
+        *_publications(desired, observed, now),
+        *_orders(desired, observed, now),
+        *_retirements(desired, observed, now),
+    ]
+    steps: dict[Key, Step] = {}
+    for step in wishes:
+        if not isinstance(step, datetime) and step.key not in observed.in_flight:
+            steps.setdefault(step.key, step)
+    ahead = (instant for instant in wishes if isinstance(instant, datetime) and instant > now)
+    return Plan(tuple(steps.values()), min(ahead, default=None))
+
+
+# Orders
+
+
+def _orders(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+    """Wish for the most urgent orders that each authority's cap leaves room for."""
+    due: list[Issue] = []
+    for certificate in desired.certificates.values():
+        yield from _order_instants(certificate, observed)
+        if (reason := _why(certificate, observed, now)) is not None:
+            due.append(Issue(certificate.name, reason))
+    room = _room(desired, observed)
+    for issue in sorted(due, key=lambda issue: _order_urgency(issue, observed)):
+        authority = desired.certificates[issue.certificate].authority
+        if room.get(authority, 0) > 0:
+            room[authority] -= 1
+            yield issue
+
+
+def _why(certificate: Certificate, observed: Observed, now: datetime) -> Reason | None:
+    """Return why to order now; None while one is on its way, nothing is wanted, or it is not yet time."""
+    name = certificate.name
+    attempt = observed.attempts.get(name)
+    lifts = (observed.asked.get(name), observed.config_changed.get(name))
+    if (name,) in observed.in_flight or attempt_holds(attempt, now, LONGEST_ORDER_WAIT, lifts):
+        return None
+    reason = why_issue(
+        certificate,
+        observed.generations.get(name, ()),
+        now,
+        asked_at=observed.asked.get(name),
+        revoked=observed.revoked,
+        renewal=observed.renewals.get(name),
+        clock_trusted=observed.clock_trusted,
+    )
+    # An order that is open is finished: giving it up would cost another one.
+    return reason or (Reason.ASKED_FOR if _has_open_order(certificate, observed) else None)
+
+
+def _has_open_order(certificate: Certificate, observed: Observed) -> bool:
+    """Whether an order for exactly the wanted names is open, that has not become a generation."""
+    order = observed.open_orders.get(certificate.name)
+    if order is None or frozenset(order.identifiers) != frozenset(certificate.identifiers):
+        return False
+    return all(g.number < order.generation for g in observed.generations.get(certificate.name, ()))
+
+
+def _room(desired: Desired, observed: Observed) -> dict[str, int]:
+    """Return how many more orders each authority may have at once."""
+    room = {name: authority.orders_at_once for name, authority in desired.authorities.items()}
+    for name in {key[0] for key in observed.in_flight if len(key) == 1}:
+        source = desired.certificates.get(name) or observed.open_orders.get(name)
+        if source is not None and source.authority in room:
+            room[source.authority] -= 1
+    return room
+
+
+def _order_urgency(issue: Issue, observed: Observed) -> tuple[bool, datetime, str]:
+    """Open orders first, then what expires first; nothing issued yet is as urgent as long expired."""
+    newest = max((g.not_after for g in observed.generations.get(issue.certificate, ())), default=NEVER)
+    return issue.certificate not in observed.open_orders, newest, issue.certificate
+
+
+def _order_instants(certificate: Certificate, observed: Observed) -> Iterator[datetime]:
+    name = certificate.name
+    generations = observed.generations.get(name, ())
+    if generations and observed.clock_trusted:
+        yield renewal_instant(generations[-1], observed.renewals.get(name))
+    if (attempt := observed.attempts.get(name)) is not None:
+        yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
+    yield from (at for facts in (observed.asked, observed.config_changed) if (at := facts.get(name)))
+
+
+# The share
+
+
+def _target(certificate: Certificate, where: Where, observed: Observed, now: datetime) -> Generation | None:
+    """Return the generation that belongs at a consumer: the newest that is neither revoked nor expired.
+
+    None also when something newer is there already: numbers only grow. A consumer that has none yet gets no
+    name beyond those wanted.
+    """
+    has_one = max(observed.live.get(where, 0), observed.offered.get(where, 0))
+    wanted = frozenset(certificate.identifiers)
+    usable = (
+        g
+        for g in observed.generations.get(certificate.name, ())
+        if (g.certificate, g.number) not in observed.revoked
+        and now < g.not_after
+        and (has_one or g.identifiers <= wanted)
+    )
+    newest = max(usable, key=lambda g: g.number, default=None)
+    return newest if newest is not None and newest.number >= has_one else None
+
+
+def _is_published(generation: Generation, where: Where, observed: Observed) -> bool:
+    """Whether the share shows a generation to a consumer: the folder complete, the pointer at it."""
+    complete = generation.number in observed.published.get(where, frozenset())
+    return complete and observed.live.get(where) == generation.number
+
+
+def _publications(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+    """Wish for every bundle that the share lacks, first where nothing or the oldest is served."""
+    missing: list[tuple[datetime, Publish]] = []
+    for where in sorted(desired.pairs):
+        certificate = desired.certificates[where[0]]
+        yield from (g.not_after for g in observed.generations.get(certificate.name, ()))
+        yield from _place_instants(where, observed)
+        target = _target(certificate, where, observed, now)
+        if target is None or _is_published(target, where, observed) or _place_waits(where, observed, now):
+            continue
+        missing.append((_served_until(where, observed), Publish(*where, target.number)))
+    if observed.share_up:
+        yield from (publish for _, publish in sorted(missing, key=itemgetter(0)))
+
+
+def _served_until(where: Where, observed: Observed) -> datetime:
+    """Return when what a consumer was last offered expires."""
+    offered = observed.offered.get(where, 0)
+    generations = observed.generations.get(where[0], ())
+    return next((g.not_after for g in generations if g.number == offered), NEVER)
+
+
+def _place_waits(where: Where, observed: Observed, now: datetime) -> bool:
+    """Whether a failure at one place of the share forbids the next try."""
+    attempt = observed.attempts.get("/".join(where))
+    return attempt_holds(attempt, now, LONGEST_SHORT_WAIT, (observed.config_changed.get(where[0]),))
+
+
+def _place_instants(where: Where, observed: Observed) -> Iterator[datetime]:
+    if (attempt := observed.attempts.get("/".join(where))) is not None:
+        yield from holding_instants(attempt.not_before, LONGEST_SHORT_WAIT)
+    if (changed := observed.config_changed.get(where[0])) is not None:
+        yield changed
+
+
+# Assignments
+
+
+def _assignments(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+    """Wish that consumers are assigned what is ready for them, and no more what left the config."""
+    for where in sorted(desired.pairs):
+        target = _target(desired.certificates[where[0]], where, observed, now)
+        if target is not None:
+            yield from (target.issued_at, target.issued_at + CHANNEL_AFTER)
+        if target is not None and _is_ready(target, where, observed, now):
+            if observed.offered.get(where) != target.number:
+                yield Offer(*where, target.number)
+        elif where not in observed.offered:
+            yield Offer(*where, 0, reason=Reason.MISSING)
+    yield from (Withdraw(*where) for where in sorted(observed.offered) if where not in desired.pairs)
+
+
+def _is_ready(target: Generation, where: Where, observed: Observed, now: datetime) -> bool:
+    """Whether a consumer can fetch it: from the share, or by the channel once the share has failed it for long."""
+    if _is_published(target, where, observed):
+        return True
+    failing = not observed.share_up or "/".join(where) in observed.attempts
+    return failing and not target.issued_at <= now < target.issued_at + CHANNEL_AFTER
+
+
+# Retirement
+
+
+def _retirements(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+    """Wish that the share keeps no key longer than needed, the oldest first."""
+    if not (observed.share_up and observed.clock_trusted):
+        return
+    for where in sorted(observed.published):
+        wanted = where in desired.pairs
+        yield from _place_instants(where, observed)
+        yield from _retirement_instants(where, observed)
+        if _place_waits(where, observed, now):
+            continue
+        for number in sorted(observed.published[where]):
+            if (
+                _is_superseded(number, where, observed, now)
+                if wanted
+                else _is_expired(number, where, observed, now)
+            ):
+                yield Retire(*where, number)
+                break
+
+
+def _is_superseded(number: int, where: Where, observed: Observed, now: datetime) -> bool:
+    """Whether every endpoint freshly proves a newer one that is older than the keep time; two always remain."""
+    if number in sorted(observed.published[where])[-2:] or number == observed.live.get(where):
+        return False
+    proofs = observed.proofs.get(where, ())
+    newer = {
+        g.fingerprint
+        for g in observed.generations.get(where[0], ())
+        if g.number > number and g.issued_at + KEEP_TIME <= now
+    }
+    return bool(proofs) and all(
+        proof.fingerprint in newer and proof_is_fresh(proof, now, observed.probe_interval) for proof in proofs
+    )
+
+
+def _is_expired(number: int, where: Where, observed: Observed, now: datetime) -> bool:
+    """Whether a generation that left the config has expired; one that the store does not know is left alone."""
+    generations = observed.generations.get(where[0], ())
+    return any(g.number == number and g.not_after <= now for g in generations)
+
+
+def _retirement_instants(where: Where, observed: Observed) -> Iterator[datetime]:
+    for generation in observed.generations.get(where[0], ()):
+        yield from (generation.issued_at + KEEP_TIME, generation.not_after)
+    for proof in observed.proofs.get(where, ()):
+        heard_at = proof.heard_at or proof.at
+        yield from (heard_at - observed.probe_interval, heard_at + 2 * observed.probe_interval)

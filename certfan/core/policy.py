@@ -5,7 +5,7 @@ What must never come in: dice. A jitter is a number in [0, 1) that the caller dr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -154,12 +154,17 @@ def holds(not_before: datetime | None, now: datetime, longest: timedelta) -> boo
 
 
 def attempt_holds(
-    attempt: Attempt | None, now: datetime, longest: timedelta, lifted_at: datetime | None = None
+    attempt: Attempt | None, now: datetime, longest: timedelta, lifts: Iterable[datetime | None] = ()
 ) -> bool:
-    """Whether a failed attempt forbids the next one. What changed at `lifted_at`, after it, lifts it once."""
-    if attempt is None or is_asked(lifted_at, attempt.at, now):
+    """Whether a failed attempt forbids the next one. What changed after it (`lifts`) frees one try."""
+    if attempt is None or any(is_asked(lift, attempt.at, now) for lift in lifts):
         return False
     return holds(attempt.not_before, now, longest)
+
+
+def holding_instants(not_before: datetime | None, longest: timedelta) -> tuple[datetime, ...]:
+    """Return the instants at which `holds` can change its answer."""
+    return () if not_before is None else (not_before - longest, not_before)
 
 
 def endpoint_deadline(
@@ -178,6 +183,6 @@ def endpoint_deadline(
 
 
 def proof_is_fresh(proof: Proof, now: datetime, interval: timedelta) -> bool:
-    """Whether a proof still says something: heard at most two probe intervals ago, and not in the future."""
+    """Whether a proof still says something: heard less than two probe intervals ago, and not in the future."""
     heard_at = proof.heard_at or proof.at
-    return now - 2 * interval <= heard_at <= now + interval
+    return heard_at - interval <= now < heard_at + 2 * interval

@@ -1,0 +1,120 @@
+"""What the daemon's plan speaks in: what was observed, and the steps that can follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TypeAlias
+
+from certfan.core.issuance import Issuance
+from certfan.core.model import Attempt, Generation, Proof, Reason, RenewalInfo
+
+Key: TypeAlias = tuple[str, ...]
+Where: TypeAlias = tuple[str, str]  # (certificate, consumer)
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """Get a new generation of a certificate, or resume the order that is open for it."""
+
+    certificate: str
+    reason: Reason
+
+    @property
+    def key(self) -> Key:
+        """One order a certificate."""
+        return (self.certificate,)
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Put a generation's bundle for a consumer on the share, whole, and point `live` at it."""
+
+    certificate: str
+    consumer: str
+    generation: int
+    reason: Reason = field(default=Reason.NOT_PUBLISHED, kw_only=True)
+
+    @property
+    def key(self) -> Key:
+        """Shared with Retire: one change at a time in one place of the share."""
+        return (self.certificate, self.consumer)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Assign a generation to a consumer; 0 assigns the certificate before anything was issued."""
+
+    certificate: str
+    consumer: str
+    generation: int
+    reason: Reason = field(default=Reason.NOT_DEPLOYED, kw_only=True)
+
+    @property
+    def key(self) -> Key:
+        """Not Publish's, so that a publish that hangs holds up no offer."""
+        return (self.certificate, self.consumer, "offer")
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Assign a certificate no longer: it left the config. Nothing is removed from the share by it."""
+
+    certificate: str
+    consumer: str
+    reason: Reason = field(default=Reason.SUPERSEDED, kw_only=True)
+
+    @property
+    def key(self) -> Key:
+        """Shared with Offer."""
+        return (self.certificate, self.consumer, "offer")
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Remove a generation of a consumer from the share, its key last."""
+
+    certificate: str
+    consumer: str
+    generation: int
+    reason: Reason = field(default=Reason.SUPERSEDED, kw_only=True)
+
+    @property
+    def key(self) -> Key:
+        """Shared with Publish."""
+        return (self.certificate, self.consumer)
+
+
+Step: TypeAlias = Issue | Publish | Offer | Withdraw | Retire
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """Everything the plan looks at beside the config. Each field may be late; none may be invented."""
+
+    generations: Mapping[str, tuple[Generation, ...]] = field(default_factory=dict)  # ascending, verified
+    published: Mapping[Where, frozenset[int]] = field(default_factory=dict)  # complete on the share
+    live: Mapping[Where, int] = field(default_factory=dict)  # the share's pointer
+    offered: Mapping[Where, int] = field(default_factory=dict)  # the assignments; 0: nothing issued yet
+    attempts: Mapping[str, Attempt] = field(default_factory=dict)  # by `NAME` or `NAME/CONSUMER`
+    asked: Mapping[str, datetime] = field(default_factory=dict)  # `certfan renew`
+    config_changed: Mapping[str, datetime] = field(default_factory=dict)  # by certificate: lifts back-off
+    proofs: Mapping[Where, tuple[Proof, ...]] = field(default_factory=dict)  # the latest of each endpoint
+    renewals: Mapping[str, RenewalInfo] = field(default_factory=dict)
+    revoked: frozenset[tuple[str, int]] = frozenset()
+    open_orders: Mapping[str, Issuance] = field(default_factory=dict)  # begun, neither finished nor given up
+    # Read before everything else: a step that ends meanwhile still counts as in flight, so its effect is not
+    # missed and the step not begun twice.
+    in_flight: frozenset[Key] = frozenset()
+    share_up: bool = True
+    clock_trusted: bool = True
+    probe_interval: timedelta = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Steps, most urgent first, at most one a key and none in flight; `wake_at` is when to plan again at the latest."""
+
+    steps: tuple[Step, ...] = ()
+    wake_at: datetime | None = None
