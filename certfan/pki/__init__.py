@@ -15,7 +15,16 @@ from certfan.pki.chains import (
     read_leaf,
     verify_chain,
 )
-from certfan.pki.keys import Request, make_csr, make_key, public_key_hash, read_csr, sign, verify
+from certfan.pki.keys import (
+    Request,
+    make_csr,
+    make_csr_pem,
+    make_key,
+    public_key_hash,
+    read_csr,
+    sign,
+    verify,
+)
 
 __all__ = [
     "FLEET_NAME",
@@ -30,6 +39,7 @@ __all__ = [
     "fleet_of",
     "load_pair",
     "make_csr",
+    "make_csr_pem",
     "make_key",
     "make_placeholder",
     "public_key_hash",

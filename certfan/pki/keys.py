@@ -115,6 +115,12 @@ def make_csr(key_pem: bytes, names: Sequence[str]) -> bytes:
     return builder.sign(key, signing_hash(key)).public_bytes(serialization.Encoding.DER)
 
 
+def make_csr_pem(key_pem: bytes) -> str:
+    """Return a request without names as PEM: proof of holding the key and nothing else; raises PairMismatch."""
+    csr = x509.load_der_x509_csr(make_csr(key_pem, ()))
+    return csr.public_bytes(serialization.Encoding.PEM).decode("ascii")
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a certificate signing request proves: its sender holds the key of `spki` (DER)."""

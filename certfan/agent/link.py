@@ -1,0 +1,252 @@
+"""The agent's end of the channel: the only place that dials the daemon.
+
+Foreign exceptions end here. When to try again, and with what jitter, is the reconciler's to decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+
+from certfan import pki
+from certfan.agent.identity import ENROL_HINT, Trust
+from certfan.errors import (
+    CertfanError,
+    DaemonUnreachable,
+    EnrolmentRefused,
+    MessageInvalid,
+    NotAllowed,
+    NotAuthenticated,
+)
+from certfan.protocol.identity import client_context, find_half_open
+from certfan.protocol.messages import (
+    MAX_ANSWER,
+    Assignments,
+    BundleMessage,
+    Message,
+    ProblemAnswer,
+    Report,
+    decode,
+)
+
+_CONNECT = 10  # seconds
+_ANSWER = 30  # seconds that an answer may take beyond what it was told to wait
+
+
+class Link:
+    """One kept-alive session with the daemon, mutually authenticated; made at the first call.
+
+    Identity files are read again after every refusal, so a new enrolment counts without a restart.
+    """
+
+    def __init__(self, address: str, identity: Path, *, fleet: str, ca_pem: bytes) -> None:
+        self._caller = Caller(
+            address,
+            pki.daemon_name(fleet),
+            lambda: client_context(ca_pem, cert=identity / "cert.pem", key=identity / "key.pem"),
+        )
+
+    @classmethod
+    def of(cls, trust: Trust, identity: Path) -> Link:
+        """Return a link to whom this machine trusts."""
+        return cls(trust.address, identity, fleet=trust.fleet, ca_pem=trust.ca_pem)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the session; repeatable."""
+        await self._caller.close()
+
+    async def assignments(self, after: str = "", wait: int = 0) -> Assignments:
+        """Return all that this consumer is to have: at once, or as soon as its revision is not `after`.
+
+        `wait` is 0 to 300 s; after it the unchanged list comes back. Asking with a revision acknowledges it.
+        Cancelled, nothing has happened.
+
+        Raises:
+            DaemonUnreachable, NotAuthenticated, MessageInvalid: see the module.
+        """
+        query = {"after": after, "wait": str(wait)}
+        body = await self._caller.call("GET", "/v1/assignments", params=query, patience=wait + _ANSWER)
+        return decode(Assignments, body)
+
+    async def report(self, report: Report) -> None:
+        """Tell the daemon what this agent knows. Repeatable; cancelled, it may have been heard.
+
+        Raises:
+            DaemonUnreachable, NotAuthenticated, MessageInvalid: see the module.
+        """
+        await self._caller.call("POST", "/v1/reports", message=report)
+
+    async def bundle(self, certificate: str, generation: int) -> dict[str, bytes]:
+        """Return the files of an assigned generation as they came; `open_bundle` says whether they are any good.
+
+        Raises:
+            NotAllowed: it is not assigned to this consumer (any more).
+            DaemonUnreachable, NotAuthenticated, MessageInvalid: see the module.
+        """
+        body = await self._caller.call("GET", f"/v1/bundles/{certificate}/{generation}")
+        return decode(BundleMessage, body).contents()
+
+
+class Caller:
+    """Exchanges with one daemon under one TLS context; enrolment uses it with others than the link's."""
+
+    def __init__(self, address: str, server_name: str, context: Callable[[], ssl.SSLContext]) -> None:
+        self._address = address
+        self._server_name = server_name
+        self._context = context
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """End the session; repeatable, and the next call opens another."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: dict[str, str] | None = None,
+        message: Message | None = None,
+        patience: float = _ANSWER,
+    ) -> bytes:
+        """Make one exchange and return the body of its success, at most MAX_ANSWER bytes.
+
+        Raises:
+            DaemonUnreachable: no answer, or the daemon cannot answer now.
+            NotAuthenticated: either end does not believe the other.
+            NotAllowed, EnrolmentRefused, MessageInvalid: what the daemon answered.
+        """
+        with self._translated():
+            try:
+                async with (
+                    asyncio.timeout(patience),
+                    self._request(method, path, params, message) as response,
+                ):
+                    body = await _read(response)
+            except aiohttp.ClientError:
+                await self.close()
+                raise
+        if response.status < 300:
+            return body
+        if response.status == 401:
+            await self.close()
+        raise _refusal(response.status, body, self._address)
+
+    @contextlib.asynccontextmanager
+    async def _request(
+        self, method: str, path: str, params: dict[str, str] | None, message: Message | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        if self._session is None:
+            self._session = _session(self._own_context())
+        async with self._session.request(
+            method,
+            f"https://{self._address}{path}",
+            params=params,
+            data=message.encode() if message is not None else None,
+            server_hostname=self._server_name,
+            allow_redirects=False,
+        ) as response:
+            yield response
+
+    def _own_context(self) -> ssl.SSLContext:
+        try:
+            return self._context()
+        except FileNotFoundError as error:
+            raise NotAuthenticated("this agent has no identity", hint=ENROL_HINT) from error
+        except (OSError, ValueError) as error:
+            # A pair that was half replaced is one such case: the same line mends it.
+            raise NotAuthenticated(
+                f"identity of this agent does not load: {error}", hint=ENROL_HINT
+            ) from error
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        where = f"daemon at {self._address}"
+        try:
+            yield
+        except TimeoutError as error:
+            raise DaemonUnreachable(f"{where} did not answer in time", subject=self._address) from error
+        except (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError) as error:
+            raise NotAuthenticated(
+                f"{where} is not the daemon {self._server_name} that this machine was enrolled with",
+                subject=self._address,
+                hint=ENROL_HINT,
+            ) from error
+        except (aiohttp.ClientError, OSError) as error:
+            if _is_alert(error):
+                raise NotAuthenticated(
+                    f"{where} does not accept our certificate", subject=self._address, hint=ENROL_HINT
+                ) from error
+            raise DaemonUnreachable(
+                f"{where} cannot be reached: {error or type(error).__name__}",
+                subject=self._address,
+                hint="look there at: systemctl status certfan",
+            ) from error
+
+
+def _session(context: ssl.SSLContext) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(ssl=context, limit=8, keepalive_timeout=60, socket_factory=_socket)
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT),
+        auto_decompress=False,
+        trust_env=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
+
+
+def _socket(info: Any) -> socket.socket:
+    family, kind, proto, _, _ = info
+    sock = socket.socket(family, kind, proto)
+    sock.setblocking(False)
+    find_half_open(sock)
+    return sock
+
+
+def _is_alert(error: BaseException | None) -> bool:
+    """Say whether the daemon refused our certificate: in TLS 1.3 that shows only after our own handshake."""
+    while error is not None:
+        reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
+        if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > MAX_ANSWER:
+            raise MessageInvalid(f"answer of the daemon is larger than {MAX_ANSWER} bytes")
+    return bytes(body)
+
+
+def _refusal(status: int, body: bytes, address: str) -> CertfanError:
+    try:
+        problem = decode(ProblemAnswer, body)
+    except MessageInvalid:
+        problem = ProblemAnswer(code="", detail=f"status {status}")
+    text = f"daemon at {address} answered: {problem.detail}"
+    kinds: dict[int, type[CertfanError]] = {401: NotAuthenticated, 403: NotAllowed}
+    kind = kinds.get(status, MessageInvalid if status < 500 else DaemonUnreachable)
+    if problem.code == EnrolmentRefused.code:
+        kind = EnrolmentRefused
+    if kind is NotAuthenticated:
+        return kind(text, subject=address, hint=ENROL_HINT)
+    return kind(text, subject=address, hint=problem.hint)
