@@ -1,7 +1,6 @@
 """The daemon's end of the channel: agents dial it, and it knows them by their certificates alone."""
 
 from certfan.daemon.channel.board import Board
-from certfan.daemon.channel.enrolment import Enroller
 from certfan.daemon.channel.server import Channel
 
-__all__ = ["Board", "Channel", "Enroller"]
+__all__ = ["Board", "Channel"]

@@ -1,4 +1,7 @@
-"""One-time tokens and what they are redeemed for. A token exists in the printed line alone; its hash is stored."""
+"""One-time tokens and what they are redeemed for: joins the internal CA and the store.
+
+A token exists in the printed line alone; the store has its hash.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,9 @@ import hashlib
 import secrets
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, Protocol
 
 from certfan import pki
-from certfan.daemon.store.facts import EnrolmentFact, IdentityFact
+from certfan.daemon.store import IdentityFact, Store
 from certfan.errors import EnrolmentRefused
 from certfan.protocol.identity import make_line
 from certfan.protocol.messages import EnrolReply
@@ -19,30 +21,14 @@ TOKEN_LIFETIME = timedelta(minutes=15)
 _TOKEN_BYTES = 16  # 128 bit
 
 
-class Ledger(Protocol):
-    """The part of the store that enrolment writes."""
-
-    async def add_consumer(self, name: str, now: datetime) -> Any:
-        """Note a consumer; repeatable."""
-
-    async def open_enrolment(self, consumer: str, token_hash: str, expires: datetime, now: datetime) -> Any:
-        """Note that a token of this hash may be spent once."""
-
-    async def enrolment(self, token_hash: str) -> EnrolmentFact | None:
-        """Return what a token is for."""
-
-    async def redeem(self, token_hash: str, spki: str, now: datetime, identity: IdentityFact) -> bytes:
-        """Spend the token and store the identity, or return the certificate that the same key got before."""
-
-
 class Enroller:
     """Hands out enrolment lines and honours them. `address` is what agents dial: host:port."""
 
     def __init__(
-        self, ca: pki.InternalCA, ledger: Ledger, *, clock: Callable[[], datetime], address: str
+        self, ca: pki.InternalCA, store: Store, *, clock: Callable[[], datetime], address: str
     ) -> None:
         self._ca = ca
-        self._ledger = ledger
+        self._store = store
         self._clock = clock
         self._address = address
 
@@ -53,8 +39,8 @@ class Enroller:
         """
         now = self._clock()
         token = base64.b32encode(secrets.token_bytes(_TOKEN_BYTES)).decode().rstrip("=").lower()
-        await self._ledger.add_consumer(consumer, now)
-        await self._ledger.open_enrolment(consumer, token_hash(token), now + TOKEN_LIFETIME, now)
+        await self._store.add_consumer(consumer, now)
+        await self._store.open_enrolment(consumer, token_hash(token), now + TOKEN_LIFETIME, now)
         return make_line(self._address, token, self._ca.cert_pem)
 
     async def redeem(self, token: str, csr: bytes) -> EnrolReply:
@@ -68,7 +54,7 @@ class Enroller:
         """
         now = self._clock()
         request = pki.read_csr(csr)
-        enrolment = await self._ledger.enrolment(token_hash(token))
+        enrolment = await self._store.enrolment(token_hash(token))
         if enrolment is None:
             raise EnrolmentRefused(
                 "enrolment token is not known",
@@ -83,7 +69,7 @@ class Enroller:
             not_before=leaf.not_before,
             not_after=leaf.not_after,
         )
-        stored = await self._ledger.redeem(token_hash(token), request.spki_hash, now, identity)
+        stored = await self._store.redeem(token_hash(token), request.spki_hash, now, identity)
         return EnrolReply(
             certificate=stored.decode("ascii"),
             ca=self._ca.cert_pem.decode("ascii"),
