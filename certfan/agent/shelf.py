@@ -1,0 +1,42 @@
+"""The agent's reading side of the share: one bundle at a time, through a worker process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from certfan.share_worker.client import ShareWorker
+
+
+class Shelf:
+    """What one consumer can take from the share. `path` is its own folder, mounted alone, or the whole share.
+
+    Whose folder it is, its sentinel says; another consumer's is refused.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        consumer: str,
+        lock: Path,
+        *,
+        share_id: str | None = None,
+        require_mount: bool = False,
+    ) -> None:
+        self._consumer = consumer
+        self._worker = ShareWorker(
+            path, lock=lock, writable=False, sentinel_id=share_id, require_mount=require_mount
+        )
+
+    async def read(self, certificate: str, generation: int) -> dict[str, bytes]:
+        """Return the files of a generation, of one folder and unverified: see protocol.manifest.open_bundle.
+
+        Raises:
+            BundleInvalid: it is not there yet, or holds what no bundle holds.
+            ShareUnavailable: not mounted, another consumer's, disconnected or hung.
+        """
+        arguments = {"consumer": self._consumer, "certificate": certificate, "generation": generation}
+        return (await self._worker.call("read", arguments)).files
+
+    async def stop(self) -> None:
+        """End the worker; takes a second at most, whatever the share does."""
+        await self._worker.stop()

@@ -1,0 +1,237 @@
+"""Changing the share: one immutable folder per generation, then one symlink. Every operation may be repeated.
+
+The process's umask is 027 (set in __main__), folders inherit their group from `<consumer>/`, which root made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+
+from certfan import files
+from certfan.errors import BundleInvalid, GenerationLive, PermissionTooOpen, ShareTampered, ShareUnavailable
+from certfan.share_worker import tree
+from certfan.share_worker.faults import tampered
+
+_OTHERS = 0o007
+_WRITABLE = 0o022
+_PUBLIC_MODE = 0o644  # certificates and manifests; the folders above are closed to others
+
+
+def publish(
+    root: int,
+    consumer: str,
+    certificate: str,
+    generation: int,
+    contents: Mapping[str, bytes],
+    *,
+    key_mode: int,
+    gid: int,
+) -> None:
+    """Put a generation on the share, then point `live/<certificate>` at it unless that is ahead already.
+
+    Readers see all of it or nothing. A whole folder with the same content is adopted, an unfinished one is
+    removed first. Cut off anywhere, it leaves an unfinished folder or one that no pointer names yet.
+
+    Raises:
+        PermissionTooOpen: a file would be, or is, open to others than asked; the pointer has not moved.
+        BundleInvalid: the number is taken by other content, or `contents` is no whole bundle.
+        ShareTampered: something is not as certfan made it.
+    """
+    modes = _modes(contents, key_mode)
+    if tree.checked(consumer) not in tree.entries(root):
+        raise ShareUnavailable(
+            f"the share has no folder {consumer}/", subject=consumer, hint="run as root: certfan share setup"
+        )
+    with own_consumer(root, consumer) as at:
+        if (found := os.fstat(at).st_gid) != gid:
+            raise tampered(
+                f"folder {consumer}/ on the share belongs to group {found}, not {gid}", subject=consumer
+            )
+        with _own(tree.GENERATIONS, at) as generations, _own(tree.checked(certificate), generations) as line:
+            _write_whole(str(generation), line, contents, modes, gid)
+        with _own(tree.LIVE, at) as live:
+            if (tree.pointer(certificate, live) or 0) < generation:
+                files.replace_symlink(
+                    certificate, f"../{tree.GENERATIONS}/{certificate}/{generation}", dir_fd=live
+                )
+
+
+def retire(root: int, consumer: str, certificate: str, generation: int) -> None:
+    """Remove a generation that `live/` does not point at; its keys go last. Nothing there is fine.
+
+    Raises:
+        GenerationLive: it does point there.
+    """
+    with contextlib.suppress(FileNotFoundError), own_consumer(root, consumer) as at:
+        with tree.folder(tree.LIVE, at) as live:
+            if tree.pointer(tree.checked(certificate), live) == generation:
+                raise GenerationLive(
+                    f"{certificate}@{generation} is what live/ of {consumer} points at", subject=consumer
+                )
+        with tree.folder(tree.GENERATIONS, at) as generations, tree.folder(certificate, generations) as line:
+            tree.remove(str(generation), line)
+
+
+def sweep(root: int, before: float) -> int:
+    """Remove what an interrupted operation left behind, older than `before` (seconds since 1970); say how much."""
+    swept = 0
+    for consumer in filter(tree.is_name, tree.entries(root)):
+        # Another folder of the admin, or one that was tampered with: a look shows it, a sweep keeps off.
+        ours = contextlib.suppress(FileNotFoundError, NotADirectoryError, ShareTampered, PermissionTooOpen)
+        with ours, own_consumer(root, consumer) as at:
+            swept += _sweep_temporaries(at, before) + _sweep_consumer(at, before)
+    return swept
+
+
+@contextlib.contextmanager
+def own_consumer(root: int, consumer: str) -> Iterator[int]:
+    """Open `<consumer>/`, provided it is ours and closed to others.
+
+    Raises:
+        PermissionTooOpen: others may look into it.
+        ShareTampered: it belongs to someone else, or others may write to it.
+    """
+    with _own(tree.checked(consumer), root, make=False) as fd:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        if mode & _OTHERS:
+            raise PermissionTooOpen(
+                f"folder {consumer}/ on the share has mode {mode:04o}: others may look into it",
+                subject=consumer,
+                hint="run as root: certfan share setup",
+            )
+        yield fd
+
+
+@contextlib.contextmanager
+def _own(name: str, at: int, *, make: bool = True) -> Iterator[int]:
+    with tree.folder(name, at, make=make) as fd:
+        about = os.fstat(fd)
+        if about.st_uid != os.geteuid():
+            raise tampered(
+                f"folder {name}/ on the share belongs to uid {about.st_uid}, not to {os.geteuid()}",
+                subject=name,
+            )
+        if about.st_mode & _WRITABLE:
+            raise tampered(
+                f"folder {name}/ on the share has mode {stat.S_IMODE(about.st_mode):04o}: writable by others",
+                subject=name,
+            )
+        yield fd
+
+
+def _modes(contents: Mapping[str, bytes], key_mode: int) -> dict[str, int]:
+    if not {tree.MANIFEST, tree.SIGNATURE} < contents.keys():
+        raise BundleInvalid("a bundle to publish needs manifest, signature and files")
+    if key_mode & ~0o640 or not key_mode & 0o400:
+        raise PermissionTooOpen(
+            f"key files with mode {key_mode:04o} are refused",
+            hint="use 0600, 0640, 0400 or 0440 as the consumer's mode",
+        )
+    return {tree.checked(name): key_mode if name.startswith("privkey") else _PUBLIC_MODE for name in contents}
+
+
+def _write_whole(
+    number: str, line: int, contents: Mapping[str, bytes], modes: Mapping[str, int], gid: int
+) -> None:
+    try:
+        with tree.folder(number, line) as fd:
+            if tree.is_whole(fd):
+                _adopt(fd, number, contents, modes, gid)
+                return
+        tree.remove(number, line)
+    except FileNotFoundError:
+        pass
+    try:
+        with tree.folder(number, line, make=True) as fd:
+            _write(fd, contents, modes, gid)
+        with tree.folder(number, line) as fd:
+            _verify(fd, contents, modes, gid)
+    except BaseException:
+        # What is left would be swept in an hour; a key that is too open, or a full disk, should not wait.
+        with contextlib.suppress(OSError):
+            tree.remove(number, line)
+        raise
+
+
+def _write(fd: int, contents: Mapping[str, bytes], modes: Mapping[str, int], gid: int) -> None:
+    # Where the folder's setgid bit gives the group already, an unprivileged daemon need not (and may not) set it.
+    asked = -1 if os.fstat(fd).st_gid == gid else gid
+    if asked != -1:
+        os.fchown(fd, -1, gid)
+    for name in sorted(contents, key=lambda name: (name == tree.SIGNATURE, name)):
+        if name != tree.MANIFEST:
+            files.create(name, contents[name], mode=modes[name], gid=asked, dir_fd=fd)
+    # Renamed into place: with the manifest the generation is whole, so the manifest must appear whole too.
+    files.write_private(
+        tree.MANIFEST, contents[tree.MANIFEST], mode=modes[tree.MANIFEST], gid=asked, dir_fd=fd
+    )
+
+
+def _adopt(fd: int, number: str, contents: Mapping[str, bytes], modes: Mapping[str, int], gid: int) -> None:
+    if set(tree.entries(fd)) != set(contents) or any(
+        tree.read_file(name, fd) != data for name, data in contents.items() if name != tree.SIGNATURE
+    ):
+        raise BundleInvalid(
+            f"generation {number} is on the share with other content; a number is never used twice"
+        )
+    if tree.read_file(tree.SIGNATURE, fd) != contents[tree.SIGNATURE]:
+        # The same manifest, signed anew: the signer's certificate was renewed since.
+        asked = -1 if os.fstat(fd).st_gid == gid else gid
+        files.write_private(tree.SIGNATURE, contents[tree.SIGNATURE], mode=_PUBLIC_MODE, gid=asked, dir_fd=fd)
+    _verify(fd, contents, modes, gid)
+
+
+def _verify(fd: int, contents: Mapping[str, bytes], modes: Mapping[str, int], gid: int) -> None:
+    folder = os.fstat(fd)
+    if folder.st_uid != os.geteuid() or folder.st_mode & (_OTHERS | _WRITABLE):
+        raise PermissionTooOpen(
+            f"a generation's folder has mode {stat.S_IMODE(folder.st_mode):04o}, owner {folder.st_uid}"
+        )
+    for name, data in contents.items():
+        about = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        found = (about.st_uid, about.st_gid, about.st_mode, about.st_size)
+        if found != (os.geteuid(), gid, stat.S_IFREG | modes[name], len(data)):
+            raise PermissionTooOpen(
+                f"{name} has mode {stat.S_IMODE(about.st_mode):04o}, owner {about.st_uid}:{about.st_gid}, "
+                f"asked were {modes[name]:04o}, {os.geteuid()}:{gid}",
+                hint="the file system of the share must keep POSIX owners and modes",
+            )
+    if not tree.is_whole(fd):
+        raise BundleInvalid("the manifest does not describe the files it was published with")
+
+
+def _sweep_temporaries(at: int, before: float) -> int:
+    swept = _sweep_dotted(at, before)
+    with contextlib.suppress(FileNotFoundError), tree.folder(tree.LIVE, at) as live:
+        swept += _sweep_dotted(live, before)
+    return swept
+
+
+def _sweep_dotted(at: int, before: float) -> int:
+    swept = 0
+    for name in tree.entries(at):
+        about = os.stat(name, dir_fd=at, follow_symlinks=False)
+        if name.startswith(".") and about.st_mtime < before and not stat.S_ISDIR(about.st_mode):
+            os.unlink(name, dir_fd=at)
+            swept += 1
+    return swept
+
+
+def _sweep_consumer(at: int, before: float) -> int:
+    swept = 0
+    with _own(tree.GENERATIONS, at) as generations, _own(tree.LIVE, at) as live:
+        for certificate in filter(tree.is_name, tree.entries(generations)):
+            with _own(certificate, generations, make=False) as line:
+                for number in tree.numbers(line):
+                    if number != tree.pointer(certificate, live) and _is_stale(str(number), line, before):
+                        tree.remove(str(number), line)
+                        swept += 1
+    return swept
+
+
+def _is_stale(number: str, line: int, before: float) -> bool:
+    with tree.folder(number, line) as fd:
+        return os.fstat(fd).st_mtime < before and not tree.is_whole(fd)
