@@ -12,6 +12,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.utils import CryptographyDeprecationWarning
 
 from certfan.errors import PairMismatch, RequestInvalid, SignatureInvalid
 
@@ -26,6 +27,7 @@ UNPARSABLE = (
     x509.DuplicateExtension,
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
+    CryptographyDeprecationWarning,  # what a later release will raise, where warnings are errors
 )
 _CURVES = {"secp256r1": "ecdsa-p256", "secp384r1": "ecdsa-p384"}
 
@@ -74,6 +76,11 @@ def kind_of(public: CertificatePublicKeyTypes) -> str:
             return f"rsa-{public.key_size}"
         case _:
             return type(public).__name__.removesuffix("PublicKey").lower().lstrip("_")
+
+
+def key_type(key_pem: bytes) -> str:
+    """Name a private key as `make_key` does; raises PairMismatch."""
+    return kind_of(load_key(key_pem).public_key())
 
 
 def public_bytes(public: CertificatePublicKeyTypes) -> bytes:

@@ -1,0 +1,252 @@
+"""Bundles: what opens, and that nothing else does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import trustme
+
+from certfan import pki
+from certfan.core.model import Custody
+from certfan.errors import BundleInvalid, PairMismatch, SignatureInvalid
+from certfan.protocol.manifest import FILES, MANIFEST, SIGNATURE, FileFact, open_bundle, pack, parse, seal
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+CA = pki.InternalCA.create("home", NOW)
+SIGNER = CA.issue_signer(NOW)
+BOUND = {"fleet": "home", "consumer": "web1", "certificate": "www.example.org", "generation": 7}
+
+
+def make_pair() -> pki.Pair:
+    issued = trustme.CA().create_child_ca().issue_cert("www.example.org", "example.org")
+    return pki.load_pair(
+        issued.private_key_pem.bytes(), b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+    )
+
+
+PAIR = make_pair()
+
+
+def packed(pair: pki.Pair = PAIR, signer: pki.Issued = SIGNER, **other: Any) -> dict[str, bytes]:
+    return pack(
+        pair,
+        **(BOUND | other),
+        custody=Custody.SHARE,
+        signer_key_pem=signer.key_pem,
+        signer_cert_pem=signer.cert_pem,
+    )
+
+
+GOOD = packed()
+
+
+def opened(files: dict[str, bytes], **other: Any) -> Any:
+    return open_bundle(files, **({"ca_pem": CA.cert_pem, "now": NOW} | BOUND | other))
+
+
+def resigned(files: dict[str, bytes], change: Callable[[dict[str, Any]], Any]) -> dict[str, bytes]:
+    """Change the manifest and sign it again: what a daemon with a bug would send."""
+    document = json.loads(files[MANIFEST])
+    change(document)
+    manifest = json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+    return files | {MANIFEST: manifest, SIGNATURE: seal(manifest, SIGNER.key_pem, SIGNER.cert_pem)}
+
+
+def test_a_bundle_opens_to_what_was_packed() -> None:
+    """All six files come back, with the manifest's facts and a pair that matches."""
+    bundle = opened(GOOD)
+
+    assert set(bundle.files) == {*FILES, MANIFEST, SIGNATURE}
+    assert bundle.pair == PAIR
+    assert bundle.manifest.identifiers == ("example.org", "www.example.org")
+    assert bundle.manifest.fingerprint == PAIR.leaf.fingerprint
+    assert bundle.manifest.files["cert.pem"] == FileFact.of(PAIR.cert_pem)
+
+
+def test_packing_twice_gives_the_same_bytes() -> None:
+    """A bundle that is complete on the share can be adopted by comparing bytes."""
+    assert packed() == GOOD
+
+
+@pytest.mark.parametrize("name", [MANIFEST, SIGNATURE])
+def test_no_byte_of_manifest_or_signature_can_be_altered(name: str) -> None:
+    """Every single byte, each altered at either end: the bundle is refused."""
+    accepted = []
+    for place in range(len(GOOD[name])):
+        for flip in (0x01, 0x80):
+            altered = bytearray(GOOD[name])
+            altered[place] ^= flip
+            try:
+                opened(GOOD | {name: bytes(altered)})
+            except (SignatureInvalid, BundleInvalid):
+                continue
+            accepted.append((place, flip))
+
+    assert accepted == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_file_can_be_altered_cut_or_extended(name: str) -> None:
+    """Size and hash of each file are signed."""
+    data = GOOD[name]
+    for altered in (data + b"\n", data[:-1], b"", data.replace(b"A", b"B", 1)):
+        if altered != data:
+            with pytest.raises(BundleInvalid, match=name):
+                opened(GOOD | {name: altered})
+
+
+@pytest.mark.parametrize("name", [MANIFEST, SIGNATURE])
+def test_manifest_and_signature_cannot_be_cut_or_extended(name: str) -> None:
+    """`manifest.sig` holds the signature, the certificate, and nothing else."""
+    for altered in (b"", GOOD[name][:-1], GOOD[name][:64], GOOD[name] + b"\0"):
+        with pytest.raises((SignatureInvalid, BundleInvalid)):
+            opened(GOOD | {name: altered})
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST, SIGNATURE])
+def test_a_missing_file_is_named(name: str) -> None:
+    """An incomplete bundle says what it lacks."""
+    with pytest.raises(BundleInvalid, match=f"lacks {name}"):
+        opened({key: data for key, data in GOOD.items() if key != name})
+
+
+def test_a_surplus_file_is_refused() -> None:
+    """What is not signed is not installed, whatever its name."""
+    with pytest.raises(BundleInvalid, match="file too many"):
+        opened(GOOD | {"../../etc/passwd": b"x"})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"consumer": "mail1"}, {"certificate": "mail.example.org"}, {"generation": 8}, {"generation": 6}],
+)
+def test_a_bundle_for_something_else_is_refused(other: dict[str, Any]) -> None:
+    """A validly signed bundle of another consumer, certificate or generation stays what it is."""
+    with pytest.raises(BundleInvalid, match="bundle is"):
+        opened(packed(**other))
+
+
+def test_a_bundle_of_another_fleet_is_refused() -> None:
+    """By its manifest when our own signer says so, by its signer when not."""
+    away = pki.InternalCA.create("away", NOW, key_pem=CA.key_pem).issue_signer(NOW)
+
+    with pytest.raises(BundleInvalid, match="fleet away"):
+        opened(packed(fleet="away"))
+    with pytest.raises(SignatureInvalid, match="not signed by the pinned CA"):
+        opened(packed(signer=away))
+    with pytest.raises(SignatureInvalid, match="not one of fleet away"):
+        opened(GOOD, fleet="away")
+
+
+def test_a_consumer_cannot_sign() -> None:
+    """A consumer's own Ed25519 key and certificate, of the right CA, sign nothing."""
+    key_pem = pki.make_key("ed25519")
+    cert_pem, leaf = CA.issue_consumer(pki.make_csr(key_pem, []), "web1", NOW)
+
+    with pytest.raises(SignatureInvalid, match="another purpose"):
+        opened(packed(signer=pki.Issued(key_pem, cert_pem, leaf=leaf)))
+
+
+def test_a_signer_of_another_ca_cannot_sign() -> None:
+    """The pinned CA decides, not the name."""
+    with pytest.raises(SignatureInvalid, match="not signed by the pinned CA"):
+        opened(packed(signer=pki.InternalCA.create("home", NOW).issue_signer(NOW)))
+
+
+def test_a_signers_certificate_does_not_lend_itself_to_another_key() -> None:
+    """The certificate in manifest.sig must be that of the key that signed."""
+    other = pki.Issued(pki.make_key("ed25519"), SIGNER.cert_pem, leaf=SIGNER.leaf)
+
+    with pytest.raises(SignatureInvalid, match="does not verify"):
+        opened(packed(signer=other))
+
+
+def test_an_expired_signer_is_refused() -> None:
+    """A signature counts while its signer does."""
+    with pytest.raises(SignatureInvalid, match="not valid at"):
+        opened(GOOD, now=NOW + timedelta(days=731))
+
+
+def test_nothing_is_parsed_before_it_verifies() -> None:
+    """A manifest that is not JSON at all is a signature problem, not a parser's."""
+    with pytest.raises(SignatureInvalid):
+        opened(GOOD | {MANIFEST: b"{" * 100_000})
+
+
+def test_a_signed_pair_that_does_not_match_is_refused() -> None:
+    """Signed or not: a key of another certificate is never installed."""
+    mixed = replace(PAIR, key_pem=make_pair().key_pem)
+
+    with pytest.raises(PairMismatch):
+        opened(packed(mixed))
+
+
+def test_files_that_contradict_each_other_are_refused() -> None:
+    """cert.pem of one certificate beside the fullchain.pem of another is no bundle."""
+    with pytest.raises(BundleInvalid, match="same chain"):
+        opened(packed(replace(PAIR, cert_pem=make_pair().cert_pem)))
+
+
+def test_a_manifest_that_names_another_leaf_is_refused() -> None:
+    """Fingerprint and identifiers are those of the leaf in the bundle."""
+    for other in (
+        replace(PAIR, leaf=replace(PAIR.leaf, fingerprint="00" * 32)),
+        replace(PAIR, leaf=replace(PAIR.leaf, names=("bank.example",))),
+    ):
+        with pytest.raises(BundleInvalid, match="another leaf"):
+            opened(packed(other))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(surplus=1),
+        lambda d: d.update(version=2),
+        lambda d: d.update(generation=7.0),
+        lambda d: d.update(generation=True),
+        lambda d: d.update(generation="7"),
+        lambda d: d.update(custody="none"),
+        lambda d: d.update(certificate="../../etc"),
+        lambda d: d.update(consumer="a/b"),
+        lambda d: d.update(identifiers=["www.example.org", "example.org"]),
+        lambda d: d.update(files=[]),
+        lambda d: d["files"].pop("chain.pem"),
+        lambda d: d["files"].update({"hook.sh": {"size": 0, "sha256": ""}}),
+        lambda d: d["files"]["cert.pem"].update(mode=0o777),
+        lambda d: d.pop("fleet"),
+    ],
+)
+def test_a_signed_manifest_of_another_shape_is_refused(change: Callable[[dict[str, Any]], Any]) -> None:
+    """A daemon with a bug, or a newer one, is refused in our own words."""
+    with pytest.raises(BundleInvalid):
+        opened(resigned(GOOD, change))
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        lambda data: data + b"\n",
+        lambda data: b" " + data,
+        lambda data: data.replace(b'"generation":7', b'"generation": 7'),
+        lambda data: data.replace(b'"generation":7', b'"generation":1,"generation":7'),
+        lambda data: data.replace(b"home", rb"\u0068ome"),
+        lambda data: b"[" * 100_000,
+        lambda data: b"null",
+        lambda data: b"",
+        lambda data: b"\xff",
+    ],
+)
+def test_a_manifest_has_one_spelling(spelling: Callable[[bytes], bytes]) -> None:
+    """Two readers of the same bytes never see two manifests."""
+    with pytest.raises(BundleInvalid):
+        parse(spelling(GOOD[MANIFEST]))
+
+
+def test_a_manifest_survives_its_own_spelling() -> None:
+    """What is parsed encodes to the same bytes."""
+    assert parse(GOOD[MANIFEST]).encode() == GOOD[MANIFEST]
