@@ -185,7 +185,7 @@ def _proofs(db: Connection, *where: ColumnElement[bool]) -> dict[tuple[str, str]
     table = tables.proofs
     query = select(table).where(*where).order_by(*table.primary_key.columns)
     found: dict[tuple[str, str], list[Proof]] = {}
-    for certificate, consumer, *rest in db.execute(query):
+    for certificate, consumer, *rest in db.execute(query).all():
         found.setdefault((certificate, consumer), []).append(_proof(*rest))
     return {pair: tuple(seen) for pair, seen in found.items()}
 

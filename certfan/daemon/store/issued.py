@@ -13,6 +13,15 @@ from certfan.daemon.store.issuing import close_issuance
 from certfan.daemon.store.rows import identifiers_of, names_of, put
 from certfan.daemon.store.wishes import clear_attempt
 
+# Every column that names the number of a generation.
+NUMBERS = (
+    tables.generations.c.number,
+    tables.issuances.c.generation,
+    tables.assignments.c.generation,
+    tables.published.c.generation,
+    tables.deployments.c.generation,
+)
+
 
 def record_generation(db: Connection, generation: Generation) -> None:
     """Remember an issued generation; in the same breath its try, tokens, failures and wishes are done with.
@@ -56,14 +65,7 @@ def highest_number(db: Connection, certificate: str) -> int:
 def highest_numbers(db: Connection, certificate: str | None = None) -> dict[str, int]:
     """Return the highest number that any fact here names: tries, generations, offers, reports."""
     found: dict[str, int] = {}
-    numbers = (
-        tables.generations.c.number,
-        tables.issuances.c.generation,
-        tables.assignments.c.generation,
-        tables.published.c.generation,
-        tables.deployments.c.generation,
-    )
-    for number in numbers:
+    for number in NUMBERS:
         name = number.table.c.certificate
         query = select(name, func.max(number)).group_by(name)
         if certificate is not None:

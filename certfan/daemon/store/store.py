@@ -15,6 +15,7 @@ from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError
 
 from certfan.daemon.store import deploying, engine, enrolling, issued, issuing, process, wishes
 from certfan.daemon.store.facts import StoreFacts
+from certfan.daemon.store.snapshot import Snapshot
 from certfan.errors import StoreFailed
 
 P = ParamSpec("P")
@@ -33,24 +34,6 @@ def transaction(
     return update_wrapper(ask, query)
 
 
-def read_facts(db: Connection) -> StoreFacts:
-    """Return all that the reconciler reads at a tick."""
-    return StoreFacts(
-        generations=issued.generations(db),
-        highest=issued.highest_numbers(db),
-        issuances=issuing.open_issuances(db),
-        attempts=wishes.attempts(db),
-        asked=wishes.asked(db),
-        revoked=issued.revoked(db),
-        renewal_infos=issued.renewal_infos(db),
-        offered=deploying.offered(db),
-        deployments=deploying.deployments(db),
-        proofs=deploying.proofs(db),
-        heard=deploying.all_heard(db),
-        config_changed=process.config_changed(db),
-    )
-
-
 class Store:
     """Facts, durable when a call returns: one connection on one owned thread, one transaction a call.
 
@@ -64,6 +47,7 @@ class Store:
         self._thread = thread
         self._db = db
         self._path = path
+        self._snapshot = Snapshot(db)
 
     @classmethod
     async def open(cls, path: str | Path, clock: Callable[[], datetime]) -> Store:
@@ -101,7 +85,9 @@ class Store:
         except DatabaseError as error:
             raise _failed(self._path, error) from error
 
-    facts = transaction(read_facts)
+    async def facts(self) -> StoreFacts:
+        """Return all that the reconciler reads at a tick, in one hop and one transaction."""
+        return await transaction(self._snapshot.read)(self)
 
     begin_run = transaction(process.begin_run)
     end_run = transaction(process.end_run)

@@ -1,0 +1,163 @@
+"""The state folder: one holder, keys before anyone hears of them, closed to others under any umask."""
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from certfan.daemon.state import StateFolder
+from certfan.daemon.store import Store
+from certfan.errors import StateLocked, StateTooOpen
+
+HOLDER = """
+import sys
+from certfan.daemon.state import StateFolder
+with StateFolder(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+SECOND = """
+import sys
+from certfan.daemon.state import StateFolder
+from certfan.errors import CertfanError
+try:
+    StateFolder(sys.argv[1])
+except CertfanError as error:
+    print(error.code, error)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.fixture
+def umask_zero() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def test_a_second_start_names_the_first_one(tmp_path: Path) -> None:
+    """While one process holds the folder another exits 75 and says which; when it dies, the lock is free."""
+    where = str(tmp_path / "state")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, where], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert "held\n" == holder.stdout.readline()
+        second = subprocess.run([sys.executable, "-c", SECOND, where], capture_output=True, text=True)
+        with pytest.raises(StateLocked):
+            StateFolder(where)
+        holder.kill()
+    StateFolder(where).close()
+
+    assert 75 == second.returncode
+    assert "state.locked" in second.stdout
+    assert str(holder.pid) in second.stdout
+
+
+@pytest.mark.usefixtures("umask_zero")
+async def test_nothing_in_the_folder_is_open_to_others(tmp_path: Path) -> None:
+    """With umask 000 every folder, parents included, is 0700 and every file, the database's too, 0600."""
+    with StateFolder(tmp_path / "var" / "certfan") as state:
+        store = await Store.open(state.database, lambda: datetime.now(UTC))
+        await store.ask_renewal("www", datetime.now(UTC))
+        state.account_key("le", lambda: b"account key")
+        state.generation_key("www", 1, lambda: b"key")
+        state.save_chain("www", 1, cert=b"c", chain=b"i", fullchain=b"ci")
+        modes = {
+            str(path.relative_to(tmp_path)): oct(stat.S_IMODE(path.stat().st_mode))
+            for path in tmp_path.rglob("*")
+        }
+        await store.close()
+
+    assert {} == {name: mode for name, mode in modes.items() if mode != ("0o600" if "." in name else "0o700")}
+    assert {"var", "var/certfan/certfan.db", "var/certfan/certfan.db-wal", "var/certfan/certfan.lock"} <= set(
+        modes
+    )
+
+
+def test_a_folder_open_to_others_is_refused(tmp_path: Path) -> None:
+    """A state folder that others may look into is not used, and the lock is not kept."""
+    (tmp_path / "state").mkdir(mode=0o700)
+    (tmp_path / "state" / "accounts").mkdir(mode=0o755)
+    with pytest.raises(StateTooOpen):
+        StateFolder(tmp_path / "state")
+    (tmp_path / "state" / "accounts").rmdir()
+
+    StateFolder(tmp_path / "state").close()
+
+
+def test_a_key_is_made_once(tmp_path: Path) -> None:
+    """A key that exists is reused, by the next call and by the next process."""
+    made = iter([b"first", b"second", b"third"])
+    with StateFolder(tmp_path / "state") as state:
+        keys = [state.generation_key("www", 1, lambda: next(made)) for _ in range(2)]
+        accounts = [state.account_key("le", lambda: next(made)) for _ in range(2)]
+    with StateFolder(tmp_path / "state") as state:
+        keys.append(state.generation_key("www", 1, lambda: next(made)))
+
+    assert [b"first"] * 3 == keys
+    assert [b"second"] * 2 == accounts
+
+
+def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    """Somebody opened a key: certfan says so instead of going on with it."""
+    with StateFolder(tmp_path / "state") as state:
+        state.generation_key("www", 1, lambda: b"key")
+        (state.path / "generations/www/1/privkey.pem").chmod(0o640)
+
+        with pytest.raises(StateTooOpen, match="privkey"):
+            state.generation_key("www", 1, lambda: b"other")
+
+
+def test_a_generation_is_read_back(tmp_path: Path) -> None:
+    """What was written comes back by name, what was not is left out, and every number is seen."""
+    with StateFolder(tmp_path / "state") as state:
+        state.generation_key("www", 1, lambda: b"key")
+        unfinished = state.read_generation("www", 1)
+        state.save_chain("www", 1, cert=b"c", chain=b"i", fullchain=b"ci")
+        state.save_chain("www", 1, cert=b"c", chain=b"i", fullchain=b"ci")
+        state.generation_key("www", 10, lambda: b"key")
+
+        assert {"privkey.pem": b"key"} == unfinished
+        assert {
+            "privkey.pem": b"key",
+            "cert.pem": b"c",
+            "chain.pem": b"i",
+            "fullchain.pem": b"ci",
+        } == state.read_generation("www", 1)
+        assert {} == state.read_generation("www", 2)
+        assert {1, 10} == state.generation_numbers("www")
+        assert frozenset() == state.generation_numbers("other")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "..", "a..b", "A", "x\n", "/etc"])
+def test_a_name_that_is_no_slug_makes_no_path(tmp_path: Path, name: str) -> None:
+    """Nothing is looked up or made under a name that could lead elsewhere."""
+    with StateFolder(tmp_path / "state") as state:
+        for call in (
+            lambda: state.account_key(name, lambda: b"key"),
+            lambda: state.generation_key(name, 1, lambda: b"key"),
+            lambda: state.read_generation(name, 1),
+            lambda: state.generation_numbers(name),
+        ):
+            with pytest.raises(ValueError, match="file name"):
+                call()
+
+
+def test_what_an_interrupted_write_left_is_removed(tmp_path: Path) -> None:
+    """A half-written key is gone at the next start; whole ones and foreign files stay."""
+    with StateFolder(tmp_path / "state") as state:
+        state.generation_key("www", 1, lambda: b"key")
+        folder = state.path / "generations/www/1"
+        left = folder / ".privkey.pem.0123456789abcdef"
+        left.write_bytes(b"half a key")
+        (folder / ".keep").write_bytes(b"")
+    StateFolder(tmp_path / "state").close()
+
+    assert [".keep", "privkey.pem"] == sorted(path.name for path in folder.iterdir())

@@ -1,0 +1,116 @@
+"""What consumers were offered and what they said: revisions, order of reports."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from certfan.core.model import Deployment, DeploymentState, Endpoint, Health, Problem, Proof
+from certfan.daemon.store import Assignment, Heard, PublishedFact, Store
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+LATER = NOW + timedelta(minutes=1)
+WWW = "www.example.org"
+HTTPS = Endpoint("apache2", "tls", "192.0.2.1", 443, WWW)
+HTTPS6 = Endpoint("apache2", "tls", "2001:db8::1", 443, WWW)
+
+
+def proof(endpoint: Endpoint = HTTPS, at: datetime = NOW) -> Proof:
+    return Proof(
+        endpoint, Health.SERVED, at, fingerprint="aa", not_after=NOW, not_before=NOW, detail="as it is"
+    )
+
+
+def deployed(generation: int, state: DeploymentState = DeploymentState.PROVEN) -> Deployment:
+    problem = Problem("service.reload_failed", "no") if state is DeploymentState.FAILED else None
+    return Deployment(WWW, "web1", generation, state, NOW, problem)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    opened = await Store.open(tmp_path / "certfan.db", lambda: NOW)
+    yield opened
+    await opened.close()
+
+
+async def test_only_a_change_moves_the_revision(store: Store) -> None:
+    """Each consumer's revision counts its own changes; the same offer again, or nothing to withdraw, is none."""
+    revisions = [
+        await store.offer(WWW, "web1", 0, NOW),
+        await store.offer(WWW, "web1", 1, NOW),
+        await store.offer(WWW, "web1", 1, LATER),
+        await store.offer(WWW, "mail1", 1, NOW),
+        await store.withdraw(WWW, "web1", NOW),
+        await store.withdraw(WWW, "web1", NOW),
+    ]
+
+    assert [1, 2, 2, 1, 3, 3] == revisions
+    assert {(WWW, "mail1"): 1} == await store.offered()
+    assert (3, ()) == await store.assignments("web1")
+    assert (1, (Assignment(WWW, "mail1", 1, NOW),)) == await store.assignments("mail1")
+    assert (0, ()) == await store.assignments("web2")
+
+
+async def test_the_first_publishing_is_the_one_remembered(store: Store) -> None:
+    """Publishing again is no new event in the history."""
+    await store.record_published(WWW, "web1", 1, NOW)
+    await store.record_published(WWW, "web1", 1, LATER)
+
+    assert (PublishedFact(WWW, "web1", 1, NOW),) == await store.published()
+
+
+async def test_a_report_replaces_all_that_was_said_before(store: Store) -> None:
+    """Endpoints and deployments that the newest report does not name are gone; another consumer's stay."""
+    failed = deployed(2, DeploymentState.FAILED)
+    await store.record_report(
+        "web1", "b", 1, [deployed(1), failed], {WWW: [proof(), proof(HTTPS6)], "x": [proof()]}, NOW
+    )
+    await store.record_report("mail1", "b", 1, [deployed(1)], {WWW: [proof()]}, NOW)
+    await store.record_report("web1", "b", 2, [failed], {WWW: [proof(HTTPS6)]}, LATER, "0.1.0")
+
+    assert {
+        (WWW, "web1"): (failed,),
+        (WWW, "mail1"): (replace(deployed(1), consumer="mail1"),),
+    } == await store.deployments()
+    assert {
+        (WWW, "web1"): (replace(proof(HTTPS6), heard_at=NOW),),
+        (WWW, "mail1"): (replace(proof(), heard_at=NOW),),
+    } == await store.proofs()
+    assert Heard("web1", LATER, boot_id="b", sequence=2, version="0.1.0") == await store.heard("web1")
+
+
+async def test_an_older_report_never_overwrites_a_newer_one(store: Store) -> None:
+    """A lower or equal sequence of one boot, and anything of an earlier boot, is ignored whole."""
+    said = [
+        await store.record_report("web1", boot, sequence, [deployed(generation)], {}, NOW)
+        for boot, sequence, generation in [
+            ("first", 5, 1),
+            ("first", 4, 9),
+            ("first", 5, 9),
+            ("second", 1, 2),
+            ("first", 6, 9),
+            ("second", 2, 3),
+        ]
+    ]
+
+    assert [True, False, False, True, False, True] == said
+    assert {(WWW, "web1"): (deployed(3),)} == await store.deployments()
+    assert {WWW: 3} == (await store.facts()).highest
+
+
+async def test_repeating_an_old_look_keeps_it_old(store: Store) -> None:
+    """An agent whose prober hangs goes on reporting; the daemon's stamp stays that of the first hearing."""
+    await store.record_report("web1", "b", 1, [], {WWW: [proof(), proof(HTTPS6)]}, NOW)
+    await store.record_report("web1", "b", 2, [], {WWW: [proof(), proof(HTTPS6, LATER)]}, LATER)
+
+    heard = [(seen.endpoint, seen.heard_at) for seen in (await store.proofs())[WWW, "web1"]]
+    assert [(HTTPS, NOW), (HTTPS6, LATER)] == heard
+
+
+async def test_a_report_speaks_for_its_sender_only(store: Store) -> None:
+    """Whatever consumer a value names, it is filed under the one whose identity sent it."""
+    await store.record_report("evil", "b", 1, [deployed(7)], {}, NOW)
+
+    assert [(WWW, "evil")] == list(await store.deployments())
