@@ -1,0 +1,104 @@
+"""The writing routes: on the control socket only, whose mode and group say who may come in.
+
+Each call carries the uid that the kernel vouches for (SO_PEERCRED), which ends up in the event.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from certfan.core.model import CONSUMER_NAME, Problem
+from certfan.daemon.status.model import as_json
+from certfan.errors import MessageInvalid, NotAllowed
+
+_PEERCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
+
+
+class Actions(Protocol):
+    """What the control socket can make the daemon do; `uid` is who asked. A leaf of the error tree refuses."""
+
+    async def renew(self, certificate: str, *, uid: int) -> None:
+        """Ask for a new generation now. Raises UnknownName."""
+
+    async def add_consumer(self, name: str, *, uid: int) -> str:
+        """Return the enrolment line of a consumer that the config knows. Raises UnknownName."""
+
+    async def revoke_consumer(self, name: str, *, uid: int) -> None:
+        """End every identity of a consumer. Raises UnknownName."""
+
+    async def reload(self, *, uid: int) -> Sequence[Problem]:
+        """Read the config now; return what is wrong with it."""
+
+
+def control_routes(actions: Actions) -> list[web.RouteDef]:
+    """Return the routes of the given actions."""
+    routes = _Control(actions)
+    return [
+        web.post("/api/v1/renew", routes.renew),
+        web.post("/api/v1/consumers", routes.add_consumer),
+        web.delete("/api/v1/consumers/{name}", routes.revoke_consumer),
+        web.post("/api/v1/reload", routes.reload),
+    ]
+
+
+class _Control:
+    def __init__(self, actions: Actions) -> None:
+        self._actions = actions
+
+    async def renew(self, request: web.Request) -> web.Response:
+        uid = caller(request)
+        name = await _only(request, "certificate")
+        await self._actions.renew(name, uid=uid)
+        return web.json_response({"certificate": name})
+
+    async def add_consumer(self, request: web.Request) -> web.Response:
+        uid = caller(request)
+        name = _consumer(await _only(request, "name"))
+        return web.json_response({"line": await self._actions.add_consumer(name, uid=uid)}, status=201)
+
+    async def revoke_consumer(self, request: web.Request) -> web.Response:
+        name = _consumer(request.match_info["name"])
+        await self._actions.revoke_consumer(name, uid=caller(request))
+        return web.json_response({"name": name})
+
+    async def reload(self, request: web.Request) -> web.Response:
+        problems = await self._actions.reload(uid=caller(request))
+        return web.json_response({"problems": as_json(tuple(problems))})
+
+
+def caller(request: web.Request) -> int:
+    """Return the uid at the other end of the unix socket.
+
+    Raises:
+        NotAllowed: it is no unix socket, so nobody vouches for anyone.
+    """
+    sock = request.transport.get_extra_info("socket") if request.transport else None
+    if sock is None or sock.family != socket.AF_UNIX:
+        raise NotAllowed("this route is for the control socket only")
+    _, uid, _ = _PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+    return int(uid)
+
+
+async def _only(request: web.Request, key: str) -> str:
+    """Return the one member of the request's JSON object."""
+    try:
+        body: Any = json.loads(await request.read())
+    except (ValueError, RecursionError):
+        body = None
+    match body:
+        case {**members} if set(members) == {key} and isinstance(members[key], str):
+            return str(members[key])
+        case _:
+            raise MessageInvalid(f'the body must be a JSON object of the form {{"{key}": "..."}}')
+
+
+def _consumer(name: str) -> str:
+    if not CONSUMER_NAME.fullmatch(name):
+        raise MessageInvalid(f"{name[:100]!r} cannot be a consumer's name")
+    return name

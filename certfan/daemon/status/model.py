@@ -1,0 +1,201 @@
+"""The values of the status page: what it is made from, and what it says. `as_json` is its wire form.
+
+What must never come in: a decision (that is `view.py`), key material.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from certfan.core.model import Desired, Endpoint, Problem
+from certfan.core.plan import Key, Step
+from certfan.daemon.store.facts import ConfigFact, Run, StoreFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateOfThings:
+    """Everything that the page is made from, seen at one instant."""
+
+    now: datetime
+    fleet: str
+    desired: Desired
+    facts: StoreFacts
+    probe_interval: timedelta = timedelta(minutes=5)
+    config: ConfigFact | None = None
+    config_problems: tuple[Problem, ...] = ()
+    share_problem: Problem | None = None
+    authority_problems: Mapping[str, Problem] = field(default_factory=dict)
+    live: Mapping[tuple[str, str], int] = field(default_factory=dict)  # the share's pointers
+    in_flight: Mapping[Key, Step] = field(default_factory=dict)
+    runs: tuple[Run, ...] = ()  # newest first
+    clock_trusted: bool = True
+
+
+class Verdict(StrEnum):
+    """What is to be thought of one endpoint."""
+
+    PROVEN = "proven"  # a fresh handshake showed the wanted leaf
+    PENDING = "pending"  # on its way, nothing has failed
+    UNHEARD = "unheard"  # the last proof is too old to say anything
+    OLD_LEAF = "old_leaf"  # ours, but not the wanted one, after the agent was done with it
+    PLACEHOLDER = "placeholder"
+    FOREIGN = "foreign"  # a leaf that certfan did not get
+    UNREACHABLE = "unreachable"
+    REFUSED = "refused"  # something answered, no leaf
+
+
+class State(StrEnum):
+    """Of a certificate, and of everything."""
+
+    OK = "ok"
+    WORKING = "working"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """What happens next; `at` None: now, or as soon as somebody else has done something."""
+
+    step: str
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The newest generation."""
+
+    generation: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The leaf last seen; `generation` only when it is one of ours."""
+
+    fingerprint: str
+    kind: str  # ours, placeholder, foreign
+    generation: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One certificate at one endpoint of one consumer; `endpoint` None: none was reported yet."""
+
+    certificate: str
+    consumer: str
+    endpoint: Endpoint | None
+    wanted: Wanted | None
+    served: Served | None
+    verdict: Verdict
+    reason: str | None
+    since: datetime | None
+    next: Next
+    deadline: datetime
+    proof_age: timedelta | None
+    heard_at: datetime | None
+    problem: Problem | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateView:
+    """One certificate and all of its rows."""
+
+    name: str
+    identifiers: tuple[str, ...]
+    authority: str
+    generation: int | None
+    fingerprint: str | None
+    serial: str | None
+    not_after: datetime | None
+    renew_at: datetime | None
+    state: State
+    reason: str | None
+    next: Next
+    failures: int
+    problem: Problem | None
+    endpoints: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerView:
+    """One consumer: was it heard lately, and as which version."""
+
+    name: str
+    heard: bool
+    heard_at: datetime | None
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """A problem and the thing that has it; `subject` is what to name on the command line."""
+
+    subject: str
+    code: str
+    detail: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunView:
+    """One life of the daemon. `clean` None: it still runs."""
+
+    number: int
+    began_at: datetime
+    ended_at: datetime | None
+    clean: bool | None
+    after_reset: bool  # the machine went down without telling the run before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The first line of the page. `worst_deadline` is the earliest of what is not proven."""
+
+    state: State
+    text: str
+    proven: int
+    endpoints: int
+    worst_deadline: datetime | None
+    resets_today: int  # in the last 24 hours
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """All of it."""
+
+    now: datetime
+    fleet: str
+    summary: Summary
+    problems: tuple[Needs, ...]
+    config: ConfigFact | None
+    certificates: tuple[CertificateView, ...]
+    consumers: tuple[ConsumerView, ...]
+    runs: tuple[RunView, ...]
+
+
+def as_json(value: Any) -> Any:
+    """Turn a value into what JSON can say: instants as ISO 8601 in UTC with Z, spans as whole seconds."""
+    match value:
+        case Endpoint():
+            return {"url": str(value), **{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}}
+        case datetime():
+            return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        case timedelta():
+            return round(value.total_seconds())
+        case Mapping():
+            return {str(key): as_json(inner) for key, inner in value.items()}
+        case tuple() | list() | frozenset():
+            return [as_json(inner) for inner in value]
+        case None | bool() | int() | float():
+            return value
+        case StrEnum() | str():
+            return str(value)
+        case _ if dataclasses.is_dataclass(value):
+            return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        case _:
+            return str(value)

@@ -1,0 +1,365 @@
+"""The page: which verdict an endpoint gets, why, and by when it must agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from certfan.core import policy
+from certfan.core.model import (
+    Attempt,
+    Authority,
+    Certificate,
+    Consumer,
+    Deployment,
+    DeploymentState,
+    Desired,
+    Endpoint,
+    Generation,
+    Health,
+    Identifier,
+    KeyType,
+    Problem,
+    Proof,
+)
+from certfan.core.plan import Publish
+from certfan.daemon.status.model import Next, Row, State, StateOfThings, Verdict, as_json
+from certfan.daemon.status.view import view
+from certfan.daemon.store.facts import Heard, Run, StoreFacts
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+DAY = timedelta(days=1)
+HTTPS = Endpoint("apache2", "tls", "192.0.2.1", 443, "www.test")
+WHERE = ("www.test", "web1")
+
+
+def generation(number: int, issued_at: datetime = NOW - DAY) -> Generation:
+    return Generation(
+        "www.test",
+        number,
+        fingerprint=f"{number:064x}",
+        serial=f"{number:x}",
+        identifiers=frozenset({Identifier("www.test")}),
+        key_type=KeyType.ECDSA_P256,
+        authority="pebble",
+        not_before=issued_at,
+        not_after=issued_at + 90 * DAY,
+        issued_at=issued_at,
+    )
+
+
+def proof(number: int = 1, heard_ago: timedelta = MINUTE, **more: Any) -> Proof:
+    at = NOW - heard_ago
+    leaf = {
+        "fingerprint": f"{number:064x}",
+        "not_before": NOW - DAY,
+        "not_after": NOW + 89 * DAY,
+        "heard_at": at,
+    }
+    return Proof(HTTPS, more.pop("health", Health.SERVED), at - MINUTE, **(leaf | more))
+
+
+def deployment(
+    number: int, state: DeploymentState = DeploymentState.PROVEN, problem: Problem | None = None
+) -> Deployment:
+    return Deployment("www.test", "web1", number, state, NOW - 10 * MINUTE, problem)
+
+
+NO_FACTS = StoreFacts(
+    **{field.name: MappingProxyType({}) for field in dataclasses.fields(StoreFacts)} | {"issuances": ()}
+)
+DESIRED = Desired(
+    authorities={"pebble": Authority("pebble", "https://ca.int/dir")},
+    certificates={
+        "www.test": Certificate(
+            "www.test", (Identifier("www.test"),), consumers=("web1",), authority="pebble"
+        )
+    },
+    consumers={"web1": Consumer("web1")},
+)
+HEARD = Heard("web1", NOW - MINUTE, boot_id="b", sequence=1, version="0.1.0")
+
+
+def things(now: datetime = NOW, **facts: Any) -> StateOfThings:
+    """A farm in which www.test@1 is issued, published and offered, and web1 was heard a minute ago."""
+    usual = {
+        "generations": {"www.test": (generation(1),)},
+        "offered": {WHERE: 1},
+        "heard": {"web1": HEARD},
+        "config_changed": {"www.test": NOW - 2 * DAY},
+    }
+    return StateOfThings(
+        now=now,
+        fleet="example",
+        desired=DESIRED,
+        facts=dataclasses.replace(NO_FACTS, **(usual | facts)),
+        live={WHERE: 1},
+    )
+
+
+def only_row(of: StateOfThings) -> Row:
+    (certificate,) = view(of).certificates
+    (row,) = certificate.endpoints
+    return row
+
+
+def test_a_fresh_proof_of_the_wanted_leaf_is_proven() -> None:
+    """The row says what was seen, how old that is, and when it is looked at again."""
+    row = only_row(things(proofs={WHERE: (proof(),)}, deployments={WHERE: (deployment(1),)}))
+
+    assert row.verdict is Verdict.PROVEN
+    assert row.reason is None
+    assert row.proof_age == MINUTE
+    assert row.next == Next("probe", NOW + 4 * MINUTE)
+    assert row.deadline == policy.endpoint_deadline(proof(), NOW)
+    assert row.problem is None
+
+
+def test_killing_an_agent_turns_its_rows_from_proven_to_unheard() -> None:
+    """Two probe intervals after the daemon last heard of it, a proof says nothing any more; the deadline runs on."""
+    seen = {"proofs": {WHERE: (proof(heard_ago=10 * MINUTE),)}, "deployments": {WHERE: (deployment(1),)}}
+
+    before, after = only_row(things(now=NOW - timedelta(seconds=1), **seen)), only_row(things(**seen))
+
+    assert before.verdict is Verdict.PROVEN
+    assert after.verdict is Verdict.UNHEARD
+    assert after.since == NOW
+    assert after.reason == "not_heard"
+    assert after.deadline == before.deadline
+    assert after.problem is not None
+    assert after.problem.hint == "run on web1: systemctl status certfan-agent"
+
+
+@pytest.mark.parametrize(
+    ("seen", "state", "expected"),
+    [
+        (proof(1), None, Verdict.PENDING),
+        (proof(1), DeploymentState.INSTALLED, Verdict.PENDING),
+        (proof(1), DeploymentState.RELOADED, Verdict.OLD_LEAF),
+        (proof(1), DeploymentState.FAILED, Verdict.OLD_LEAF),
+        (proof(2), DeploymentState.RELOADED, Verdict.PROVEN),
+        (proof(9, placeholder=True), None, Verdict.PLACEHOLDER),
+        (proof(9), DeploymentState.RELOADED, Verdict.FOREIGN),
+        (proof(health=Health.REFUSED), DeploymentState.PROVEN, Verdict.REFUSED),
+        (proof(health=Health.UNREACHABLE), DeploymentState.PROVEN, Verdict.UNREACHABLE),
+        (proof(2, heard_ago=11 * MINUTE), DeploymentState.PROVEN, Verdict.UNHEARD),
+        (proof(2, heard_ago=-DAY), DeploymentState.PROVEN, Verdict.UNHEARD),
+    ],
+)
+def test_what_is_seen_decides_the_verdict(
+    seen: Proof, state: DeploymentState | None, expected: Verdict
+) -> None:
+    """Generation 2 is wanted; an old leaf is a fault only when the agent says that it is done."""
+    deployments = {WHERE: (deployment(1), deployment(2, state))} if state else {}
+
+    row = only_row(
+        things(
+            generations={"www.test": (generation(1), generation(2))},
+            offered={WHERE: 2},
+            proofs={WHERE: (seen,)},
+            deployments=deployments,
+        )
+    )
+
+    assert row.verdict is expected
+
+
+def test_a_served_leaf_of_ours_names_its_generation() -> None:
+    """During a rollout the row shows both numbers, and the deadline is that of the leaf which is served."""
+    row = only_row(
+        things(generations={"www.test": (generation(1), generation(2))}, proofs={WHERE: (proof(1),)})
+    )
+
+    assert row.wanted is not None
+    assert row.served is not None
+    assert (row.wanted.generation, row.served.generation) == (2, 1)
+    assert row.deadline == policy.endpoint_deadline(proof(1), NOW)
+
+
+def test_a_revoked_leaf_must_be_gone_at_its_revocation() -> None:
+    """A revocation pulls the deadline forward."""
+    row = only_row(
+        things(
+            generations={"www.test": (generation(1), generation(2))},
+            proofs={WHERE: (proof(1),)},
+            revoked={("www.test", 1): NOW - MINUTE},
+        )
+    )
+
+    assert row.deadline == NOW - MINUTE
+
+
+def test_where_nothing_of_ours_is_served_an_hour_is_left() -> None:
+    """The hour counts from the moment at which the endpoint should have got it, not from each look."""
+    row = only_row(things(proofs={WHERE: (proof(9, placeholder=True),)}))
+
+    assert row.deadline == generation(1).issued_at + timedelta(hours=1)
+
+
+def test_a_consumer_that_reported_no_endpoint_has_one_row() -> None:
+    """Assigned and not heard of yet is pending, with what to do about it if the consumer never reported."""
+    row = only_row(things(heard={}))
+
+    assert row.endpoint is None
+    assert row.verdict is Verdict.PENDING
+    assert row.problem is not None
+    assert row.problem.code == "consumer.never_heard"
+    assert "certfan consumer add web1" in row.problem.hint
+
+
+def test_a_consumer_that_went_silent_before_it_reported_an_endpoint_is_unheard() -> None:
+    """A dead agent shows also where it never proved anything."""
+    row = only_row(things(heard={"web1": dataclasses.replace(HEARD, at=NOW - DAY)}))
+
+    assert row.verdict is Verdict.UNHEARD
+    assert row.heard_at == NOW - DAY
+
+
+@pytest.mark.parametrize(
+    ("facts", "live", "reason", "step"),
+    [
+        ({"generations": {}, "offered": {}}, {}, "missing", "issue"),
+        ({"offered": {}}, {}, "not_published", "publish"),
+        ({}, {WHERE: 1}, "not_deployed", "install"),
+        ({"deployments": {WHERE: (deployment(1, DeploymentState.RELOADED),)}}, {}, "not_served", "probe"),
+    ],
+)
+def test_the_reason_names_the_stage_and_the_next_step(
+    facts: dict[str, Any], live: dict[tuple[str, str], int], reason: str, step: str
+) -> None:
+    """From nothing issued to nothing served."""
+    row = only_row(dataclasses.replace(things(**facts), live=live))
+
+    assert (row.reason, row.next.step) == (reason, step)
+
+
+def test_a_step_under_way_is_the_next_one() -> None:
+    """What the reconciler does right now is shown without an instant."""
+    now = dataclasses.replace(
+        things(offered={}),
+        live={},
+        in_flight={("www.test", "web1"): Publish("www.test", "web1", 1)},
+    )
+
+    assert only_row(now).next == Next("publish")
+
+
+def test_a_failed_deployment_shows_the_agents_problem_and_its_next_try() -> None:
+    """The cause at the consumer comes before its effect at the port."""
+    problem = Problem(
+        "service.config_test_failed", "apache2: syntax error", "run: apachectl -t", NOW + MINUTE
+    )
+    page = view(
+        things(
+            generations={"www.test": (generation(1), generation(2))},
+            deployments={WHERE: (deployment(2, DeploymentState.FAILED, problem),)},
+            proofs={WHERE: (proof(1),)},
+        )
+    )
+
+    (row,) = page.certificates[0].endpoints
+    assert row.problem == problem
+    assert row.next == Next("install", NOW + MINUTE)
+    assert page.certificates[0].state is State.PROBLEM
+    assert [(n.subject, n.hint) for n in page.problems] == [("www.test/web1", "run: apachectl -t")]
+
+
+def test_a_failed_order_shows_what_the_authority_said_and_when_it_is_tried_again() -> None:
+    """A certificate without a generation is a problem while its order is held back."""
+    problem = Problem("authority.refused", "order for www.test is invalid", "run: certfan renew www.test")
+    attempt = Attempt("www.test", problem, 2, NOW - MINUTE, NOW + 9 * MINUTE)
+
+    (certificate,) = view(things(generations={}, offered={}, attempts={"www.test": attempt})).certificates
+
+    assert certificate.state is State.PROBLEM
+    assert certificate.problem == problem
+    assert certificate.next == Next("issue", NOW + 9 * MINUTE)
+    assert certificate.failures == 2
+
+
+def test_a_healthy_certificate_says_when_it_is_renewed() -> None:
+    """At two thirds of its lifetime, by the planner's own rule."""
+    (certificate,) = view(
+        things(proofs={WHERE: (proof(),)}, deployments={WHERE: (deployment(1),)})
+    ).certificates
+
+    assert certificate.state is State.OK
+    assert certificate.next == Next("renew", policy.renewal_instant(generation(1), None))
+
+
+def test_the_summary_counts_and_names_the_worst_deadline() -> None:
+    """The first line of the page is enough to go back to bed, or not."""
+    smtp = dataclasses.replace(HTTPS, service="postfix", protocol="smtp", port=25)
+    late = dataclasses.replace(proof(9, placeholder=True), endpoint=smtp)
+    page = view(things(proofs={WHERE: (proof(), late)}, deployments={WHERE: (deployment(1),)}))
+
+    assert page.summary.text == "1 of 2 proven (1 placeholder)"
+    assert page.summary.worst_deadline == deployment(1).at + timedelta(hours=1)
+    assert page.summary.state is State.PROBLEM
+
+
+def test_problems_of_config_share_and_authority_come_first() -> None:
+    """What stops everything stands above what stops one thing; a dead agent is one problem, not one a row."""
+    smtp = dataclasses.replace(proof(heard_ago=DAY), endpoint=dataclasses.replace(HTTPS, port=25))
+    page = view(
+        dataclasses.replace(
+            things(proofs={WHERE: (proof(heard_ago=DAY), smtp)}),
+            config_problems=(
+                Problem("config.invalid", "certfan.toml: flet: unknown key", "run: certfan check"),
+            ),
+            share_problem=Problem("share.unavailable", "/srv/le is not mounted", "run: mount /srv/le"),
+            authority_problems={"pebble": Problem("authority.unreachable", "no answer")},
+        )
+    )
+
+    assert [n.subject for n in page.problems] == ["config", "share", "pebble", "web1"]
+
+
+def test_an_authority_outage_alone_leaves_certificates_ok() -> None:
+    """While everything is fresh, only the summary knows of it."""
+    page = view(
+        dataclasses.replace(
+            things(proofs={WHERE: (proof(),)}, deployments={WHERE: (deployment(1),)}),
+            authority_problems={"pebble": Problem("authority.unreachable", "no answer")},
+        )
+    )
+
+    assert page.certificates[0].state is State.OK
+    assert page.summary.state is State.PROBLEM
+
+
+def test_resets_of_the_machine_are_counted() -> None:
+    """An unclean end with another boot after it was a reset; within one boot it was only the process."""
+    runs = (
+        Run(4, "boot-3", pid=9, epoch="d", began_at=NOW - MINUTE),
+        Run(3, "boot-2", pid=9, epoch="c", began_at=NOW - 2 * MINUTE),
+        Run(2, "boot-2", pid=8, epoch="b", began_at=NOW - 3 * MINUTE),
+        Run(1, "boot-1", pid=7, epoch="a", began_at=NOW - DAY, ended_at=NOW - 4 * MINUTE),
+    )
+
+    page = view(dataclasses.replace(things(), runs=runs))
+
+    assert [(r.number, r.clean, r.after_reset) for r in page.runs] == [
+        (4, None, True),
+        (3, False, False),
+        (2, False, False),
+        (1, True, False),
+    ]
+    assert page.summary.resets_today == 1
+
+
+def test_the_page_is_json() -> None:
+    """Every value of it has a wire form; instants are ISO 8601 with Z, spans whole seconds."""
+    told = json.loads(json.dumps(as_json(view(things(proofs={WHERE: (proof(),)})))))
+
+    row = told["certificates"][0]["endpoints"][0]
+    assert row["endpoint"]["url"] == "tls://www.test@192.0.2.1:443"
+    assert row["proof_age"] == 60
+    assert row["heard_at"] == "2026-11-22T11:59:00Z"
+    assert row["wanted"] == {"generation": 1, "fingerprint": f"{1:064x}"}
