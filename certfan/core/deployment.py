@@ -1,213 +1,298 @@
 """The agent's plan: what is assigned, staged, live and proven in; install, reload, prove, roll back out.
 
-The agent's promises that the plan builds on are said at the fields of `AgentFacts`.
+Roll back only what became worse: an old leaf still served is a reload that did nothing, a foreign one is not fought.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from enum import StrEnum
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from typing import TypeAlias
 
-from certfan.core.model import Attempt, Endpoint, Problem, Proof
+from certfan.core.agent_steps import (
+    APPLY_KEY,
+    PLACEHOLDER,
+    AgentFacts,
+    AgentPlan,
+    Apply,
+    Assignment,
+    Conclude,
+    Fetch,
+    Key,
+    LayPlaceholder,
+    Marks,
+    Outcome,
+    Pair,
+    Probe,
+    ServiceFacts,
+    Setback,
+    Staged,
+    Step,
+    TryState,
+    Why,
+)
+from certfan.core.model import Endpoint
+from certfan.core.policy import (
+    LONGEST_APPLY_WAIT,
+    LONGEST_SHORT_WAIT,
+    attempt_holds,
+    holding_instants,
+    holds,
+    is_asked,
+)
+from certfan.core.tries import (
+    Verdict,
+    endpoints_of,
+    failed,
+    is_trying,
+    marks,
+    setback,
+    state_of,
+    verdict,
+    what_became_worse,
+)
 
-Key: TypeAlias = tuple[str, ...]
-Pair: TypeAlias = tuple[str, int]  # (certificate, generation); generation 0 is the placeholder
+__all__ = [
+    "APPLY_KEY",
+    "PLACEHOLDER",
+    "AgentFacts",
+    "AgentPlan",
+    "Apply",
+    "Assignment",
+    "Conclude",
+    "Fetch",
+    "Key",
+    "LayPlaceholder",
+    "Marks",
+    "Outcome",
+    "Pair",
+    "Probe",
+    "ServiceFacts",
+    "Setback",
+    "Staged",
+    "Step",
+    "TryState",
+    "Why",
+    "failed",
+    "marks",
+    "plan",
+    "setback",
+]
 
-APPLY_KEY: Key = ("apply",)
-
-
-class TryState(StrEnum):
-    """What came of a generation on this consumer."""
-
-    TRYING = "trying"
-    PROVEN = "proven"
-    FAILED = "failed"
-
-
-class Why(StrEnum):
-    """Why pairs are applied."""
-
-    INSTALL = "install"
-    REPAIR = "repair"  # the pointer is right, a reload was lost or did nothing
-    ROLL_BACK = "roll_back"
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """What the daemon assigned; generation 0 and no fingerprint: nothing issued yet."""
-
-    certificate: str
-    generation: int
-    fingerprint: str = field(default="", kw_only=True)
-    identifiers: tuple[str, ...] = field(default=(), kw_only=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """A bundle on local disk, verified."""
-
-    fingerprint: str
-    not_after: datetime
-    staged_at: datetime = field(kw_only=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a generation fares here; durable, written before anything depends on it.
-
-    `failures` counts tries that failed, `repairs` reloads that did nothing since it was last proven. `group`
-    is how many pairs its last try held: one that failed together with others is tried alone, at once.
-    """
-
-    state: TryState
-    at: datetime
-    failures: int = field(default=0, kw_only=True)
-    repairs: int = field(default=0, kw_only=True)
-    group: int = field(default=1, kw_only=True)
-    not_before: datetime | None = field(default=None, kw_only=True)
-    problem: Problem | None = field(default=None, kw_only=True)
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceFacts:
-    """One service of agent.toml: the certificates it takes, and its endpoints for each."""
-
-    certificates: frozenset[str]
-    endpoints: Mapping[str, tuple[Endpoint, ...]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentFacts:
-    """Everything the agent's plan looks at."""
-
-    assignments: Mapping[str, Assignment] = field(default_factory=dict)
-    staged: Mapping[Pair, Staged] = field(default_factory=dict)
-    live: Mapping[str, int] = field(default_factory=dict)  # the local pointer; 0 placeholder, absent nothing
-    outcomes: Mapping[Pair, Outcome] = field(default_factory=dict)
-    # Pairs whose Apply ended well in this process. Memory only: after a restart a `trying` pair is applied again.
-    applied: frozenset[Pair] = frozenset()
-    # Certificates whose pointer moved and whose reload is still due, as the privileged half remembers it.
-    owed: frozenset[str] = frozenset()
-    services: Mapping[str, ServiceFacts] = field(default_factory=dict)
-    # The latest of each. An Apply that starts takes those of its certificates out, and a probe that began
-    # before that Apply ended is not put in: what is here was seen after the last reload. `at` is when it began.
-    proofs: Mapping[tuple[str, Endpoint], Proof] = field(default_factory=dict)
-    # (certificate, endpoint) that completed a handshake before the current try; durable, from `marks`.
-    worked_before: frozenset[tuple[str, Endpoint]] = frozenset()
-    fetch_attempts: Mapping[str, Attempt] = field(default_factory=dict)  # by certificate
-    apply_attempt: Attempt | None = (
-        None  # the privileged half did not answer, or a roll back or repair failed
-    )
-    cleared_at: Mapping[str, datetime] = field(
-        default_factory=dict
-    )  # a config test passes again: lifts `failed`
-    in_flight: frozenset[Key] = frozenset()
-    probe_interval: timedelta = timedelta(minutes=5)
-    quiet: timedelta = timedelta(seconds=2)
-    longest_quiet: timedelta = timedelta(seconds=30)
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """Get a bundle, verify it, and put it on local disk."""
-
-    certificate: str
-    generation: int
-
-    @property
-    def key(self) -> Key:
-        """One fetch a certificate."""
-        return ("fetch", self.certificate)
-
-
-@dataclass(frozen=True, slots=True)
-class LayPlaceholder:
-    """Put a placeholder where nothing of ours or anybody's is, so that services can start. No reload."""
-
-    certificate: str
-
-    @property
-    def key(self) -> Key:
-        """Never at the same time as another for that certificate."""
-        return ("placeholder", self.certificate)
-
-
-@dataclass(frozen=True, slots=True)
-class Apply:
-    """Install pairs, then one config test, one reload a service. `marks` must be durable before it starts.
-
-    When it fails the privileged half has rolled its pointers back already; the caller records
-    `failed(...)` for each pair that was being tried, else `apply_attempt`.
-    """
-
-    pairs: tuple[Pair, ...]
-    why: Why
-
-    @property
-    def key(self) -> Key:
-        """One at a time on a consumer."""
-        return APPLY_KEY
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Look what the endpoints of one certificate serve. Every endpoint gets a proof, `unreachable` too."""
-
-    certificate: str
-    endpoints: tuple[Endpoint, ...]
-
-    @property
-    def key(self) -> Key:
-        """One round a certificate."""
-        return ("probe", self.certificate)
-
-
-@dataclass(frozen=True, slots=True)
-class Conclude:
-    """Make an outcome durable: the proofs have decided."""
-
-    certificate: str
-    generation: int
-    outcome: Outcome
-
-    @property
-    def key(self) -> Key:
-        """One conclusion a certificate."""
-        return ("conclude", self.certificate)
-
-
-Step: TypeAlias = Fetch | LayPlaceholder | Apply | Probe | Conclude
-
-
-@dataclass(frozen=True, slots=True)
-class AgentPlan:
-    """Steps, at most one a key and none in flight; `wake_at` is when to plan again at the latest."""
-
-    steps: tuple[Step, ...] = ()
-    wake_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """What must be durable before an Apply moves a pointer; each replaces the fact of the same name or key."""
-
-    outcomes: Mapping[Pair, Outcome]
-    worked_before: frozenset[tuple[str, Endpoint]]
+Wish: TypeAlias = Step | datetime  # a rule's answer: a step, or an instant at which it may answer otherwise
 
 
 def plan(facts: AgentFacts, now: datetime) -> AgentPlan:
     """Return what should happen next on this consumer, and the earliest instant at which that changes by itself."""
-    raise NotImplementedError
+    wishes: list[Wish] = [
+        *_placeholders(facts, now),
+        *_conclusions(facts, now),
+        *_applications(facts, now),
+        *_fetches(facts, now),
+        *_probes(facts, now),
+        *_instants(facts),
+    ]
+    steps: dict[Key, Step] = {}
+    for step in wishes:
+        if not isinstance(step, datetime) and step.key not in facts.in_flight:
+            steps.setdefault(step.key, step)
+    ahead = (instant for instant in wishes if isinstance(instant, datetime) and instant > now)
+    return AgentPlan(tuple(steps.values()), min(ahead, default=None))
 
 
-def marks(step: Apply, facts: AgentFacts, now: datetime) -> Marks:
-    """Return what to make durable before `step` starts: `trying` for what is not proven, and what worked until now."""
-    raise NotImplementedError
+# Rules
 
 
-def failed(outcome: Outcome | None, problem: Problem, now: datetime, *, jitter: float = 0.0) -> Outcome:
-    """Return the outcome after a try failed: alone and at once after a group's, else 1 min, 10 min, hourly."""
-    raise NotImplementedError
+def _placeholders(facts: AgentFacts, now: datetime) -> Iterator[Wish]:
+    """Wish for a placeholder wherever a certificate is assigned and nothing was laid yet."""
+    for certificate in sorted(facts.assignments):
+        if certificate not in facts.live and not _apply_waits(facts, certificate, now):
+            yield LayPlaceholder(certificate)
+
+
+def _conclusions(facts: AgentFacts, now: datetime) -> Iterator[Conclude]:
+    """Wish for what the proofs have decided to be made durable."""
+    for pair in sorted(facts.live.items()):
+        outcome = facts.outcomes.get(pair)
+        if outcome is None or outcome.state is TryState.FAILED:
+            continue
+        if outcome.state is TryState.TRYING and pair not in facts.applied:
+            continue  # cut off: applied again first
+        said = verdict(facts, pair)
+        if said is Verdict.PROVEN and (outcome.state is TryState.TRYING or outcome.repairs):
+            yield Conclude(*pair, Outcome(TryState.PROVEN, now))
+        elif said is Verdict.WORSE and outcome.state is TryState.TRYING:
+            yield Conclude(*pair, failed(outcome, what_became_worse(facts, pair), now))
+
+
+def _applications(facts: AgentFacts, now: datetime) -> Iterator[Wish]:
+    """Wish for one Apply: what became worse first, then what is new, then what a reload left undone."""
+    wants: dict[Why, list[Pair]] = {why: [] for why in Why}
+    for certificate in sorted(facts.live):
+        want = _want(facts, certificate, now)
+        if want is not None and not _apply_waits(facts, certificate, now):
+            wants[want[0]].append(want[1])
+    if wants[Why.ROLL_BACK]:
+        yield _coalesced(facts, wants[Why.ROLL_BACK], Why.ROLL_BACK)
+        return
+    if _is_undecided(facts, now):
+        return
+    ready = [pair for pair in wants[Why.INSTALL] if _was_seen(facts, pair[0])]
+    window = _window_end(facts, ready, now)
+    if window is not None:
+        yield window
+    elif ready:
+        yield _coalesced(facts, ready, Why.INSTALL)
+    if wants[Why.REPAIR]:
+        yield _coalesced(facts, wants[Why.REPAIR], Why.REPAIR)
+
+
+def _want(facts: AgentFacts, certificate: str, now: datetime) -> tuple[Why, Pair] | None:
+    """Return what should be applied for a certificate that has something live, or None."""
+    live = (certificate, facts.live[certificate])
+    if state_of(facts, live) is TryState.FAILED:
+        return Why.ROLL_BACK, (certificate, _fallback(facts, live, now))
+    assignment = facts.assignments.get(certificate)
+    assigned = (certificate, assignment.generation) if assignment is not None else live
+    if assigned[1] > live[1] and _may_install(facts, assigned, now):
+        return Why.INSTALL, assigned
+    if live[1] != PLACEHOLDER and state_of(facts, live) is not TryState.PROVEN and live not in facts.applied:
+        # Cut off between `trying` and its end, or its outcome was lost: to apply again does no harm.
+        return (Why.INSTALL, live) if live in facts.staged else None
+    return (Why.REPAIR, live) if _needs_repair(facts, live, now) else None
+
+
+def _may_install(facts: AgentFacts, pair: Pair, now: datetime) -> bool:
+    """Whether an assigned pair is here, is not expired, and its last failure is long enough ago."""
+    staged = facts.staged.get(pair)
+    if staged is None or staged.not_after <= now:
+        return False
+    outcome = facts.outcomes.get(pair)
+    if outcome is None or (outcome.state is not TryState.FAILED and pair not in facts.applied):
+        return True
+    lifted = outcome.state is TryState.FAILED and is_asked(facts.cleared_at.get(pair[0]), outcome.at, now)
+    return lifted or not holds(outcome.not_before, now, LONGEST_APPLY_WAIT)
+
+
+def _needs_repair(facts: AgentFacts, live: Pair, now: datetime) -> bool:
+    """Whether the live pair's reload is still owed, or was done and changed nothing a while ago."""
+    if live[0] in facts.owed:
+        return True
+    if live[1] == PLACEHOLDER or verdict(facts, live) not in _healed_by_reload(facts, live):
+        return False
+    outcome = facts.outcomes.get(live)
+    waits = (
+        outcome is not None and live in facts.applied and holds(outcome.not_before, now, LONGEST_APPLY_WAIT)
+    )
+    return not waits
+
+
+def _healed_by_reload(facts: AgentFacts, live: Pair) -> frozenset[Verdict]:
+    """Return what a reload may heal. A proven pair's silent service is left to whoever stopped it."""
+    return frozenset({Verdict.UNCHANGED, Verdict.SILENT} if is_trying(facts, live) else {Verdict.UNCHANGED})
+
+
+def _fallback(facts: AgentFacts, bad: Pair, now: datetime) -> int:
+    """Return the generation to go back to: the last proven, else the newest not failed, else the placeholder."""
+    usable = [
+        pair
+        for pair, staged in facts.staged.items()
+        if pair[0] == bad[0] and pair[1] < bad[1] and staged.not_after > now
+    ]
+    proven = [pair[1] for pair in usable if state_of(facts, pair) is TryState.PROVEN]
+    standing = [pair[1] for pair in usable if state_of(facts, pair) is not TryState.FAILED]
+    return max(proven or standing, default=PLACEHOLDER)
+
+
+def _coalesced(facts: AgentFacts, pairs: Iterable[Pair], why: Why) -> Apply:
+    """Return one Apply for all pairs; one that failed already comes alone, after the others."""
+    pairs = sorted(pairs)
+    together = tuple(pair for pair in pairs if not _goes_alone(facts, pair))
+    return Apply(together or (min(pairs, key=_least_failed(facts)),), why)
+
+
+def _goes_alone(facts: AgentFacts, pair: Pair) -> bool:
+    outcome = facts.outcomes.get(pair)
+    if outcome is None or outcome.state is TryState.PROVEN:
+        return pair[0] in facts.apply_attempts
+    alone_before = outcome.group == 1 and outcome.failures > 0
+    return outcome.state is TryState.FAILED or alone_before or pair[0] in facts.apply_attempts
+
+
+def _least_failed(facts: AgentFacts) -> Callable[[Pair], tuple[int, Pair]]:
+    def failures(pair: Pair) -> tuple[int, Pair]:
+        outcome = facts.outcomes.get(pair)
+        attempt = facts.apply_attempts.get(pair[0])
+        return (outcome.failures if outcome else 0) + (attempt.failures if attempt else 0), pair
+
+    return failures
+
+
+def _is_undecided(facts: AgentFacts, now: datetime) -> bool:
+    """Whether a try waits for its proofs or its conclusion: another one now would blur whose fault it is."""
+    if any(True for _ in _conclusions(facts, now)) or any(key[0] == "conclude" for key in facts.in_flight):
+        return True
+    return any(
+        is_trying(facts, pair) and pair in facts.applied and verdict(facts, pair) is Verdict.UNSEEN
+        for pair in facts.live.items()
+    )
+
+
+def _was_seen(facts: AgentFacts, certificate: str) -> bool:
+    """Whether every endpoint was looked at: what did not work before cannot become worse."""
+    return all((certificate, endpoint) in facts.proofs for endpoint in endpoints_of(facts, certificate))
+
+
+def _window_end(facts: AgentFacts, pairs: Iterable[Pair], now: datetime) -> datetime | None:
+    """Return until when new pairs wait for others that are being fetched; None: go."""
+    staged_at = [facts.staged[pair].staged_at for pair in pairs if pair not in facts.outcomes]
+    is_fetching = any(key[0] == "fetch" for key in facts.in_flight)
+    is_fetching = is_fetching or any(isinstance(wish, Fetch) for wish in _fetches(facts, now))
+    if not staged_at or not is_fetching:
+        return None
+    end = min(max(staged_at) + facts.quiet, min(staged_at) + facts.longest_quiet)
+    return end if max(staged_at) <= now < end else None
+
+
+def _apply_waits(facts: AgentFacts, certificate: str, now: datetime) -> bool:
+    return attempt_holds(
+        facts.apply_attempts.get(certificate), now, LONGEST_APPLY_WAIT, (facts.cleared_at.get(certificate),)
+    )
+
+
+def _fetches(facts: AgentFacts, now: datetime) -> Iterator[Wish]:
+    """Wish for every assigned bundle that is not here, unless what is live is newer."""
+    for certificate, assignment in sorted(facts.assignments.items()):
+        pair = (certificate, assignment.generation)
+        is_wanted = assignment.generation != PLACEHOLDER and assignment.generation >= facts.live.get(
+            certificate, 0
+        )
+        waits = attempt_holds(facts.fetch_attempts.get(certificate), now, LONGEST_SHORT_WAIT)
+        if is_wanted and pair not in facts.staged and not waits:
+            yield Fetch(*pair)
+
+
+def _probes(facts: AgentFacts, now: datetime) -> Iterator[Wish]:
+    """Wish for a look at every endpoint that was not seen for a probe interval or since its last reload."""
+    for certificate in sorted({*facts.assignments, *facts.live}):
+        due: list[Endpoint] = []
+        for endpoint in endpoints_of(facts, certificate):
+            proof = facts.proofs.get((certificate, endpoint))
+            if proof is None or not proof.at <= now < proof.at + facts.probe_interval:
+                due.append(endpoint)
+            else:
+                yield proof.at + facts.probe_interval
+        if due and APPLY_KEY not in facts.in_flight:
+            yield Probe(certificate, tuple(due))
+
+
+def _instants(facts: AgentFacts) -> Iterator[datetime]:
+    """Return the instants at which a back-off or a pair runs out."""
+    for outcome in facts.outcomes.values():
+        yield from holding_instants(outcome.not_before, LONGEST_APPLY_WAIT)
+    for attempt in facts.apply_attempts.values():
+        yield from holding_instants(attempt.not_before, LONGEST_APPLY_WAIT)
+    for attempt in facts.fetch_attempts.values():
+        yield from holding_instants(attempt.not_before, LONGEST_SHORT_WAIT)
+    yield from (staged.not_after for staged in facts.staged.values())
+    yield from facts.cleared_at.values()

@@ -21,6 +21,7 @@ SHORT_DELAYS = tuple(timedelta(seconds=s) for s in (1, 2, 4, 8, 15))
 JITTER = 0.1  # of the delay, on top of it
 LONGEST_ORDER_WAIT = DAY * (1 + JITTER)
 LONGEST_SHORT_WAIT = SHORT_DELAYS[-1] * (1 + JITTER)
+LONGEST_APPLY_WAIT = APPLY_DELAYS[-1] * (1 + JITTER)
 NOTHING_SERVED_FOR = timedelta(hours=1)
 
 
