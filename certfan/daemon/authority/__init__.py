@@ -1,0 +1,9 @@
+"""The certificate authority's edge: the acme library on the event loop, its gaps mended, its answers as values.
+
+`exchanges` is the face; `network` signs through the library, `bridge` lets it wait, `transport` is HTTPS,
+`reading` and `problems` turn answers into values. What must never come in: when to do what (core decides), files.
+"""
+
+from certfan.daemon.authority.exchanges import AcmeAuthority, make_account_key
+
+__all__ = ["AcmeAuthority", "make_account_key"]

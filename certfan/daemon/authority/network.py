@@ -1,0 +1,150 @@
+"""The acme library's ClientNetwork over the loop: the one class that touches private members of that library.
+
+Its `post` signs and sends; what it gets wrong is mended here: badNonce retried once only, nonces of error answers
+thrown away, nonces that never age, headers of errors lost, HTTP 409 read as "account exists".
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from acme.client import ClientNetwork
+from josepy import b64
+from josepy.jwa import JWASignature
+from josepy.jwk import JWK
+
+from certfan.daemon.authority.answer import Answer
+from certfan.daemon.authority.bridge import await_
+from certfan.daemon.authority.problems import kind
+from certfan.daemon.authority.transport import Transport
+
+NONCE_TRIES = 20
+NONCE_LIFE = 600.0  # seconds; authorities keep them longer, but promise nothing
+NONCE_DOUBT = 30.0  # seconds of idleness after which one refusal speaks for all of that age
+MOST_NONCES = 200
+_SHOWN = 80
+
+
+class ProblemAnswered(Exception):
+    """An authority answered with a problem document; never leaves this folder."""
+
+    def __init__(self, answer: Answer, document: Mapping[str, Any]) -> None:
+        super().__init__(kind(document))
+        self.answer = answer
+        self.document = document
+
+
+class NoncePool:
+    """Nonces of one authority, newest first out. Times are seconds of one monotonic clock."""
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, float] = {}
+
+    def keep(self, text: str, now: float) -> None:
+        """Keep a Replay-Nonce; one that is not canonical base64url is ignored (RFC 8555 section 6.5.1)."""
+        try:
+            nonce = b64.b64decode(text)
+        except ValueError:
+            return
+        if nonce and b64.b64encode(nonce) == text.encode():
+            self._kept[nonce] = now
+        if len(self._kept) > MOST_NONCES:
+            del self._kept[next(iter(self._kept))]
+
+    def take(self, now: float) -> bytes | None:
+        """Return the newest nonce that is not too old, and never again."""
+        self._drop(now, NONCE_LIFE)
+        return self._kept.popitem()[0] if self._kept else None
+
+    def doubt(self, now: float) -> None:
+        """Drop what has idled: the authority just refused a nonce."""
+        self._drop(now, NONCE_DOUBT)
+
+    def _drop(self, now: float, age: float) -> None:
+        self._kept = {nonce: at for nonce, at in self._kept.items() if now - at < age}
+
+
+class LoopNetwork(ClientNetwork):
+    """Signs like its parent, sends through a `Transport`; every call must be made inside `in_greenlet`.
+
+    Any number of greenlets may share one. Without an account URI requests carry the public key (newAccount).
+    """
+
+    def __init__(
+        self,
+        key: JWK,
+        alg: JWASignature,
+        transport: Transport,
+        nonces: NoncePool,
+        account_uri: str | None,
+    ) -> None:
+        super().__init__(key, account_uri and {"uri": account_uri}, alg)  # type: ignore[arg-type]
+        self.session.close()  # the parent's; nothing is ever sent through it
+        self._transport = transport
+        self._pool = nonces
+        # It logs whole JWS bodies at DEBUG, whatever level the rest of the process has.
+        logging.getLogger("acme").setLevel(logging.WARNING)
+
+    def post(self, *args: Any, **kwargs: Any) -> Answer:  # type: ignore[override]
+        """POST a signed object; a refused nonce is replaced by the newest, that of the refusal, up to 20 times.
+
+        Raises:
+            ProblemAnswered: the authority answered with a problem document.
+            AuthorityUnreachable, AuthorityMalformed: as `Transport.send`.
+        """
+        for attempt in range(1, NONCE_TRIES + 1):
+            try:
+                return self._post_once(*args, **kwargs)  # type: ignore[return-value]
+            except ProblemAnswered as refused:
+                if kind(refused.document) != "badNonce" or attempt == NONCE_TRIES:
+                    raise
+                self._pool.doubt(time.monotonic())
+        raise AssertionError("unreachable")
+
+    def look(self, url: str) -> Answer:
+        """GET without a signature; raises as `post`."""
+        return self._check_response(self._send_request("GET", url))
+
+    def _send_request(  # type: ignore[override]
+        self, method: str, url: str, *, data: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        body = None if data is None else data.encode()
+        answer = await_(self._transport.send(method, url, data=body, headers=headers or {}))
+        self._pool.keep(answer.headers.get(self.REPLAY_NONCE_HEADER, ""), time.monotonic())
+        return answer
+
+    def _add_nonce(self, response: Any) -> None:
+        """Do nothing: `_send_request` kept it already, of error answers too."""
+
+    def _get_nonce(self, url: str, new_nonce_url: str) -> bytes:  # type: ignore[override]
+        nonce = self._pool.take(time.monotonic())
+        if nonce is None:
+            self._check_response(self.head(new_nonce_url))  # type: ignore[arg-type]
+            nonce = self._pool.take(time.monotonic())
+        if nonce is None:
+            raise self._transport.malformed(f"{new_nonce_url} gave no valid Replay-Nonce")
+        return nonce
+
+    def _check_response(self, response: Answer, content_type: str | None = None) -> Answer:  # type: ignore[override]
+        if response.ok:
+            return response
+        document = _document(response)
+        if document is not None:
+            raise ProblemAnswered(response, document)
+        shown = response.content[: 4 * _SHOWN].decode("utf-8", "replace")
+        shown = " ".join("".join(c if c.isprintable() else " " for c in shown).split())[:_SHOWN]
+        raise self._transport.malformed(
+            f"{response.url} answered HTTP {response.status_code} without a problem document: {shown!r}",
+            not_before=response.not_before,
+        )
+
+
+def _document(answer: Answer) -> Mapping[str, Any] | None:
+    try:
+        found = answer.json()
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and {"type", "title", "detail"} & found.keys() else None

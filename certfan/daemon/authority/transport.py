@@ -1,0 +1,202 @@
+"""HTTPS to one authority: its origin only, no redirects, no proxies of the environment, everything capped.
+
+One TLS context and one pool of kept-alive connections an authority. What must never come in: what a body means.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import SimpleNamespace
+from urllib.parse import SplitResult, urlsplit
+
+import aiohttp
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from certfan import __version__
+from certfan.core.model import Authority
+from certfan.daemon.authority.answer import Answer
+from certfan.errors import AuthorityMalformed, AuthorityUnreachable, ConfigInvalid
+
+MAX_BODY = 1024 * 1024
+CONNECT_TIMEOUT = 10.0  # seconds for TCP and TLS; what a whole exchange may take is the caller's affair
+# Below what servers and middleboxes allow, so that a request seldom meets a connection that is dying.
+KEEP_ALIVE = 30.0
+USER_AGENT = f"certfan/{__version__}"
+
+
+@dataclass(slots=True)
+class Transport:
+    """Sends one request after another, or many at once; a cancelled one closes its connection and harms no other."""
+
+    spec: Authority
+    clock: Callable[[], datetime]
+    server_date: datetime | None = None
+    _session: aiohttp.ClientSession | None = None
+
+    async def send(self, method: str, url: str, *, data: bytes | None, headers: Mapping[str, str]) -> Answer:
+        """Return the answer, whatever its status.
+
+        A request that meets a kept-alive connection just closed by the other side is sent once more.
+
+        Raises:
+            AuthorityUnreachable: no answer came.
+            AuthorityMalformed: the URL is not the authority's, or the answer is too long, a redirect or no HTTP.
+        """
+        self.check(url, "the URL of a request")
+        try:
+            answer = await self._send(method, url, data, headers)
+        except aiohttp.ClientPayloadError as error:
+            raise self.unreachable("the answer broke off", error) from error
+        except aiohttp.ClientResponseError as error:
+            raise self.malformed(f"{_place(url)} does not speak HTTP: {error.message}") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise self.unreachable(_cause(error), error) from error
+        self.server_date = answer.date or self.server_date
+        if 300 <= answer.status_code < 400:
+            where = answer.headers.get("Location", "nowhere")
+            raise self.malformed(f"{url} redirects to {where!r:.200}, which is not followed")
+        return answer
+
+    async def _send(self, method: str, url: str, data: bytes | None, headers: Mapping[str, str]) -> Answer:
+        for attempt in (1, 2):
+            connection = SimpleNamespace(reused=False)
+            try:
+                async with self._open().request(
+                    method,
+                    url,
+                    data=data,
+                    headers=headers,
+                    allow_redirects=False,
+                    trace_request_ctx=connection,
+                ) as response:
+                    body = await self._body(response)
+                    return Answer(response.status, _joined(response.headers), body, url, self.clock())
+            except (aiohttp.ServerDisconnectedError, ConnectionError):
+                # An idle connection that died is no news about the authority. Had the request been heard, its nonce
+                # is spent, and the second copy is refused as badNonce.
+                if attempt == 2 or not connection.reused:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > MAX_BODY:
+                response.close()
+                raise self.malformed(f"the answer of {response.url} is longer than {MAX_BODY} bytes")
+        return bytes(body)
+
+    def check(self, url: object, what: str) -> str:
+        """Return `url` if it is https and of the directory's origin.
+
+        Raises:
+            AuthorityMalformed: it is not; nothing was sent there.
+        """
+        if not isinstance(url, str) or len(url) > 2000 or not url.isascii() or not url.isprintable():
+            raise self.malformed(f"{what} is no URL: {url!r:.200}")
+        try:
+            found, home = urlsplit(url), urlsplit(self.spec.directory)
+            same = _origin(found) == _origin(home) and "@" not in found.netloc
+        except ValueError as error:
+            raise self.malformed(f"{what} is no URL: {url!r:.200}") from error
+        if found.scheme != "https":
+            raise self.malformed(f"{what} is not https: {url!r:.200}")
+        if not same:
+            raise self.malformed(f"{what} is of another origin than the directory: {url!r:.200}")
+        return url
+
+    def malformed(self, reason: str, *, not_before: datetime | None = None) -> AuthorityMalformed:
+        """Return the error for something that is not ACME."""
+        return AuthorityMalformed(
+            f"authority {self.spec.name}: {reason}",
+            subject=self.spec.name,
+            hint=f"check the directory of authority {self.spec.name}: {self.spec.directory}",
+            not_before=not_before,
+        )
+
+    def unreachable(self, cause: str, error: BaseException | None = None) -> AuthorityUnreachable:
+        """Return the error for an answer that never came."""
+        hint = "check network, DNS and firewall of this machine"
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            hint = f"set ca_file of authority {self.spec.name} to the CA of its HTTPS certificate"
+        where = _place(self.spec.directory)
+        return AuthorityUnreachable(
+            f"authority {self.spec.name}: no answer from {where}: {cause}", subject=self.spec.name, hint=hint
+        )
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(
+                ssl=self._tls(), limit=2 * self.spec.orders_at_once, keepalive_timeout=KEEP_ALIVE
+            )
+            # trust_env stays off: no proxies, no .netrc. Identity coding: nothing that could swell.
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
+                trace_configs=[_reuse_trace()],
+                auto_decompress=False,
+            )
+        return self._session
+
+    def _tls(self) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=self.spec.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            problem = f"authority.{self.spec.name}.ca_file: {self.spec.ca_file} cannot be read: {error}"
+            raise ConfigInvalid((problem,), subject=self.spec.name) from error
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+    async def close(self) -> None:
+        """Close the connections; repeatable. A later request opens new ones."""
+        session, self._session = self._session, None
+        if session:
+            await session.close()
+
+
+def _reuse_trace() -> aiohttp.TraceConfig:
+    async def reused(_session: object, context: SimpleNamespace, _params: object) -> None:
+        context.trace_request_ctx.reused = True
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(reused)
+    return trace
+
+
+def _joined(headers: CIMultiDictProxy[str]) -> Mapping[str, str]:
+    joined = CIMultiDict(headers)
+    if "Link" in joined:
+        # A plain look-up gives only the first one.
+        joined["Link"] = ", ".join(headers.getall("Link"))
+    return joined
+
+
+def _origin(url: SplitResult) -> tuple[str, str, int]:
+    return url.scheme, url.hostname or "", url.port or 443
+
+
+def _place(url: str) -> str:
+    return urlsplit(url).netloc
+
+
+def _cause(error: BaseException) -> str:
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return f"its certificate is not trusted: {error.certificate_error}"
+        case aiohttp.ServerDisconnectedError():
+            return "the connection was closed"
+        case TimeoutError():
+            return f"no connection within {CONNECT_TIMEOUT:.0f} s"
+        case OSError(errno=int(number)) if number > 0:
+            return os.strerror(number).lower()  # its own text is asyncio's "Connect call failed"
+        case OSError():
+            return str(error.strerror or error).lower()
+        case _:
+            return str(error) or type(error).__name__
