@@ -165,6 +165,9 @@ def verify_signer(cert_der: bytes, *, ca_pem: bytes, fleet: str, now: datetime) 
         certificate = x509.load_der_x509_certificate(cert_der)
         if not any(may_issue(anchor) and is_issued_by(certificate, anchor) for anchor in anchors):
             raise SignatureInvalid("certificate of the signer is not signed by the pinned CA")
+        if not cert_der.endswith(b"\0" + certificate.signature):
+            # The count of unused bits is not signed, and the library lets it be 1 (seen with 50.0).
+            raise SignatureInvalid("certificate of the signer is not in its canonical form")
         _check_signer(certificate, fleet, now)
         public = certificate.public_key()
     except (ChainInvalid, x509.ExtensionNotFound, *UNPARSABLE) as error:
