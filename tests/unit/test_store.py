@@ -71,6 +71,8 @@ async def test_an_account_belongs_to_a_name_and_a_directory(store: Store) -> Non
     expected = AccountFact("le", "https://a/", uri="https://a/acct/2", thumbprint="thumb", recorded_at=NOW)
     assert expected == await store.account("le", "https://a/")
     assert await store.account("le", "https://b/") is None
+    await store.forget_account("le", "https://a/")
+    assert await store.account("le", "https://a/") is None
 
 
 async def test_beginning_an_issuance_twice_is_one_try(store: Store) -> None:
@@ -87,11 +89,12 @@ async def test_beginning_an_issuance_twice_is_one_try(store: Store) -> None:
     assert (expected,) == await store.open_issuances()
 
 
-async def test_a_given_up_try_is_history_and_its_number_is_used_up(store: Store) -> None:
-    """Giving up closes the try, keeps why, drops its tokens, and never frees the number."""
+async def test_a_given_up_try_is_history(store: Store) -> None:
+    """Giving up closes the try, keeps why, and drops its tokens; again is nothing new."""
     await store.begin_issuance(WWW, 1, "le", NAMES, NOW)
     await store.record_token("t", "t.thumb", WWW, "www.example.org", NOW)
     await store.abandon_issuance(WWW, 1, PROBLEM, NOW + timedelta(1))
+    await store.abandon_issuance(WWW, 1, PROBLEM, NOW + timedelta(2))
 
     assert () == await store.open_issuances()
     assert [(1, NOW + timedelta(1), PROBLEM)] == [
@@ -100,6 +103,21 @@ async def test_a_given_up_try_is_history_and_its_number_is_used_up(store: Store)
     ]
     assert {} == await store.tokens()
     assert 1 == await store.highest_number(WWW)
+
+
+async def test_a_number_may_be_tried_again_with_nothing_of_the_try_before(store: Store) -> None:
+    """A key outlives the try that was given up; the order and the answered challenges of that try do not."""
+    await store.begin_issuance(WWW, 1, "le", NAMES, NOW)
+    await store.record_order_url(WWW, 1, "https://a/order/1", NOW)
+    await store.record_answered(WWW, 1, "https://a/chall/1")
+    await store.abandon_issuance(WWW, 1, PROBLEM, NOW)
+    again = await store.begin_issuance(WWW, 1, "le", NAMES, NOW)
+    open_ones = await store.open_issuances()
+    await store.record_generation(generation(1))
+
+    assert Issuance(WWW, 1, "le", NAMES, NOW) == again
+    assert (again,) == open_ones
+    assert [PROBLEM, None] == [closed.problem for closed in await store.closed_issuances(WWW)]
     with pytest.raises(ValueError, match="used up"):
         await store.begin_issuance(WWW, 1, "le", NAMES, NOW)
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
 from certfan.core.issuance import Issuance
 from certfan.core.model import Identifier, Problem
@@ -25,13 +25,15 @@ def begin_issuance(
 ) -> Issuance:
     """Note the intent to get a generation; if the certificate has an open try, return that one instead.
 
+    A number whose try was given up may be tried again, with the key that was made for it.
+
     Raises:
-        ValueError: that number is used up by a try that ended, either way.
+        ValueError: that number is not above every generation of the certificate.
     """
-    table = tables.issuances
+    table, made = tables.issuances, tables.generations
     if known := _issuances(db, table.c.certificate == certificate, table.c.closed_at.is_(None)):
         return known[0]
-    used = select(func.max(table.c.generation)).where(table.c.certificate == certificate)
+    used = select(func.max(made.c.number)).where(made.c.certificate == certificate)
     if generation <= (db.execute(used).scalar() or 0):
         raise ValueError(f"{certificate}@{generation} is used up")
     begun = Issuance(certificate, generation, authority, tuple(identifiers), now)
@@ -53,35 +55,28 @@ def record_order_url(db: Connection, certificate: str, generation: int, url: str
     Raises:
         ValueError: there is no such open try.
     """
-    issuance = tables.issuances.c
-    found = db.execute(
-        update(tables.issuances)
-        .where(
-            issuance.certificate == certificate,
-            issuance.generation == generation,
-            issuance.closed_at.is_(None),
-        )
-        .values(order_url=url)
-    )
-    if found.rowcount != 1:
-        raise ValueError(f"{certificate}@{generation} is not being issued")
+    known = _open_id(db, certificate, generation)
+    db.execute(update(tables.issuances).where(tables.issuances.c.id == known).values(order_url=url))
     if db.execute(select(tables.orders.c.url).where(tables.orders.c.url == url)).first() is None:
         row = {"url": url, "certificate": certificate, "generation": generation, "recorded_at": now}
         db.execute(insert(tables.orders).values(row))
 
 
 def record_answered(db: Connection, certificate: str, generation: int, challenge_url: str) -> None:
-    """Remember that the authority was told to try a challenge; repeatable."""
-    row = {"certificate": certificate, "generation": generation, "challenge_url": challenge_url}
-    table = tables.answered
-    if not db.execute(select(table).filter_by(**row)).first():
-        db.execute(insert(table).values(row))
+    """Remember that the authority was told to try a challenge of an open try; repeatable.
+
+    Raises:
+        ValueError: there is no such open try.
+    """
+    row = {"issuance": _open_id(db, certificate, generation), "challenge_url": challenge_url}
+    if not db.execute(select(tables.answered).filter_by(**row)).first():
+        db.execute(insert(tables.answered).values(row))
 
 
 def abandon_issuance(
     db: Connection, certificate: str, generation: int, problem: Problem, now: datetime
 ) -> None:
-    """Close a try that led nowhere and forget its tokens; its number stays used up. Repeatable."""
+    """Close a try that led nowhere, kept as history, and forget its tokens. Repeatable."""
     close_issuance(db, certificate, generation, now, problem)
 
 
@@ -94,9 +89,12 @@ def closed_issuances(db: Connection, certificate: str) -> tuple[ClosedIssuance, 
     """Return the certificate's tries that ended, oldest first; one that was given up has its problem."""
     table = tables.issuances
     ended = (table.c.certificate == certificate, table.c.closed_at.is_not(None))
-    query = select(table.c.generation, table.c.closed_at, table.c.problem).where(*ended)
-    how = {number: (at, to_problem(problem)) for number, at, problem in db.execute(query)}
-    return tuple(ClosedIssuance(known, *how[known.generation]) for known in _issuances(db, *ended))
+    query = select(table.c.closed_at, table.c.problem).where(*ended).order_by(table.c.id)
+    how = db.execute(query).all()
+    return tuple(
+        ClosedIssuance(known, at, to_problem(problem))
+        for known, (at, problem) in zip(_issuances(db, *ended), how, strict=True)
+    )
 
 
 def orders_sent(db: Connection) -> int:
@@ -142,13 +140,21 @@ def close_issuance(
         drop_tokens(db, certificate)
 
 
+def _open_id(db: Connection, certificate: str, generation: int) -> int:
+    table = tables.issuances
+    same = (table.c.certificate == certificate, table.c.generation == generation)
+    known = db.execute(select(table.c.id).where(*same, table.c.closed_at.is_(None))).scalar()
+    if known is None:
+        raise ValueError(f"{certificate}@{generation} is not being issued")
+    return int(known)
+
+
 def _issuances(db: Connection, *where: ColumnElement[bool]) -> tuple[Issuance, ...]:
+    """Return the tries that fit, in the order in which they were begun."""
     table, told = tables.issuances, tables.answered
-    same = and_(told.c.certificate == table.c.certificate, told.c.generation == table.c.generation)
-    challenges = defaultdict[tuple[str, int], set[str]](set)
-    for certificate, generation, url in db.execute(select(told).join(table, same).where(*where)):
-        challenges[certificate, generation].add(url)
-    query = select(table).where(*where).order_by(table.c.begun_at, table.c.certificate, table.c.generation)
+    challenges = defaultdict[int, set[str]](set)
+    for issuance, url in db.execute(select(told).join(table, told.c.issuance == table.c.id).where(*where)):
+        challenges[issuance].add(url)
     return tuple(
         Issuance(
             row.certificate,
@@ -157,7 +163,7 @@ def _issuances(db: Connection, *where: ColumnElement[bool]) -> tuple[Issuance, .
             identifiers_of(row.identifiers),
             row.begun_at,
             row.order_url,
-            frozenset(challenges[row.certificate, row.generation]),
+            frozenset(challenges[row.id]),
         )
-        for row in db.execute(query)
+        for row in db.execute(select(table).where(*where).order_by(table.c.id))
     )

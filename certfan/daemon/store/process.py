@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 
 from certfan.daemon.store import tables
 from certfan.daemon.store.facts import AccountFact, ConfigFact, Event, Run
@@ -61,6 +61,12 @@ def record_account(
     """Remember an account; a later word replaces an earlier one."""
     key = {"authority": authority, "directory": directory}
     put(db, tables.accounts, key, {"uri": uri, "thumbprint": thumbprint, "recorded_at": now})
+
+
+def forget_account(db: Connection, authority: str, directory: str) -> None:
+    """Forget an account that the authority does not know any more; repeatable."""
+    table = tables.accounts
+    db.execute(delete(table).where(table.c.authority == authority, table.c.directory == directory))
 
 
 def record_config(db: Connection, digest: str, problems: Sequence[str], now: datetime) -> ConfigFact:

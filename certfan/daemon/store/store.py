@@ -95,6 +95,7 @@ class Store:
     epoch = transaction(process.epoch)
     account = transaction(process.account)
     record_account = transaction(process.record_account)
+    forget_account = transaction(process.forget_account)
     record_config = transaction(process.record_config)
     config = transaction(process.config)
     note_definitions = transaction(process.note_definitions)

@@ -91,17 +91,19 @@ accounts = _table(
     _required("recorded_at", Instant),
 )
 
-# One open row (closed_at is NULL) a certificate at most; a number is used once, given up or not.
+# One open row (closed_at is NULL) a certificate at most. A try that was given up may be made again under its number.
 issuances = _table(
     "issuances",
-    _key("certificate", String),
-    _key("generation", Integer),
+    _number("id"),
+    _required("certificate", String),
+    _required("generation", Integer),
     _required("authority", String),
     _required("identifiers", JSON),
     _required("begun_at", Instant),
     Column("order_url", String),
     Column("closed_at", Instant),
     Column("problem", JSON(none_as_null=True)),
+    Index(None, "certificate"),
 )
 
 orders = _table(
@@ -114,8 +116,7 @@ orders = _table(
 
 answered = _table(
     "answered",
-    _key("certificate", String),
-    _key("generation", Integer),
+    _key("issuance", Integer, ForeignKey("issuances.id")),
     _key("challenge_url", String),
 )
 

@@ -30,13 +30,6 @@ def upgrade() -> None:
         sa.UniqueConstraint("consumer", "boot_id", name=op.f("uq_agent_boots_consumer_boot_id")),
     )
     op.create_table(
-        "answered",
-        sa.Column("certificate", sa.String(), autoincrement=False, nullable=False),
-        sa.Column("generation", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("challenge_url", sa.String(), autoincrement=False, nullable=False),
-        sa.PrimaryKeyConstraint("certificate", "generation", "challenge_url", name=op.f("pk_answered")),
-    )
-    op.create_table(
         "asked",
         sa.Column("certificate", sa.String(), autoincrement=False, nullable=False),
         sa.Column("at", sa.DateTime(), nullable=False),
@@ -118,16 +111,18 @@ def upgrade() -> None:
     )
     op.create_table(
         "issuances",
-        sa.Column("certificate", sa.String(), autoincrement=False, nullable=False),
-        sa.Column("generation", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column("certificate", sa.String(), nullable=False),
+        sa.Column("generation", sa.Integer(), nullable=False),
         sa.Column("authority", sa.String(), nullable=False),
         sa.Column("identifiers", sa.JSON(), nullable=False),
         sa.Column("begun_at", sa.DateTime(), nullable=False),
         sa.Column("order_url", sa.String(), nullable=True),
         sa.Column("closed_at", sa.DateTime(), nullable=True),
         sa.Column("problem", sa.JSON(none_as_null=True), nullable=True),
-        sa.PrimaryKeyConstraint("certificate", "generation", name=op.f("pk_issuances")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_issuances")),
     )
+    op.create_index(op.f("ix_issuances_certificate"), "issuances", ["certificate"], unique=False)
     op.create_table(
         "orders",
         sa.Column("url", sa.String(), autoincrement=False, nullable=False),
@@ -208,6 +203,13 @@ def upgrade() -> None:
         sa.Column("identifier", sa.String(), nullable=False),
         sa.Column("recorded_at", sa.DateTime(), nullable=False),
         sa.PrimaryKeyConstraint("token", "certificate", name=op.f("pk_tokens")),
+    )
+    op.create_table(
+        "answered",
+        sa.Column("issuance", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("challenge_url", sa.String(), autoincrement=False, nullable=False),
+        sa.ForeignKeyConstraint(["issuance"], ["issuances.id"], name=op.f("fk_answered_issuance")),
+        sa.PrimaryKeyConstraint("issuance", "challenge_url", name=op.f("pk_answered")),
     )
     op.create_table(
         "enrolments",
