@@ -17,6 +17,7 @@ from certfan.pki.chains import (
 )
 from certfan.pki.keys import (
     Request,
+    key_type,
     make_csr,
     make_csr_pem,
     make_key,
@@ -37,6 +38,7 @@ __all__ = [
     "consumer_of",
     "daemon_name",
     "fleet_of",
+    "key_type",
     "load_pair",
     "make_csr",
     "make_csr_pem",

@@ -120,8 +120,9 @@ class ProblemMessage(Message):
 
 
 class ProofMessage(Message):
-    """See `model.Proof`."""
+    """See `model.Proof`; `certificate` is what the endpoint is to show."""
 
+    certificate: CertificateName
     service: Short
     protocol: Short
     address: Address
@@ -136,10 +137,11 @@ class ProofMessage(Message):
     detail: Text = ""
 
     @classmethod
-    def of(cls, proof: model.Proof) -> ProofMessage:
+    def of(cls, certificate: str, proof: model.Proof) -> ProofMessage:
         """Turn a proof into words."""
         endpoint = proof.endpoint
         return cls(
+            certificate=certificate,
             service=endpoint.service,
             protocol=endpoint.protocol,
             address=endpoint.address,
@@ -209,20 +211,20 @@ class Report(Message):
     def of(
         cls,
         deployments: Iterable[model.Deployment],
-        proofs: Iterable[model.Proof],
+        proofs: Iterable[tuple[str, model.Proof]],
         *,
         boot_id: str,
         sequence: int,
         sent_at: datetime,
         version: str,
     ) -> Report:
-        """Turn facts into words."""
+        """Turn facts into words; a proof comes with the certificate that its endpoint is to show."""
         return cls(
             boot_id=boot_id,
             sequence=sequence,
             sent_at=sent_at,
             deployments=tuple(DeploymentMessage.of(d) for d in deployments),
-            proofs=tuple(ProofMessage.of(p) for p in proofs),
+            proofs=tuple(ProofMessage.of(certificate, proof) for certificate, proof in proofs),
             version=version,
         )
 

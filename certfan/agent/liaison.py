@@ -1,0 +1,150 @@
+"""The agent's talk with its daemon: listens for assignments, tells what became of them, fetches what the share lacks.
+
+A daemon that is away is no failure of the agent: it goes on with what it knows, and comes back with jitter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from certfan import __version__, log
+from certfan.agent.config_schema import Delivery
+from certfan.agent.link import Link
+from certfan.agent.shelf import Shelf
+from certfan.core.agent_steps import Assignment
+from certfan.core.model import Deployment, Endpoint, Proof
+from certfan.errors import BundleInvalid, ChannelError, ShareError
+from certfan.protocol.messages import Assignments, Report
+
+WAIT = 60  # seconds that a blocking query may last
+SHORTEST_PAUSE = timedelta(seconds=1)
+LONGEST_PAUSE = timedelta(seconds=30)
+SHARE_PATIENCE = timedelta(seconds=60)  # a bundle that has not appeared by then comes over the channel
+
+
+class Supply:
+    """Where bundles come from: the share, the channel, or the first and then the second."""
+
+    def __init__(self, delivery: Delivery, shelf: Shelf | None, link: Link) -> None:
+        self._delivery = delivery
+        self._shelf = shelf
+        self._link = link
+
+    async def fetch(self, certificate: str, generation: int, *, waited: timedelta) -> dict[str, bytes]:
+        """Return the files of a bundle that was assigned `waited` ago, unverified.
+
+        Raises:
+            ShareError, ChannelError: it is not to be had now.
+        """
+        if self._delivery is Delivery.CHANNEL or self._shelf is None:
+            return await self._link.bundle(certificate, generation)
+        try:
+            return await self._shelf.read(certificate, generation)
+        except (ShareError, BundleInvalid):
+            if self._delivery is Delivery.SHARE_ONLY or waited < SHARE_PATIENCE:
+                raise
+            return await self._link.bundle(certificate, generation)
+
+
+class Liaison:
+    """Two loops over one link; both end only when cancelled."""
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        clock: Callable[[], datetime],
+        heartbeat: timedelta,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._link = link
+        self._clock = clock
+        self._heartbeat = heartbeat
+        self._jitter = jitter
+        self._changed = asyncio.Event()
+        self._boot_id = _boot_id()
+        self._sequence = 0
+        self._log = log.get("liaison")
+
+    def changed(self) -> None:
+        """There is something new to tell."""
+        self._changed.set()
+
+    async def listen(self, assigned: Callable[[Mapping[str, Assignment]], None]) -> None:
+        """Keep the list of assignments up to date."""
+        revision, failures = "", 0
+        while True:
+            try:
+                found = await self._link.assignments(after=revision, wait=WAIT if revision else 0)
+            except ChannelError as error:
+                failures += 1
+                # Asked without a revision after a reconnect: what was said before may be another daemon's.
+                revision = ""
+                await self._pause(failures, error)
+                continue
+            failures = 0
+            if found.revision != revision:
+                self._log.info("assignments.heard", revision=found.revision, count=len(found.assignments))
+                assigned(_assignments(found))
+            revision = found.revision
+
+    async def tell(
+        self, said: Callable[[], tuple[tuple[Deployment, ...], Mapping[tuple[str, Endpoint], Proof]]]
+    ) -> None:
+        """Report whatever changed, and that nothing did at every heartbeat."""
+        failures = 0
+        while True:
+            self._changed.clear()
+            try:
+                await self._link.report(self._report(*said()))
+            except ChannelError as error:
+                failures += 1
+                await self._pause(failures, error)
+                continue
+            failures = 0
+            try:
+                async with asyncio.timeout(self._heartbeat.total_seconds()):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    def _report(
+        self, deployments: tuple[Deployment, ...], proofs: Mapping[tuple[str, Endpoint], Proof]
+    ) -> Report:
+        # Of one boot, across restarts of this process, a later report must have the higher number.
+        self._sequence = max(self._sequence + 1, time.monotonic_ns() // 1_000_000)
+        return Report.of(
+            deployments,
+            ((certificate, proof) for (certificate, _), proof in proofs.items()),
+            boot_id=self._boot_id,
+            sequence=self._sequence,
+            sent_at=self._clock(),
+            version=__version__,
+        )
+
+    async def _pause(self, failures: int, error: ChannelError) -> None:
+        """Come back later and later, never all agents at once."""
+        longest = min(SHORTEST_PAUSE * 2 ** min(failures, 10), LONGEST_PAUSE)
+        pause = longest * (0.5 + self._jitter() / 2)
+        self._log.warning(
+            "daemon.away", code=error.code, detail=error.text, hint=error.hint, again_in=pause.total_seconds()
+        )
+        await asyncio.sleep(pause.total_seconds())
+
+
+def _assignments(found: Assignments) -> dict[str, Assignment]:
+    return {
+        one.certificate: Assignment(
+            one.certificate, one.generation, fingerprint=one.fingerprint, identifiers=one.identifiers
+        )
+        for one in found.assignments
+    }
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

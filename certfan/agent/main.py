@@ -1,0 +1,108 @@
+"""The composition root of the agent's unprivileged half: open, wire, run, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from certfan import __version__, log, systemd
+from certfan.agent import installer
+from certfan.agent.config import AgentConfig, load
+from certfan.agent.config_schema import Delivery
+from certfan.agent.identity import Trust, read_trust
+from certfan.agent.liaison import Liaison, Supply
+from certfan.agent.link import Link
+from certfan.agent.privileged import Privileged
+from certfan.agent.reconciler import Parts, Reconciler
+from certfan.agent.record import Record
+from certfan.agent.shelf import Shelf
+from certfan.agent.staging import Staging
+
+HEARTBEAT = timedelta(seconds=30)  # a daemon that hears nothing for two probe intervals shows us as unheard
+SHUTDOWN = timedelta(seconds=3)
+
+
+def now() -> datetime:
+    """Return the wall clock, aware UTC."""
+    return datetime.now(UTC)
+
+
+def run(path: Path) -> int:
+    """Run the agent until SIGTERM or SIGINT; return the exit code.
+
+    Raises:
+        ConfigError, NotAuthenticated, StateError: it cannot start.
+    """
+    log.set_up()
+    config = load(path)
+    trust = read_trust(config.trust)
+    asyncio.run(serve(config, trust))
+    return 0
+
+
+async def serve(config: AgentConfig, trust: Trust) -> None:
+    """Wire the parts and run them; returns after a signal. Cancelled, every part has stopped."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with _opened(config, trust) as (link, supply):
+        liaison = Liaison(link, clock=now, heartbeat=min(HEARTBEAT, config.probe_interval / 2))
+        reconciler = Reconciler(
+            Parts(
+                config=config,
+                consumer=trust.consumer,
+                record=Record(config.state),
+                staging=Staging(config.bundles, trust, now),
+                source=supply,
+                privileged=Privileged(config.apply_socket),
+                live=lambda: installer.live(config.install_to),
+                changed=liaison.changed,
+                clock=now,
+            )
+        )
+        log.get("agent").info(
+            "agent.started", version=__version__, consumer=trust.consumer, fleet=trust.fleet
+        )
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(reconciler.run(), name="reconciler"),
+                group.create_task(liaison.listen(reconciler.assigned), name="listen"),
+                group.create_task(
+                    liaison.tell(lambda: (reconciler.deployments, reconciler.proofs)), name="tell"
+                ),
+                group.create_task(_feed_watchdog(lambda: now() - reconciler.ticked_at), name="watchdog"),
+            ]
+            systemd.notify("READY=1", f"STATUS=consumer {trust.consumer} of fleet {trust.fleet}")
+            await stop.wait()
+            systemd.notify("STOPPING=1")
+            for task in tasks:
+                task.cancel()
+    log.get("agent").info("agent.stopped")
+
+
+@contextlib.asynccontextmanager
+async def _opened(config: AgentConfig, trust: Trust) -> AsyncIterator[tuple[Link, Supply]]:
+    link = Link.of(trust, config.state / "identity")
+    shelf = None
+    if config.share is not None and config.delivery is not Delivery.CHANNEL:
+        shelf = Shelf(config.share, trust.consumer, config.state / "share-worker.lock")
+    try:
+        yield link, Supply(config.delivery, shelf, link)
+    finally:
+        async with asyncio.timeout(SHUTDOWN.total_seconds()):
+            await link.close()
+            if shelf is not None:
+                await shelf.stop()
+
+
+async def _feed_watchdog(silence: Callable[[], timedelta]) -> None:
+    """Tell systemd that we live, as long as the reconciler ticks; without a watchdog there is nothing to do."""
+    interval = systemd.watchdog_interval()
+    while interval is not None:
+        if silence() < timedelta(minutes=3):
+            systemd.notify("WATCHDOG=1")
+        await asyncio.sleep(interval.total_seconds())

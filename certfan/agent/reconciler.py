@@ -1,0 +1,332 @@
+"""The one loop of the agent: what is assigned, staged, live and proven in; steps started; look again.
+
+What must never come in: a decision (core.deployment) or the way to the daemon (liaison).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Protocol, assert_never
+
+from certfan import log
+from certfan.agent.config import AgentConfig, endpoints_of
+from certfan.agent.privileged import Applied, Privileged
+from certfan.agent.record import Record
+from certfan.agent.staging import Staging
+from certfan.core import policy
+from certfan.core.agent_steps import (
+    APPLY_KEY,
+    AgentFacts,
+    Apply,
+    Assignment,
+    Conclude,
+    Fetch,
+    Key,
+    LayPlaceholder,
+    Pair,
+    Probe,
+    ServiceFacts,
+    Staged,
+    Step,
+    TryState,
+)
+from certfan.core.deployment import plan
+from certfan.core.model import Attempt, Deployment, DeploymentState, Endpoint, Health, Problem, Proof
+from certfan.core.tries import marks, setback
+from certfan.errors import CertfanError, InternalError, ProbeRefused, ProbeUnreachable
+from certfan.probe import probe
+
+LONGEST_NAP = timedelta(minutes=1)
+PROBES_AT_ONCE = 16
+
+
+class Source(Protocol):
+    """Where bundles come from."""
+
+    async def fetch(self, certificate: str, generation: int, *, waited: timedelta) -> dict[str, bytes]:
+        """Return the files of a bundle that was assigned `waited` ago, unverified."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the reconciler joins."""
+
+    config: AgentConfig
+    consumer: str
+    record: Record
+    staging: Staging
+    source: Source
+    privileged: Privileged
+    live: Callable[[], Mapping[str, int]]  # the local pointers; 0 placeholder
+    changed: Callable[[], None]  # there is something new to report
+    clock: Callable[[], datetime]
+    jitter: Callable[[], float] = field(default=random.random)
+
+
+class Reconciler:
+    """Brings what is served to what is assigned, one named task a key."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._is = parts
+        self._bell = asyncio.Event()
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._staged: dict[Pair, Staged] = parts.staging.scan()
+        self._applied: frozenset[Pair] = frozenset()
+        self._apply_ended: dict[str, datetime] = {}
+        self._proofs: dict[tuple[str, Endpoint], Proof] = {}
+        self._shown: dict[tuple[str, Endpoint], Proof] = {}
+        self._deployed: dict[tuple[str, int, DeploymentState], Deployment] = {}
+        self._fetch_attempts: dict[str, Attempt] = {}
+        self._apply_attempts: dict[str, Attempt] = {}
+        self._assigned_at: dict[Pair, datetime] = {}
+        self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
+        self._log = log.get("agent")
+        self.ticked_at = parts.clock()
+
+    def ring(self) -> None:
+        """Something may have changed: look soon."""
+        self._bell.set()
+
+    def assigned(self, assignments: Mapping[str, Assignment]) -> None:
+        """Take the whole list from the daemon; durable on return."""
+        self._is.record.remember_assignments(assignments)
+        self.ring()
+
+    @property
+    def deployments(self) -> tuple[Deployment, ...]:
+        """What became of each generation here, one a state it went through."""
+        return tuple(self._deployed.values())
+
+    @property
+    def proofs(self) -> Mapping[tuple[str, Endpoint], Proof]:
+        """The latest proof of each endpoint, older ones while a reload is under way included."""
+        return self._shown
+
+    async def run(self) -> None:
+        """Tick for ever. Cancelled, it cancels its steps and waits for their clean-up."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                wake_at = self.tick(group)
+                nap = min(max(wake_at - self._is.clock(), timedelta(0)), LONGEST_NAP)
+                try:
+                    async with asyncio.timeout(nap.total_seconds()):
+                        await self._bell.wait()
+                except TimeoutError:
+                    pass
+
+    def tick(self, group: asyncio.TaskGroup) -> datetime:
+        """Look, plan, start; return when to look again at the latest."""
+        self._bell.clear()
+        self.ticked_at = now = self._is.clock()
+        facts = self.facts(now)
+        planned = plan(facts, now)
+        for step in planned.steps:
+            self._start(group, step, self._carry_out(step, facts))
+        return planned.wake_at or now + LONGEST_NAP
+
+    def facts(self, now: datetime) -> AgentFacts:
+        """Return everything that the plan looks at."""
+        assignments = self._is.record.assignments
+        for one in assignments.values():
+            self._assigned_at.setdefault((one.certificate, one.generation), now)
+        return AgentFacts(
+            assignments=assignments,
+            staged=dict(self._staged),
+            live=self._is.live(),
+            outcomes=self._is.record.outcomes,
+            applied=self._applied,
+            services=self._services(assignments),
+            proofs=dict(self._proofs),
+            worked_before=self._is.record.worked_before,
+            fetch_attempts=dict(self._fetch_attempts),
+            apply_attempts=dict(self._apply_attempts),
+            in_flight=frozenset(self._tasks),
+            probe_interval=self._is.config.probe_interval,
+            quiet=self._is.config.quiet,
+        )
+
+    def _services(self, assignments: Mapping[str, Assignment]) -> dict[str, ServiceFacts]:
+        found: dict[str, dict[str, tuple[Endpoint, ...]]] = {s.name: {} for s in self._is.config.services}
+        for one in assignments.values():
+            for service, endpoints in endpoints_of(self._is.config, one.certificate, one.identifiers).items():
+                found[service][one.certificate] = endpoints
+        return {name: ServiceFacts(frozenset(by), by) for name, by in found.items()}
+
+    def _start(self, group: asyncio.TaskGroup, step: Step, work: Coroutine[Any, Any, None]) -> None:
+        task = group.create_task(work, name="/".join(step.key))
+        self._tasks[step.key] = task
+
+        def ended(_: asyncio.Task[None]) -> None:
+            self._tasks.pop(step.key, None)
+            self.ring()
+
+        task.add_done_callback(ended)
+
+    async def _carry_out(self, step: Step, facts: AgentFacts) -> None:
+        """The step boundary: the only place that turns any error into a fact."""
+        try:
+            await self._do(step, facts)
+        except CertfanError as error:
+            self._failed(step, error)
+        except Exception as error:  # noqa: BLE001 - one certificate's bug must not stop the others
+            self._log.exception("step.crashed", step="/".join(step.key))
+            hint = "run: journalctl -u certfan-agent"
+            self._failed(step, InternalError(f"{type(error).__name__}: {error}", hint=hint))
+
+    async def _do(self, step: Step, facts: AgentFacts) -> None:
+        match step:
+            case Fetch():
+                await self._fetch(step)
+            case LayPlaceholder():
+                await self._is.privileged.apply(((step.certificate, 0),))
+                self._apply_attempts.pop(step.certificate, None)
+                self._log.info("placeholder.laid", certificate=step.certificate)
+            case Apply():
+                await self._apply(step, facts)
+            case Probe():
+                await self._probe(step)
+            case Conclude():
+                self._conclude(step)
+            case _:
+                assert_never(step)
+
+    async def _fetch(self, step: Fetch) -> None:
+        pair = (step.certificate, step.generation)
+        waited = self._is.clock() - self._assigned_at[pair]
+        bundle = await self._is.source.fetch(*pair, waited=waited)
+        self._staged[pair] = self._is.staging.put(*pair, bundle)
+        self._fetch_attempts.pop(step.certificate, None)
+        self._log.info("bundle.staged", bundle=f"{step.certificate}@{step.generation}")
+
+    async def _apply(self, step: Apply, facts: AgentFacts) -> None:
+        durable = marks(step, facts, self._is.clock())
+        self._is.record.remember_worked(durable.worked_before)
+        self._is.record.remember_outcomes(durable.outcomes)
+        names = {certificate for certificate, _ in step.pairs}
+        self._proofs = {key: proof for key, proof in self._proofs.items() if key[0] not in names}
+        self._applied -= frozenset(step.pairs)
+        try:
+            done = await self._is.privileged.apply(step.pairs)
+        finally:
+            self._apply_ended |= dict.fromkeys(names, self._is.clock())
+        self._take_in(step, done)
+
+    def _take_in(self, step: Apply, done: Applied) -> None:
+        if done.problem is not None:
+            self._apply_failed(step, done.problem)
+            return
+        self._applied |= frozenset(step.pairs)
+        for certificate, generation in step.pairs:
+            self._apply_attempts.pop(certificate, None)
+            self._note(certificate, generation, DeploymentState.INSTALLED, done.installed_at)
+            self._note(certificate, generation, DeploymentState.RELOADED, done.reloaded_at)
+        self._log.info("pairs.applied", pairs=[f"{c}@{g}" for c, g in step.pairs], why=step.why.value)
+
+    def _apply_failed(self, step: Apply, problem: Problem) -> None:
+        now = self._is.clock()
+        after = setback(step, self.facts(now), problem, now, jitter=self._is.jitter())
+        self._is.record.remember_outcomes(after.outcomes)
+        self._apply_attempts |= after.apply_attempts
+        for certificate, generation in after.outcomes:
+            self._note(certificate, generation, DeploymentState.FAILED, now, problem)
+        self._log.warning(
+            "apply.failed",
+            pairs=[f"{c}@{g}" for c, g in step.pairs],
+            code=problem.code,
+            detail=problem.detail,
+            hint=problem.hint,
+            output=problem.output,
+        )
+
+    async def _probe(self, step: Probe) -> None:
+        async with asyncio.TaskGroup() as group:
+            for endpoint in step.endpoints:
+                group.create_task(self._look(step.certificate, endpoint), name=f"probe {endpoint}")
+        self._is.changed()
+
+    async def _look(self, certificate: str, endpoint: Endpoint) -> None:
+        async with self._probes:
+            at = self._is.clock()
+            proof = await _proof_of(endpoint, at)
+        # Seen before the last reload ended, it says nothing about that reload.
+        if APPLY_KEY in self._tasks or at < self._apply_ended.get(certificate, at):
+            return
+        self._proofs[certificate, endpoint] = self._shown[certificate, endpoint] = proof
+        if proof.health is not Health.SERVED:
+            self._log.warning(
+                "endpoint.unproven", endpoint=str(endpoint), health=proof.health, detail=proof.detail
+            )
+
+    def _conclude(self, step: Conclude) -> None:
+        self._is.record.remember_outcomes({(step.certificate, step.generation): step.outcome})
+        proven = step.outcome.state is TryState.PROVEN
+        state = DeploymentState.PROVEN if proven else DeploymentState.FAILED
+        self._note(step.certificate, step.generation, state, step.outcome.at, step.outcome.problem)
+        self._log.info(
+            "deployment.concluded", bundle=f"{step.certificate}@{step.generation}", state=state.value
+        )
+
+    def _note(
+        self,
+        certificate: str,
+        generation: int,
+        state: DeploymentState,
+        at: datetime,
+        problem: Problem | None = None,
+    ) -> None:
+        if generation == 0:
+            return
+        self._deployed = {
+            key: d for key, d in self._deployed.items() if key[0] != certificate or key[1] >= generation
+        }
+        self._deployed[certificate, generation, state] = Deployment(
+            certificate, self._is.consumer, generation, state, at, problem
+        )
+        self._is.changed()
+
+    def _failed(self, step: Step, error: CertfanError) -> None:
+        now = self._is.clock()
+        problem = Problem(error.code, error.text, error.hint, error.not_before, getattr(error, "output", ""))
+        match step:
+            case Fetch():
+                before = self._fetch_attempts.get(step.certificate)
+                self._fetch_attempts[step.certificate] = self._again(before, step.certificate, problem, now)
+            case Apply():
+                self._apply_failed(step, problem)
+            case LayPlaceholder():
+                before = self._apply_attempts.get(step.certificate)
+                self._apply_attempts[step.certificate] = self._again(before, step.certificate, problem, now)
+            case Probe() | Conclude():
+                pass
+            case _:
+                assert_never(step)
+        self._log.warning(
+            "step.failed", step="/".join(step.key), code=error.code, detail=error.text, hint=error.hint
+        )
+
+    def _again(self, before: Attempt | None, certificate: str, problem: Problem, now: datetime) -> Attempt:
+        failures = before.failures + 1 if before else 1
+        not_before = policy.next_short_try(failures, now, jitter=self._is.jitter())
+        return Attempt(certificate, problem, failures, now, not_before)
+
+
+async def _proof_of(endpoint: Endpoint, at: datetime) -> Proof:
+    try:
+        leaf = await probe(endpoint.protocol, endpoint.address, endpoint.port, endpoint.server_name)
+    except ProbeRefused as error:
+        return Proof(endpoint, Health.REFUSED, at, detail=error.text)
+    except ProbeUnreachable as error:
+        return Proof(endpoint, Health.UNREACHABLE, at, detail=error.text)
+    return Proof(
+        endpoint,
+        Health.SERVED,
+        at,
+        fingerprint=leaf.fingerprint,
+        not_after=leaf.not_after,
+        not_before=leaf.not_before,
+        placeholder=leaf.placeholder,
+    )

@@ -1,0 +1,77 @@
+"""What the agent remembers across a crash: what was assigned, how each generation fared, what worked before.
+
+`outcomes.json` is read by the boot unit too. Every change is durable when the call returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from certfan import files, log
+from certfan.core.agent_steps import Assignment, Outcome, Pair
+from certfan.core.model import Endpoint
+
+Worked = frozenset[tuple[str, Endpoint]]
+
+_OUTCOMES: TypeAdapter[dict[str, dict[int, Outcome]]] = TypeAdapter(dict[str, dict[int, Outcome]])
+_WORKED: TypeAdapter[list[tuple[str, Endpoint]]] = TypeAdapter(list[tuple[str, Endpoint]])
+_ASSIGNED: TypeAdapter[list[Assignment]] = TypeAdapter(list[Assignment])
+
+
+class Record:
+    """The agent's memory in its state folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = files.private_folder(folder)
+        self._log = log.get("record")
+        by_name = self._read("outcomes.json", _OUTCOMES) or {}
+        self.outcomes: Mapping[Pair, Outcome] = {
+            (name, number): outcome for name, tries in by_name.items() for number, outcome in tries.items()
+        }
+        self.worked_before: Worked = frozenset(self._read("worked.json", _WORKED) or [])
+        self.assignments: Mapping[str, Assignment] = {
+            one.certificate: one for one in self._read("assignments.json", _ASSIGNED) or []
+        }
+
+    def remember_outcomes(self, changed: Mapping[Pair, Outcome]) -> None:
+        """Replace the outcomes of these pairs; repeatable."""
+        outcomes = {**self.outcomes, **changed}
+        by_name: dict[str, dict[int, Outcome]] = {}
+        for (name, number), outcome in outcomes.items():
+            by_name.setdefault(name, {})[number] = outcome
+        self._write("outcomes.json", _OUTCOMES.dump_json(by_name))
+        self.outcomes = outcomes
+
+    def remember_worked(self, worked: Worked) -> None:
+        """Replace what completed a handshake before the current try."""
+        if worked != self.worked_before:
+            self._write("worked.json", _WORKED.dump_json(sorted(worked, key=str)))
+            self.worked_before = worked
+
+    def remember_assignments(self, assignments: Mapping[str, Assignment]) -> None:
+        """Replace the whole list, so that a boot without the daemon still knows what is wanted."""
+        if assignments != self.assignments:
+            self._write("assignments.json", _ASSIGNED.dump_json(list(assignments.values())))
+            self.assignments = dict(assignments)
+
+    def forget_outcomes(self, pairs: frozenset[Pair]) -> None:
+        """Drop what is said of pairs that nobody can go back to."""
+        self.outcomes = {pair: outcome for pair, outcome in self.outcomes.items() if pair not in pairs}
+        self.remember_outcomes({})
+
+    def _read(self, name: str, kind: TypeAdapter[Any]) -> Any:
+        try:
+            return kind.validate_json(files.read_private(self._folder / name))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            # Nothing in it decides alone: everything is assigned, verified and proven again.
+            self._log.error("record.unreadable", file=name, problem=str(error.errors()[0]["type"]))
+            return None
+
+    def _write(self, name: str, data: bytes) -> None:
+        files.write_private(self._folder / name, data)

@@ -1,0 +1,160 @@
+"""What stands behind the channel's routes: assignments out of the store, reports into it and onto the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from certfan.core.model import Deployment, DeploymentState, Desired, Health, Proof
+from certfan.daemon.bundles import Bundles
+from certfan.daemon.channel import Enroller
+from certfan.daemon.journal import Journal
+from certfan.daemon.store import IdentityFact, Store, StoreFacts
+from certfan.protocol.messages import AssignmentMessage, Assignments, EnrolReply, Report
+
+# How far a deployment has come; a report tells every state that it went through.
+_PROGRESS = {
+    DeploymentState.OFFERED: 0,
+    DeploymentState.INSTALLED: 1,
+    DeploymentState.RELOADED: 2,
+    DeploymentState.FAILED: 3,
+    DeploymentState.PROVEN: 4,
+}
+
+
+class Noticeboard:
+    """The daemon's side of daemon.channel.Board."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        bundles: Bundles,
+        enroller: Enroller,
+        journal: Journal,
+        desired: Callable[[], Desired],
+        ring: Callable[[], None],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._store = store
+        self._bundles = bundles
+        self._enroller = enroller
+        self._journal = journal
+        self._desired = desired
+        self._ring = ring
+        self._clock = clock
+
+    async def identity(self, serial: str) -> IdentityFact | None:
+        """Return the identity of a serial."""
+        return await self._store.identity(serial)
+
+    async def assignments(self, consumer: str) -> Assignments:
+        """Return all that a consumer is to have now."""
+        number, rows = await self._store.assignments(consumer)
+        facts = await self._store.facts()
+        told = (self._assignment(facts, row.certificate, row.generation) for row in rows)
+        return Assignments(
+            revision=f"{await self._store.epoch()}.{number}", consumer=consumer, assignments=tuple(told)
+        )
+
+    def _assignment(self, facts: StoreFacts, certificate: str, number: int) -> AssignmentMessage:
+        for one in facts.generations.get(certificate, ()):
+            if one.number == number:
+                names = sorted(str(i) for i in one.identifiers)
+                return AssignmentMessage(
+                    certificate=certificate,
+                    generation=number,
+                    identifiers=tuple(names),
+                    fingerprint=one.fingerprint,
+                )
+        wanted = self._desired().certificates.get(certificate)
+        names = [str(i) for i in wanted.identifiers] if wanted else []
+        return AssignmentMessage(
+            certificate=certificate, generation=number, identifiers=tuple(names), fingerprint=""
+        )
+
+    async def acknowledged(self, consumer: str, revision: str) -> None:
+        """Note that a consumer has its assignments."""
+        await self._journal.note("assignments.acknowledged", consumer, revision=revision)
+
+    async def bundle(self, consumer: str, certificate: str, generation: int) -> dict[str, bytes]:
+        """Return the files of a bundle; that it is assigned was checked by the routes."""
+        return self._bundles.pack(consumer, certificate, generation)
+
+    async def redeem(self, token: str, csr: bytes) -> EnrolReply:
+        """Turn a one-time token into an identity."""
+        reply = await self._enroller.redeem(token, csr)
+        await self._journal.note("consumer.enrolled", reply.consumer)
+        return reply
+
+    async def report(self, consumer: str, report: Report) -> None:
+        """Take in what a consumer says of certificates that are its own; an older report changes nothing."""
+        facts = await self._store.facts()
+        own = {certificate for certificate, name in facts.offered if name == consumer}
+        deployments = [d.value(consumer) for d in report.deployments if d.certificate in own]
+        proofs: dict[str, list[Proof]] = {name: [] for name in own}
+        for message in report.proofs:
+            if message.certificate in own:
+                proofs[message.certificate].append(message.value())
+        taken = await self._store.record_report(
+            consumer,
+            report.boot_id,
+            report.sequence,
+            _furthest(deployments),
+            proofs,
+            self._clock(),
+            report.version,
+        )
+        if taken:
+            await self._tell_deployments(facts, consumer, deployments)
+            for certificate, seen in proofs.items():
+                await self._tell_proofs(facts, consumer, certificate, seen)
+            self._ring()
+
+    async def _tell_deployments(self, facts: StoreFacts, consumer: str, said: Iterable[Deployment]) -> None:
+        for one in sorted(said, key=lambda d: (d.at, _PROGRESS[d.state])):
+            known = facts.deployments.get((one.certificate, consumer), ())
+            before = next((d for d in known if d.generation == one.generation), None)
+            if before is not None and (_PROGRESS[one.state], one.at) <= (_PROGRESS[before.state], before.at):
+                continue
+            name, subject = f"deployment.{one.state}", f"{one.certificate}@{one.generation}"
+            if one.problem is None:
+                await self._journal.note(name, subject, at=one.at, consumer=consumer)
+                continue
+            await self._journal.warn(
+                name, subject, consumer=consumer, code=one.problem.code, detail=one.problem.detail
+            )
+
+    async def _tell_proofs(
+        self, facts: StoreFacts, consumer: str, certificate: str, seen: Iterable[Proof]
+    ) -> None:
+        ours = {g.fingerprint: g for g in facts.generations.get(certificate, ())}
+        before = {p.endpoint: p for p in facts.proofs.get((certificate, consumer), ())}
+        for proof in seen:
+            old = before.get(proof.endpoint)
+            if old is not None and (old.health, old.fingerprint) == (proof.health, proof.fingerprint):
+                continue
+            where = str(proof.endpoint)
+            if generation := ours.get(proof.fingerprint):
+                await self._journal.note(
+                    "endpoint.proven",
+                    str(generation),
+                    at=proof.at,
+                    consumer=consumer,
+                    endpoint=where,
+                    serial=generation.serial,
+                )
+            elif proof.health is not Health.SERVED:
+                await self._journal.warn(
+                    "endpoint.lost", certificate, consumer=consumer, endpoint=where, detail=proof.detail
+                )
+
+
+def _furthest(said: Iterable[Deployment]) -> list[Deployment]:
+    """Keep one deployment a generation: the newest word, the furthest state among equals."""
+    found: dict[tuple[str, int], Deployment] = {}
+    for one in said:
+        key = (one.certificate, one.generation)
+        if key not in found or (found[key].at, _PROGRESS[found[key].state]) <= (one.at, _PROGRESS[one.state]):
+            found[key] = one
+    return list(found.values())

@@ -1,0 +1,85 @@
+"""The config in force: taken from the watch, told to the store and the journal, handed to whoever asks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+
+from certfan.core.model import Certificate, Desired, Problem
+from certfan.daemon.config import Config
+from certfan.daemon.config_watch import ConfigWatch, Loaded
+from certfan.daemon.journal import Journal
+from certfan.daemon.store import Store
+
+
+class Configured:
+    """Holds the good config; a bad new one only adds problems."""
+
+    def __init__(
+        self,
+        started_with: Config,
+        *,
+        store: Store,
+        journal: Journal,
+        ring: Callable[[], None],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.config = started_with
+        self.problems: tuple[Problem, ...] = ()
+        self._watch = ConfigWatch(started_with)
+        self._store = store
+        self._journal = journal
+        self._ring = ring
+        self._clock = clock
+
+    def desired(self) -> Desired:
+        """Return what the config in force asks for."""
+        return self.config.desired
+
+    async def open(self) -> None:
+        """Record the config that we start with."""
+        await self._record()
+
+    async def run(self) -> None:
+        """Follow the files for ever."""
+        async for loaded in self._watch.changes():
+            await self._take(loaded)
+
+    async def read_now(self) -> Sequence[Problem]:
+        """Read the files at once; return what is wrong with them."""
+        if loaded := await self._watch.look(force=True):
+            await self._take(loaded)
+        return self.problems
+
+    async def _take(self, loaded: Loaded) -> None:
+        self.problems = loaded.problems
+        if loaded.config is not None:
+            before, self.config = self.config, loaded.config
+            await self._record()
+            await self._journal.note("config.taken", "config", **_difference(before, loaded.config))
+        for problem in loaded.problems:
+            await self._journal.warn("config.problem", "config", detail=problem.detail, hint=problem.hint)
+        if loaded.config is None:
+            await self._store.record_config(
+                self.config.digest, tuple(p.detail for p in self.problems), self._clock()
+            )
+        self._ring()
+
+    async def _record(self) -> None:
+        now = self._clock()
+        await self._store.record_config(self.config.digest, tuple(p.detail for p in self.problems), now)
+        await self._store.note_definitions(_definitions(self.config.desired.certificates), now)
+
+
+def _definitions(certificates: Mapping[str, Certificate]) -> dict[str, str]:
+    return {name: hashlib.sha256(repr(one).encode()).hexdigest() for name, one in certificates.items()}
+
+
+def _difference(before: Config, after: Config) -> dict[str, list[str]]:
+    old, new = before.desired.certificates, after.desired.certificates
+    return {
+        "added": sorted(set(new) - set(old)),
+        "changed": sorted(name for name in set(new) & set(old) if new[name] != old[name]),
+        "removed": sorted(set(old) - set(new)),
+    }

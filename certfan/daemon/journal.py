@@ -1,0 +1,29 @@
+"""What happened, told twice: to the log, and to the append-only journal that status and timeline read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from certfan import log
+from certfan.daemon.store import Event, Store
+
+
+class Journal:
+    """Writes each event to both places; an event is a constant noun.participle."""
+
+    def __init__(self, store: Store, clock: Callable[[], datetime]) -> None:
+        self._store = store
+        self._clock = clock
+        self._log = log.get("daemon")
+
+    async def note(self, name: str, subject: str, *, at: datetime | None = None, **fields: Any) -> None:
+        """Record one event, durable on return. Fields are JSON values and never hold key material."""
+        self._log.info(name, subject=subject, **fields)
+        await self._store.add_events([Event(at or self._clock(), name, subject, fields)])
+
+    async def warn(self, name: str, subject: str, **fields: Any) -> None:
+        """Record one event that somebody may have to act on."""
+        self._log.warning(name, subject=subject, **fields)
+        await self._store.add_events([Event(self._clock(), name, subject, fields)])

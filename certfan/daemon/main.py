@@ -1,0 +1,224 @@
+"""The composition root of the daemon: open, wire, run, stop. The only file that knows every part."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from certfan import __version__, log, systemd
+from certfan.core.model import Authority
+from certfan.daemon.actions import AdminActions
+from certfan.daemon.authority import AcmeAuthority, make_account_key
+from certfan.daemon.board import Noticeboard
+from certfan.daemon.bundles import Bundles
+from certfan.daemon.ca import open_ca
+from certfan.daemon.challenges.http01 import Responder
+from certfan.daemon.channel import Channel
+from certfan.daemon.config import Config, load
+from certfan.daemon.configured import Configured
+from certfan.daemon.enroller import Enroller
+from certfan.daemon.issuer import Issuer
+from certfan.daemon.journal import Journal
+from certfan.daemon.reconciler import Parts, Reconciler
+from certfan.daemon.share import Share
+from certfan.daemon.state import StateFolder
+from certfan.daemon.status import app
+from certfan.daemon.status.model import StateOfThings
+from certfan.daemon.store import Event, Store
+
+STALLED = timedelta(minutes=3)  # a reconciler that has not ticked for that long hangs
+LAST_RUNS = 50
+
+
+def now() -> datetime:
+    """Return the wall clock, aware UTC."""
+    return datetime.now(UTC)
+
+
+def run(path: Path) -> int:
+    """Run the daemon until SIGTERM or SIGINT; return the exit code.
+
+    Raises:
+        ConfigError, StateError, OSError: it cannot start.
+    """
+    config = load(path)
+    log.set_up(level=config.log_level)
+    asyncio.run(serve(config))
+    return 0
+
+
+async def serve(config: Config) -> None:
+    """Open the state, wire the parts and run them; returns after a signal. Cancelled, every part has stopped."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    with StateFolder(config.state) as state:
+        store = await Store.open(state.database, now)
+        try:
+            unclean = await store.begin_run(_boot_id(), os.getpid(), now())
+            journal = Journal(store, now)
+            if unclean is not None:
+                await journal.warn(
+                    "run.unclean", f"run {unclean.number}", began_at=unclean.began_at.isoformat()
+                )
+            await journal.note("run.began", "daemon", version=__version__, pid=os.getpid())
+            async with _Daemon(config, state, store, journal).running() as daemon:
+                systemd.notify("READY=1", f"STATUS=fleet {config.fleet}")
+                await daemon.until(stop)
+            await journal.note("run.ended", "daemon")
+            await store.end_run(now())
+        finally:
+            await store.close()
+
+
+class _Daemon:
+    """Every part, wired."""
+
+    def __init__(self, config: Config, state: StateFolder, store: Store, journal: Journal) -> None:
+        self._config = config
+        self._store = store
+        self._journal = journal
+        ca = open_ca(state.ca, config.fleet, now())
+        self.configured = Configured(config, store=store, journal=journal, ring=self._ring, clock=now)
+        bundles = Bundles(state, ca, config.fleet, self.configured.desired)
+        enroller = Enroller(ca.ca, store, clock=now, address=config.channel_address)
+        self._issuer = Issuer(
+            store=store,
+            state=state,
+            journal=journal,
+            connect=_connect,
+            make_account_key=make_account_key,
+            clock=now,
+        )
+        self._share = Share(
+            config.share.path,
+            state.share_lock,
+            now,
+            share_id=config.share.id,
+            require_mount=config.share.require_mount,
+        )
+        board = Noticeboard(
+            store=store,
+            bundles=bundles,
+            enroller=enroller,
+            journal=journal,
+            desired=self.configured.desired,
+            ring=self._ring,
+            clock=now,
+        )
+        self._channel = Channel(ca, board, listeners=config.channel)
+        self._responder = Responder(self._issuer.key_authorization, self._issuer.fetched)
+        self.reconciler = Reconciler(
+            Parts(
+                store=store,
+                state=state,
+                share=self._share,
+                issuer=self._issuer,
+                journal=journal,
+                bundles=bundles,
+                desired=self.configured.desired,
+                announce=self._channel.announce,
+                clock=now,
+                probe_interval=config.probe_interval,
+            )
+        )
+        self._actions = AdminActions(
+            store=store,
+            journal=journal,
+            enroller=enroller,
+            desired=self.configured.desired,
+            end_sessions=self._channel.end_sessions,
+            read_config=self.configured.read_now,
+            ring=self._ring,
+            clock=now,
+        )
+
+    def _ring(self) -> None:
+        self.reconciler.ring()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[_Daemon]:
+        """Start everything that listens, the responder first: challenges never wait for anything."""
+        async with contextlib.AsyncExitStack() as stack:
+            await self._issuer.open()
+            stack.push_async_callback(self._issuer.close)
+            handed_over = [sock for name, sock in systemd.handed_over_sockets() if name == "http01"]
+            await self._responder.start(self._config.http01, sockets=handed_over)
+            stack.push_async_callback(self._responder.stop)
+            await self.configured.open()
+            stack.push_async_callback(self._share.stop)
+            await self._channel.start()
+            stack.push_async_callback(self._channel.stop)
+            doors = app.Doors(things=self._things, events=self._events, alive=self._alive, ready=self._ready)
+            status = await app.start(app.make_app(doors), self._config.status)
+            stack.push_async_callback(status.cleanup)
+            control = await app.start(app.make_app(doors, self._actions), (self._config.control,))
+            stack.push_async_callback(control.cleanup)
+            yield self
+
+    async def until(self, stop: asyncio.Event) -> None:
+        """Reconcile until told to stop; an error of the loop itself ends the process."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self.reconciler.run(), name="reconciler"),
+                group.create_task(self.configured.run(), name="config"),
+                group.create_task(self._feed_watchdog(), name="watchdog"),
+            ]
+            await stop.wait()
+            systemd.notify("STOPPING=1")
+            for task in tasks:
+                task.cancel()
+
+    async def _things(self) -> StateOfThings:
+        return StateOfThings(
+            now=now(),
+            fleet=self._config.fleet,
+            desired=self.configured.desired(),
+            facts=await self._store.facts(),
+            probe_interval=self._config.probe_interval,
+            config=await self._store.config(),
+            config_problems=self.configured.problems,
+            share_problem=self._share.problem,
+            live=self.reconciler.live,
+            in_flight=dict(self.reconciler.in_flight_steps),
+            runs=tuple(await self._store.runs(LAST_RUNS)),
+        )
+
+    async def _events(self, after: int, limit: int) -> tuple[Event, ...]:
+        if after < 0:
+            return tuple(await self._store.last_events(limit))
+        return tuple(await self._store.events(after, limit))
+
+    def _alive(self) -> Mapping[str, str | None]:
+        silence = now() - self.reconciler.ticked_at
+        return {"reconciler": f"has not ticked for {silence}" if silence > STALLED else None}
+
+    def _ready(self) -> Mapping[str, str | None]:
+        problem = self._share.problem
+        return {
+            **self._alive(),
+            "share": f"{problem.detail}; {problem.hint}" if problem else None,
+            "http01": None if self._responder.addresses else "does not listen",
+        }
+
+    async def _feed_watchdog(self) -> None:
+        """Tell systemd that we live, as long as the reconciler ticks and the store answers."""
+        interval = systemd.watchdog_interval()
+        while interval is not None:
+            await self._store.epoch()
+            if not any(self._alive().values()):
+                systemd.notify("WATCHDOG=1")
+            await asyncio.sleep(interval.total_seconds())
+
+
+def _connect(spec: Authority, account_key_pem: bytes, account_uri: str | None) -> AcmeAuthority:
+    return AcmeAuthority(spec, account_key_pem=account_key_pem, account_uri=account_uri, clock=now)
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
