@@ -93,8 +93,8 @@ class AgentFacts:
     # Certificates whose pointer moved and whose reload is still due, as the privileged half remembers it.
     owed: frozenset[str] = frozenset()
     services: Mapping[str, ServiceFacts] = field(default_factory=dict)
-    # The latest of each. An Apply that starts takes those of its certificates out, and a probe that began
-    # before that Apply ended is not put in: what is here was seen after the last reload. `at` is when it began.
+    # The latest of each, seen after the last reload: an Apply that starts empties this, and a probe that began
+    # before that Apply ended is not put in. `at` is when the probe began.
     proofs: Mapping[tuple[str, Endpoint], Proof] = field(default_factory=dict)
     # (certificate, endpoint) that completed a handshake before the current try; durable, from `marks`.
     worked_before: frozenset[tuple[str, Endpoint]] = frozenset()

@@ -294,5 +294,6 @@ def _instants(facts: AgentFacts) -> Iterator[datetime]:
         yield from holding_instants(attempt.not_before, LONGEST_APPLY_WAIT)
     for attempt in facts.fetch_attempts.values():
         yield from holding_instants(attempt.not_before, LONGEST_SHORT_WAIT)
-    yield from (staged.not_after for staged in facts.staged.values())
+    for staged in facts.staged.values():
+        yield from (staged.staged_at, staged.not_after)
     yield from facts.cleared_at.values()

@@ -1,0 +1,746 @@
+"""A small fake world that carries out the steps of both plans and checks every promise as it goes.
+
+Each step is a generator; at each of its yields it can be stopped for a while, fail, or be cut off by a crash, which
+loses what is in memory and keeps what is durable. Nothing here asks the planners what is right.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
+
+from certfan.core import agent_steps as on_agent
+from certfan.core import deployment, issuance, plan, policy
+from certfan.core.issuance import (
+    AuthorizationSeen,
+    AuthorizationStatus,
+    ChallengeSeen,
+    ChallengeStatus,
+    Issuance,
+    OrderSeen,
+    OrderStatus,
+)
+from certfan.core.model import (
+    Attempt,
+    Authority,
+    Certificate,
+    Consumer,
+    Desired,
+    Endpoint,
+    Generation,
+    Health,
+    Identifier,
+    KeyType,
+    Problem,
+    Proof,
+)
+
+START = datetime(2026, 11, 22, 12, tzinfo=UTC)
+LIFETIME = timedelta(days=90)
+CONSUMERS = {"web1": {"web": ("a", "b"), "mail": ("a",)}, "mail1": {"mail": ("a",)}}
+ORDER_MODEL = (timedelta(minutes=1), timedelta(minutes=10), timedelta(minutes=100), timedelta(days=1))
+APPLY_MODEL = (timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1))
+ADVANCES = tuple(
+    timedelta(**kw)
+    for kw in (
+        {"seconds": 1},
+        {"seconds": 12},
+        {"minutes": 2},
+        {"minutes": 20},
+        {"hours": 3},
+        {"days": 1},
+        {"days": 8},
+        {"days": 25},
+    )
+)
+JUMPS = (
+    timedelta(days=-2),
+    timedelta(hours=-2),
+    timedelta(seconds=-5),
+    timedelta(hours=5),
+    timedelta(days=3),
+)
+
+Work: TypeAlias = Generator[datetime | None, None, None]
+Where: TypeAlias = tuple[str, str]
+
+
+class Broken(AssertionError):
+    """A promise was broken."""
+
+
+class Failure(Exception):
+    """A step failed in an expected way."""
+
+    def __init__(self, code: str = "share.unavailable") -> None:
+        super().__init__(code)
+        self.problem = Problem(code, "made to fail")
+
+
+def must(holds: bool, promise: str) -> None:
+    if not holds:
+        raise Broken(promise)
+
+
+@dataclass
+class Task:
+    owner: str  # "daemon" or a consumer
+    key: tuple[str, ...]
+    work: Work
+    on_failure: Callable[[Problem], None]
+    until: datetime | None = None
+
+
+@dataclass
+class Ca:
+    """A tiny authority: one authorization and challenge an order."""
+
+    orders: dict[str, dict[str, object]] = field(default_factory=dict)
+    made: Counter[str] = field(default_factory=Counter)
+    down: bool = False
+    refuses: bool = False  # validation fails
+
+    def new_order(self, wanted: Issuance) -> str:
+        url = f"https://ca/{len(self.orders)}"
+        self.made[wanted.certificate] += 1
+        self.orders[url] = {
+            "status": OrderStatus.PENDING,
+            "challenge": ChallengeStatus.PENDING,
+            "issuance": wanted,
+        }
+        return url
+
+    def seen(self, url: str) -> OrderSeen:
+        order = self.orders.get(url)
+        if order is None:
+            raise Failure("authority.refused")
+        status = order["status"]
+        assert isinstance(status, OrderStatus)
+        chain = url + "/cert" if status is OrderStatus.VALID else None
+        return OrderSeen(url, status, (url + "/authz",), url + "/finalize", certificate=chain)
+
+    def authorization(self, url: str) -> AuthorizationSeen:
+        order = self.orders.get(url.removesuffix("/authz"))
+        if order is None:
+            raise Failure("authority.refused")
+        status = order["challenge"]
+        assert isinstance(status, ChallengeStatus)
+        wanted = order["issuance"]
+        assert isinstance(wanted, Issuance)
+        problem = Problem("dns", "no") if status is ChallengeStatus.INVALID else None
+        challenge = ChallengeSeen("http-01", url + "/http", status, "token", problem)
+        final = status in (ChallengeStatus.VALID, ChallengeStatus.INVALID)
+        shown = AuthorizationStatus(status.value) if final else AuthorizationStatus.PENDING
+        return AuthorizationSeen(url, shown, wanted.identifiers[0], (challenge,))
+
+    def answer(self, challenge_url: str) -> None:
+        order = self.orders.get(challenge_url.removesuffix("/authz/http"))
+        if order is None:
+            raise Failure("authority.refused")
+        must(order["challenge"] is ChallengeStatus.PENDING, "a challenge is answered once")
+        order["challenge"] = ChallengeStatus.PROCESSING
+
+    def tick(self) -> None:
+        for order in self.orders.values():
+            if order["challenge"] is ChallengeStatus.PROCESSING:
+                order["challenge"] = ChallengeStatus.INVALID if self.refuses else ChallengeStatus.VALID
+                order["status"] = OrderStatus.INVALID if self.refuses else OrderStatus.READY
+            elif order["status"] is OrderStatus.PROCESSING:
+                order["status"] = OrderStatus.VALID
+
+
+@dataclass
+class Daemon:
+    """What the daemon's store holds; all of it is durable."""
+
+    generations: dict[str, tuple[Generation, ...]] = field(default_factory=dict)
+    offered: dict[Where, int] = field(default_factory=dict)
+    attempts: dict[str, Attempt] = field(default_factory=dict)
+    open: dict[str, Issuance] = field(default_factory=dict)
+    asked: dict[str, datetime] = field(default_factory=dict)
+    changed: dict[str, datetime] = field(default_factory=dict)
+    revoked: set[tuple[str, int]] = field(default_factory=set)
+    proofs: dict[Where, tuple[Proof, ...]] = field(default_factory=dict)
+
+
+@dataclass
+class Share:
+    folders: dict[Where, frozenset[int]] = field(default_factory=dict)
+    live: dict[Where, int] = field(default_factory=dict)
+    up: bool = True
+
+
+@dataclass
+class Service:
+    """What a service has loaded; `alive` goes when a pair breaks it and comes back with a good reload."""
+
+    name: str
+    certificates: tuple[str, ...]
+    loaded: dict[str, int] = field(default_factory=dict)
+    alive: bool = True
+
+
+@dataclass
+class Agent:
+    name: str
+    services: dict[str, Service]
+    # durable
+    staged: dict[on_agent.Pair, on_agent.Staged] = field(default_factory=dict)
+    live: dict[str, int] = field(default_factory=dict)
+    outcomes: dict[on_agent.Pair, on_agent.Outcome] = field(default_factory=dict)
+    worked_before: frozenset[tuple[str, Endpoint]] = frozenset()
+    owed: set[str] = field(default_factory=set)
+    # memory
+    assignments: dict[str, on_agent.Assignment] = field(default_factory=dict)
+    applied: set[on_agent.Pair] = field(default_factory=set)
+    proofs: dict[tuple[str, Endpoint], Proof] = field(default_factory=dict)
+    fetch_attempts: dict[str, Attempt] = field(default_factory=dict)
+    apply_attempts: dict[str, Attempt] = field(default_factory=dict)
+    epoch: int = 0
+    # faults
+    muted: set[tuple[str, str]] = field(default_factory=set)
+    foreign: set[tuple[str, str]] = field(default_factory=set)
+    deaf: bool = False
+    config_broken: bool = False
+    # what really was seen since the last reload, and when a failed pair may come again at the earliest
+    truth: dict[tuple[str, Endpoint], str] = field(default_factory=dict)
+    earliest: dict[on_agent.Pair, datetime] = field(default_factory=dict)
+    failures: Counter[on_agent.Pair] = field(default_factory=Counter)
+
+    def endpoint(self, service: str, certificate: str) -> Endpoint:
+        return Endpoint(service, "tls", "192.0.2.1", 443, certificate)
+
+    def forget(self) -> None:
+        self.assignments, self.applied, self.proofs = {}, set(), {}
+        self.fetch_attempts, self.apply_attempts = {}, {}
+        self.epoch += 1
+
+
+class World:
+    """Everything there is, its faults, and the hands that carry steps out."""
+
+    def __init__(self) -> None:
+        self.now = START
+        self.ca, self.daemon, self.share = Ca(), Daemon(), Share()
+        self.agents = {
+            name: Agent(name, {s: Service(s, names) for s, names in services.items()})
+            for name, services in CONSUMERS.items()
+        }
+        self.tasks: list[Task] = []
+        self.names = {"a": ("a.example",), "b": ("b.example",)}
+        self.wanted = {"a": ("web1", "mail1"), "b": ("web1",)}
+        self.poison: set[on_agent.Pair] = set()
+        self.stale: Share | None = None
+        self.reports: list[tuple[str, dict[tuple[str, Endpoint], Proof]]] = []
+        self.given_up: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
+        self.earliest: dict[str, datetime] = {}
+        self.wakes: dict[str, datetime | None] = {}
+
+    # What the planners see
+
+    @property
+    def desired(self) -> Desired:
+        return Desired(
+            {"ca": Authority("ca", "https://ca", orders_at_once=1)},
+            {
+                name: Certificate(
+                    name,
+                    tuple(map(Identifier, self.names[name])),
+                    consumers=self.wanted[name],
+                    authority="ca",
+                )
+                for name in self.names
+            },
+            {name: Consumer(name) for name in self.agents},
+        )
+
+    def in_flight(self, owner: str) -> frozenset[tuple[str, ...]]:
+        return frozenset(task.key for task in self.tasks if task.owner == owner)
+
+    def observed(self) -> plan.Observed:
+        share = self.stale or self.share
+        daemon = self.daemon
+        return plan.Observed(
+            in_flight=self.in_flight("daemon"),
+            generations=dict(daemon.generations),
+            published=dict(share.folders) if self.share.up else {},
+            live=dict(share.live) if self.share.up else {},
+            offered=dict(daemon.offered),
+            attempts=dict(daemon.attempts),
+            asked=dict(daemon.asked),
+            config_changed=dict(daemon.changed),
+            proofs=dict(daemon.proofs),
+            revoked=frozenset(daemon.revoked),
+            open_orders=dict(daemon.open),
+            share_up=self.share.up,
+        )
+
+    def facts(self, agent: Agent) -> on_agent.AgentFacts:
+        return on_agent.AgentFacts(
+            in_flight=self.in_flight(agent.name),
+            assignments=dict(agent.assignments),
+            staged=dict(agent.staged),
+            live=dict(agent.live),
+            outcomes=dict(agent.outcomes),
+            applied=frozenset(agent.applied),
+            owed=frozenset(agent.owed),
+            services={
+                s.name: on_agent.ServiceFacts(
+                    frozenset(s.certificates), {c: (agent.endpoint(s.name, c),) for c in s.certificates}
+                )
+                for s in agent.services.values()
+            },
+            proofs=dict(agent.proofs),
+            worked_before=agent.worked_before,
+            fetch_attempts=dict(agent.fetch_attempts),
+            apply_attempts=dict(agent.apply_attempts),
+        )
+
+    def look_daemon(self) -> int:
+        decided = plan.plan(self.desired, self.observed(), self.now)
+        self.wakes["daemon"] = decided.wake_at
+        for step in decided.steps:
+            self._start_daemon_step(step)
+        return len(decided.steps)
+
+    def look_agent(self, agent: Agent) -> int:
+        decided = deployment.plan(self.facts(agent), self.now)
+        self.wakes[agent.name] = decided.wake_at
+        for step in decided.steps:
+            self._start_agent_step(agent, step)
+        return len(decided.steps)
+
+    # The daemon's hands
+
+    def _start_daemon_step(self, step: plan.Step) -> None:
+        must(step.key not in self.in_flight("daemon"), "a key in flight is not started again")
+        match step:
+            case plan.Issue(name):
+                self._check_issue(name)
+                subject, delays, work = name, ORDER_MODEL, self._issue(name)
+            case plan.Publish(name, consumer, number):
+                must(self._generation(name, number) is not None, "nothing is published before it is verified")
+                subject, work = f"{name}/{consumer}", self._publish((name, consumer), number)
+                delays = (timedelta(seconds=1),)
+            case plan.Offer(name, consumer, number):
+                self._check_offer((name, consumer), number)
+                subject, delays, work = "", (), self._offer((name, consumer), number)
+            case plan.Withdraw(name, consumer):
+                must(consumer not in self.wanted.get(name, ()), "only what is unwanted is withdrawn")
+                subject, delays, work = "", (), self._withdraw((name, consumer))
+            case plan.Retire(name, consumer, number):
+                self._check_retire((name, consumer), number)
+                subject, delays, work = "", (), self._retire((name, consumer), number)
+        must(self.now >= self.earliest.get(subject, self.now), f"never before its time: {subject}")
+        self.tasks.append(Task("daemon", step.key, work, lambda p: self._failed(subject, delays, p)))
+
+    def _failed(self, subject: str, delays: tuple[timedelta, ...], problem: Problem) -> None:
+        if not delays:
+            return
+        before = self.daemon.attempts.get(subject)
+        failures = before.failures + 1 if before else 1
+        rule = policy.next_short_try if "/" in subject else policy.next_try
+        until = rule(failures, self.now, jitter=0.5)
+        self.daemon.attempts[subject] = Attempt(subject, problem, failures, self.now, until)
+        self.earliest[subject] = self.now + delays[min(failures, len(delays)) - 1]
+
+    def _succeeded(self, subject: str) -> None:
+        self.daemon.attempts.pop(subject, None)
+        self.earliest.pop(subject, None)
+
+    def _check_issue(self, name: str) -> None:
+        generations = self.daemon.generations.get(name, ())
+        busy = sum(1 for task in self.tasks if task.owner == "daemon" and len(task.key) == 1)
+        must(busy < 1, "an authority's cap holds")
+        if not generations or name in self.daemon.open:
+            return
+        newest = generations[-1]
+        asked = self.daemon.asked.get(name)
+        must(
+            {i.value for i in newest.identifiers} != set(self.names[name])
+            or (name, newest.number) in self.daemon.revoked
+            or (asked is not None and asked > newest.issued_at)
+            or self.now >= newest.not_before + LIFETIME * 2 / 3,
+            f"nothing is ordered without a reason: {name}",
+        )
+
+    def _issue(self, name: str) -> Work:
+        daemon, wanted = self.daemon, tuple(map(Identifier, self.names[name]))
+        begun = daemon.open.get(name)
+        if begun is None or begun.identifiers != wanted:
+            if begun is not None and begun.order_url is not None:
+                self.given_up[name] += 1
+            number = 1 + max((g.number for g in daemon.generations.get(name, ())), default=0)
+            daemon.open[name] = Issuance(name, number, "ca", wanted, self.now)
+            yield None
+        order: OrderSeen | None = None
+        last: OrderSeen | None = None
+        seen: dict[str, AuthorizationSeen] = {}
+        while True:
+            begun = daemon.open[name]
+            move = issuance.next_move(begun, order, seen, self.now)
+            if self.ca.down and not isinstance(move, issuance.Wait):
+                raise Failure("authority.unreachable")
+            match move:
+                case issuance.NewOrder():
+                    url = self.ca.new_order(begun)
+                    self.lost[name] += 1
+                    yield None
+                    self.lost[name] -= 1
+                    daemon.open[name] = replace(begun, order_url=url)
+                case issuance.LookAtOrder(url):
+                    order = self._seen_order(name, url)
+                    seen, last = dict(issuance.kept(last, order, seen)), order
+                case issuance.LookAtAuthorization(url):
+                    seen[url] = self.ca.authorization(url)
+                case issuance.Answer(_, challenge):
+                    self.ca.answer(challenge.url)
+                    yield None
+                    daemon.open[name] = replace(begun, answered=begun.answered | {challenge.url})
+                case issuance.Wait(until):
+                    must(until > self.now, "a wait is in the future")
+                    order = None
+                    yield until
+                case issuance.Finalize():
+                    assert begun.order_url is not None
+                    must(self.ca.orders[begun.order_url]["status"] is OrderStatus.READY, "only what is ready")
+                    self.ca.orders[begun.order_url]["status"] = OrderStatus.PROCESSING
+                    order = None
+                case issuance.Download():
+                    yield None
+                    self._record_generation(begun)
+                    return
+                case issuance.StartOver(problem) | issuance.GiveUp(problem):
+                    self._drop_order(name)
+                    raise Failure(problem.code)
+            yield None
+
+    def _seen_order(self, name: str, url: str) -> OrderSeen:
+        try:
+            return self.ca.seen(url)
+        except Failure:
+            self._drop_order(name)
+            raise
+
+    def _drop_order(self, name: str) -> None:
+        self.daemon.open.pop(name, None)
+        self.given_up[name] += 1
+
+    def _record_generation(self, begun: Issuance) -> None:
+        name = begun.certificate
+        generation = Generation(
+            name,
+            begun.generation,
+            fingerprint=f"{name}@{begun.generation}",
+            serial="01",
+            identifiers=frozenset(begun.identifiers),
+            key_type=KeyType.ECDSA_P256,
+            authority="ca",
+            not_before=self.now,
+            not_after=self.now + LIFETIME,
+            issued_at=self.now,
+        )
+        before = self.daemon.generations.get(name, ())
+        must(all(g.number < generation.number for g in before), "numbers only grow")
+        self.daemon.generations[name] = (*before, generation)
+        self.daemon.open.pop(name)
+        self._succeeded(name)
+
+    def _generation(self, name: str, number: int) -> Generation | None:
+        return next((g for g in self.daemon.generations.get(name, ()) if g.number == number), None)
+
+    def _publish(self, where: Where, number: int) -> Work:
+        if not self.share.up:
+            raise Failure
+        yield None
+        self.share.folders[where] = self.share.folders.get(where, frozenset()) | {number}
+        yield None
+        must(self.share.live.get(where, 0) <= number, "the pointer never goes back")
+        self.share.live[where] = number
+        self._succeeded("/".join(where))
+
+    def _check_offer(self, where: Where, number: int) -> None:
+        if number == 0 or number in self.share.folders.get(where, frozenset()):
+            return
+        generation = self._generation(where[0], number)
+        must(generation is not None, "nothing is offered before it is verified")
+        assert generation is not None
+        failing = not self.share.up or "/".join(where) in self.daemon.attempts
+        fresh = generation.issued_at <= self.now < generation.issued_at + timedelta(seconds=60)
+        must(failing and not fresh, "nothing is offered before it is published, but when that fails for 60 s")
+
+    def _offer(self, where: Where, number: int) -> Work:
+        yield None
+        must(number >= self.daemon.offered.get(where, 0), "no older generation is offered")
+        self.daemon.offered[where] = number
+
+    def _withdraw(self, where: Where) -> Work:
+        yield None
+        self.daemon.offered.pop(where, None)
+
+    def _check_retire(self, where: Where, number: int) -> None:
+        if where[1] not in self.wanted[where[0]]:
+            generation = self._generation(where[0], number)
+            must(
+                generation is not None and generation.not_after <= self.now,
+                "an orphan stays until it expires",
+            )
+            return
+        must(number not in sorted(self.share.folders[where])[-2:], "the newest two remain")
+        must(number != self.share.live[where], "what the pointer shows remains")
+        must(
+            all(int(proof.fingerprint.split("@")[1]) > number for proof in self.daemon.proofs[where]),
+            "nothing is retired before a newer one is proven everywhere",
+        )
+
+    def _retire(self, where: Where, number: int) -> Work:
+        if not self.share.up:
+            raise Failure
+        yield None
+        self.share.folders[where] -= {number}
+        if self.share.live.get(where) == number:
+            del self.share.live[where]
+
+    # An agent's hands
+
+    def _start_agent_step(self, agent: Agent, step: on_agent.Step) -> None:
+        must(step.key not in self.in_flight(agent.name), "a key in flight is not started again")
+        on_failure: Callable[[Problem], None] = lambda problem: None  # noqa: E731
+        match step:
+            case on_agent.Fetch(name, number):
+                work = self._fetch(agent, name, number)
+                on_failure = lambda problem: self._fetch_failed(agent, name, problem)  # noqa: E731
+            case on_agent.LayPlaceholder(name):
+                work = self._lay(agent, name)
+            case on_agent.Apply():
+                self._check_apply(agent, step)
+                work = self._apply(agent, step)
+                unavailable = Problem("service.apply_unavailable", "no answer")
+                on_failure = lambda problem: self._record_setback(agent, step, unavailable)  # noqa: E731
+            case on_agent.Probe(name, endpoints):
+                work = self._probe(agent, name, endpoints)
+            case on_agent.Conclude():
+                work = self._conclude(agent, step)
+        self.tasks.append(Task(agent.name, step.key, work, on_failure))
+
+    def _fetch(self, agent: Agent, name: str, number: int) -> Work:
+        generation = self._generation(name, number)
+        if generation is None:
+            raise Failure("channel.not_allowed")
+        yield None
+        agent.staged[name, number] = on_agent.Staged(
+            generation.fingerprint, generation.not_after, staged_at=self.now
+        )
+        agent.fetch_attempts.pop(name, None)
+
+    def _fetch_failed(self, agent: Agent, name: str, problem: Problem) -> None:
+        before = agent.fetch_attempts.get(name)
+        failures = before.failures + 1 if before else 1
+        until = policy.next_short_try(failures, self.now, jitter=0)
+        agent.fetch_attempts[name] = Attempt(name, problem, failures, self.now, until)
+
+    def _lay(self, agent: Agent, name: str) -> Work:
+        yield None
+        if agent.live.setdefault(name, 0) == 0:
+            for service in agent.services.values():
+                if name in service.certificates:
+                    service.loaded.setdefault(name, 0)
+
+    def _check_apply(self, agent: Agent, step: on_agent.Apply) -> None:
+        must(bool(step.pairs), "an Apply has pairs")
+        for name, number in step.pairs:
+            must(number == 0 or (name, number) in agent.staged, "nothing is applied before it is staged")
+            if step.why is on_agent.Why.INSTALL:
+                must(number >= agent.live.get(name, 0), "never an older one over a newer one")
+                must(self.now >= agent.earliest.get((name, number), self.now), "no pair before its time")
+            if step.why is on_agent.Why.ROLL_BACK and number:
+                must(agent.staged[name, number].not_after > self.now, "never back to an expired pair")
+
+    def _apply(self, agent: Agent, step: on_agent.Apply) -> Work:
+        durable = deployment.marks(step, self.facts(agent), self.now)
+        agent.outcomes.update(durable.outcomes)
+        agent.worked_before = durable.worked_before
+        agent.applied -= set(step.pairs)
+        self._forget_proofs(agent)
+        yield None
+        before = dict(agent.live)
+        touched = {name for name, _ in step.pairs}
+        try:
+            yield from self._move(agent, step)
+        except Failure as failure:
+            agent.live.update({name: before[name] for name in touched})
+            self._reload(agent, touched)
+            agent.owed -= touched
+            self._record_setback(agent, step, failure.problem)
+            return
+        finally:
+            self._forget_proofs(agent)
+        agent.applied |= set(step.pairs)
+        for name in touched:
+            agent.apply_attempts.pop(name, None)
+
+    def _move(self, agent: Agent, step: on_agent.Apply) -> Work:
+        for pair in step.pairs:
+            name, number = pair
+            outcome = agent.outcomes.get(pair)
+            tried = outcome is not None and outcome.state is not on_agent.TryState.FAILED
+            must(number == 0 or tried, "`trying` is durable before the pointer moves")
+            agent.owed.add(name)
+            agent.live[name] = number
+            yield None
+        if agent.config_broken:
+            raise Failure("service.config_test_failed")
+        touched = {name for name, _ in step.pairs}
+        self._reload(agent, touched)
+        yield None
+        agent.owed -= touched
+
+    def _reload(self, agent: Agent, touched: Iterable[str]) -> None:
+        for service in agent.services.values():
+            if not set(touched) & set(service.certificates) or (agent.deaf and service.alive):
+                continue
+            service.loaded = {name: agent.live[name] for name in service.certificates if name in agent.live}
+            service.alive = not self.poison & set(service.loaded.items())
+
+    def _forget_proofs(self, agent: Agent) -> None:
+        agent.epoch += 1
+        agent.proofs.clear()
+        agent.truth.clear()
+
+    def _record_setback(self, agent: Agent, step: on_agent.Apply, problem: Problem) -> None:
+        told = deployment.setback(step, self.facts(agent), problem, self.now)
+        agent.apply_attempts.update(told.apply_attempts)
+        for pair, outcome in told.outcomes.items():
+            self._record_outcome(agent, pair, outcome)
+
+    def _record_outcome(self, agent: Agent, pair: on_agent.Pair, outcome: on_agent.Outcome) -> None:
+        agent.outcomes[pair] = outcome
+        if outcome.state is on_agent.TryState.FAILED and outcome.group == 1:
+            agent.failures[pair] += 1
+            delay = APPLY_MODEL[min(agent.failures[pair], len(APPLY_MODEL)) - 1]
+            agent.earliest[pair] = self.now + delay
+        elif outcome.state is on_agent.TryState.PROVEN:
+            agent.failures.pop(pair, None)
+
+    def handshake(self, agent: Agent, service: Service, name: str) -> tuple[Health, int | None]:
+        """Return what a dial there meets: the generation served, None for a foreign leaf."""
+        where = (service.name, name)
+        if not service.alive or where in agent.muted or name not in service.loaded:
+            return Health.REFUSED, None
+        return Health.SERVED, None if where in agent.foreign else service.loaded[name]
+
+    def _probe(self, agent: Agent, name: str, endpoints: tuple[Endpoint, ...]) -> Work:
+        epoch, begun_at = agent.epoch, self.now
+        yield None
+        for endpoint in endpoints:
+            health, number = self.handshake(agent, agent.services[endpoint.service], name)
+            shown = "foreign" if number is None else f"{name}@{number}"
+            fingerprint = shown if health is Health.SERVED else ""
+            if agent.epoch == epoch:
+                agent.truth[name, endpoint] = fingerprint
+                agent.proofs[name, endpoint] = Proof(
+                    endpoint, health, begun_at, fingerprint=fingerprint, placeholder=number == 0
+                )
+
+    def _conclude(self, agent: Agent, step: on_agent.Conclude) -> Work:
+        pair = (step.certificate, step.generation)
+        endpoints = [
+            agent.endpoint(service.name, step.certificate)
+            for service in agent.services.values()
+            if step.certificate in service.certificates
+        ]
+        served = [agent.truth.get((step.certificate, endpoint)) for endpoint in endpoints]
+        if step.outcome.state is on_agent.TryState.PROVEN:
+            must(
+                set(served) == {f"{pair[0]}@{pair[1]}"},
+                "nothing is proven without its proof at every endpoint",
+            )
+        else:
+            must("" in served, "nothing is rolled back that is no worse")
+        yield None
+        self._record_outcome(agent, pair, step.outcome)
+
+    # What happens to them
+
+    def run(self, task: Task) -> None:
+        """Carry a step out up to its next yield."""
+        if task.until is not None and self.now < task.until:
+            return
+        self._advance(task, lambda: next(task.work))
+
+    def fail(self, task: Task) -> None:
+        self._advance(task, lambda: task.work.throw(Failure()))
+
+    def _advance(self, task: Task, go: Callable[[], datetime | None]) -> None:
+        try:
+            task.until = go()
+        except StopIteration:
+            self.tasks.remove(task)
+        except Failure as failure:
+            self.tasks.remove(task)
+            task.on_failure(failure.problem)
+
+    def crash(self, owner: str) -> None:
+        self.tasks = [task for task in self.tasks if task.owner != owner]
+        if owner in self.agents:
+            self.agents[owner].forget()
+
+    def poll(self, agent: Agent) -> None:
+        """Let an agent hear its assignments."""
+        agent.assignments = {
+            name: on_agent.Assignment(name, number)
+            for (name, consumer), number in self.daemon.offered.items()
+            if consumer == agent.name
+        }
+
+    def deliver(self, report: tuple[str, dict[tuple[str, Endpoint], Proof]]) -> None:
+        consumer, proofs = report
+        for name in {name for name, _ in proofs}:
+            told = (replace(p, heard_at=self.now) for (of, _), p in proofs.items() if of == name)
+            self.daemon.proofs[name, consumer] = tuple(told)
+
+    def jump(self, by: timedelta) -> None:
+        """Set the clock wrong: from here on nobody can say any more whose time it is."""
+        self.now += by
+        self.earliest.clear()
+        for agent in self.agents.values():
+            agent.earliest.clear()
+
+    def check_orders(self) -> None:
+        """No more orders than generations, those given up, those whose answer was lost and those still open."""
+        for name, made in self.ca.made.items():
+            under_way = self.daemon.open.get(name)
+            is_open = under_way is not None and under_way.order_url is not None
+            allowed = (
+                len(self.daemon.generations.get(name, ())) + self.given_up[name] + self.lost[name] + is_open
+            )
+            must(made <= allowed, f"never orders twice: {name} {made} > {allowed}")
+
+    def is_settled(self) -> bool:
+        """Whether every endpoint serves, and is proven to serve, the right certificate."""
+        return not self.daemon.open and all(
+            self._is_right(name, self.agents[consumer])
+            for name in self.names
+            for consumer in self.wanted[name]
+        )
+
+    def _is_right(self, name: str, agent: Agent) -> bool:
+        newest = next(iter(self.daemon.generations.get(name, ())[-1:]), None)
+        if newest is None or {i.value for i in newest.identifiers} != set(self.names[name]):
+            return False
+        pair = (name, newest.number)
+        outcome = agent.outcomes.get(pair)
+        served = [
+            self.handshake(agent, s, name)[1] for s in agent.services.values() if name in s.certificates
+        ]
+        return (
+            pair not in self.daemon.revoked
+            and outcome is not None
+            and outcome.state is on_agent.TryState.PROVEN
+            and self.daemon.offered.get((name, agent.name)) == newest.number
+            and set(served) == {newest.number}
+        )
