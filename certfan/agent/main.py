@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import pwd
 import signal
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from certfan import __version__, log, systemd
-from certfan.agent import installer
+from certfan.agent import enrolment, installer
 from certfan.agent.config import AgentConfig, load
 from certfan.agent.config_schema import Delivery
 from certfan.agent.identity import Trust, read_trust
@@ -21,6 +23,7 @@ from certfan.agent.reconciler import Parts, Reconciler
 from certfan.agent.record import Record
 from certfan.agent.shelf import Shelf
 from certfan.agent.staging import Staging
+from certfan.errors import ConfigInvalid
 
 HEARTBEAT = timedelta(seconds=30)  # a daemon that hears nothing for two probe intervals shows us as unheard
 SHUTDOWN = timedelta(seconds=3)
@@ -42,6 +45,40 @@ def run(path: Path) -> int:
     trust = read_trust(config.trust)
     asyncio.run(serve(config, trust))
     return 0
+
+
+def enrol(path: Path, line: str) -> Trust:
+    """Make this machine a consumer; as root, on behalf of the agent's user.
+
+    Raises:
+        ConfigError, ChannelError, StateError: see agent.enrolment.
+    """
+    config = load(path)
+    uid, gid = _own_state_folder(config)
+    return asyncio.run(
+        enrolment.enrol(line, config.state / "identity", config.trust, now(), uid=uid, gid=gid)
+    )
+
+
+def _own_state_folder(config: AgentConfig) -> tuple[int, int]:
+    """Make the state folder the agent's own when root enrols; return whose files it must write, or -1."""
+    if os.geteuid() != 0:
+        return -1, -1
+    try:
+        account = pwd.getpwnam(config.user)
+    except KeyError:
+        raise ConfigInvalid(
+            (f"{config.path}: agent.user: there is no user {config.user} on this machine",),
+            hint=f"run: useradd --system {config.user}",
+        ) from None
+    with contextlib.suppress(FileExistsError):
+        config.state.mkdir(mode=0o700, parents=True)
+    fd = os.open(config.state, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchown(fd, account.pw_uid, account.pw_gid)
+    finally:
+        os.close(fd)
+    return account.pw_uid, account.pw_gid
 
 
 async def serve(config: AgentConfig, trust: Trust) -> None:

@@ -14,9 +14,10 @@ from typing import Any, Protocol, assert_never
 
 from certfan import log
 from certfan.agent.config import AgentConfig, endpoints_of
-from certfan.agent.privileged import Applied, Privileged
+from certfan.agent.privileged import Privileged
 from certfan.agent.record import Record
 from certfan.agent.staging import Staging
+from certfan.agent.swap import Answer
 from certfan.core import policy
 from certfan.core.agent_steps import (
     APPLY_KEY,
@@ -182,9 +183,7 @@ class Reconciler:
             case Fetch():
                 await self._fetch(step)
             case LayPlaceholder():
-                await self._is.privileged.apply(((step.certificate, 0),))
-                self._apply_attempts.pop(step.certificate, None)
-                self._log.info("placeholder.laid", certificate=step.certificate)
+                await self._lay_placeholder(step)
             case Apply():
                 await self._apply(step, facts)
             case Probe():
@@ -202,6 +201,18 @@ class Reconciler:
         self._fetch_attempts.pop(step.certificate, None)
         self._log.info("bundle.staged", bundle=f"{step.certificate}@{step.generation}")
 
+    async def _lay_placeholder(self, step: LayPlaceholder) -> None:
+        done = await self._is.privileged.apply(((step.certificate, 0),))
+        if done.problem is not None:
+            self._hold_placeholder(step, done.problem)
+            return
+        self._apply_attempts.pop(step.certificate, None)
+        self._log.info("placeholder.laid", certificate=step.certificate)
+
+    def _hold_placeholder(self, step: LayPlaceholder, problem: Problem) -> None:
+        before = self._apply_attempts.get(step.certificate)
+        self._apply_attempts[step.certificate] = self._again(before, step.certificate, problem)
+
     async def _apply(self, step: Apply, facts: AgentFacts) -> None:
         durable = marks(step, facts, self._is.clock())
         self._is.record.remember_worked(durable.worked_before)
@@ -215,7 +226,7 @@ class Reconciler:
             self._apply_ended |= dict.fromkeys(names, self._is.clock())
         self._take_in(step, done)
 
-    def _take_in(self, step: Apply, done: Applied) -> None:
+    def _take_in(self, step: Apply, done: Answer) -> None:
         if done.problem is not None:
             self._apply_failed(step, done.problem)
             return
@@ -289,17 +300,15 @@ class Reconciler:
         self._is.changed()
 
     def _failed(self, step: Step, error: CertfanError) -> None:
-        now = self._is.clock()
         problem = Problem(error.code, error.text, error.hint, error.not_before, getattr(error, "output", ""))
         match step:
             case Fetch():
                 before = self._fetch_attempts.get(step.certificate)
-                self._fetch_attempts[step.certificate] = self._again(before, step.certificate, problem, now)
+                self._fetch_attempts[step.certificate] = self._again(before, step.certificate, problem)
             case Apply():
                 self._apply_failed(step, problem)
             case LayPlaceholder():
-                before = self._apply_attempts.get(step.certificate)
-                self._apply_attempts[step.certificate] = self._again(before, step.certificate, problem, now)
+                self._hold_placeholder(step, problem)
             case Probe() | Conclude():
                 pass
             case _:
@@ -308,7 +317,8 @@ class Reconciler:
             "step.failed", step="/".join(step.key), code=error.code, detail=error.text, hint=error.hint
         )
 
-    def _again(self, before: Attempt | None, certificate: str, problem: Problem, now: datetime) -> Attempt:
+    def _again(self, before: Attempt | None, certificate: str, problem: Problem) -> Attempt:
+        now = self._is.clock()
         failures = before.failures + 1 if before else 1
         not_before = policy.next_short_try(failures, now, jitter=self._is.jitter())
         return Attempt(certificate, problem, failures, now, not_before)

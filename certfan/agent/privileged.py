@@ -1,0 +1,64 @@
+"""The unprivileged side of apply.py: asks the privileged half to make pairs live, and reads what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from certfan.agent.swap import Answer
+from certfan.core.agent_steps import Pair
+from certfan.errors import ApplyUnavailable
+
+# Every command that agent.toml lets it run has a timeout of its own.
+PATIENCE = timedelta(minutes=15)
+MAX_ANSWER = 1 << 20
+HINT = "run: systemctl status certfan-apply.socket certfan-apply.service"
+_ANSWER = TypeAdapter(Answer)
+
+
+class Privileged:
+    """One request at a time on its socket."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def apply(self, pairs: Sequence[Pair]) -> Answer:
+        """Have pairs installed, tested, reloaded; generation 0 is a placeholder.
+
+        Cancelled, it may still be done: asking again is harmless.
+
+        Raises:
+            ApplyUnavailable: nobody answers, or with something else than an answer.
+        """
+        request = b"".join(
+            json.dumps({"certificate": certificate, "generation": generation}).encode() + b"\n"
+            for certificate, generation in pairs
+        )
+        try:
+            async with asyncio.timeout(PATIENCE.total_seconds()):
+                return _ANSWER.validate_json(await self._exchange(request))
+        except (OSError, TimeoutError, asyncio.LimitOverrunError) as error:
+            raise ApplyUnavailable(
+                f"privileged half at {self._path} does not answer: {error or 'in time'}",
+                subject=str(self._path),
+                hint=HINT,
+            ) from error
+        except ValidationError as error:
+            raise ApplyUnavailable(
+                f"privileged half at {self._path} ended without an answer", subject=str(self._path), hint=HINT
+            ) from error
+
+    async def _exchange(self, request: bytes) -> bytes:
+        reader, writer = await asyncio.open_unix_connection(str(self._path), limit=MAX_ANSWER)
+        try:
+            writer.write(request)
+            writer.write_eof()
+            await writer.drain()
+            return await reader.readline()
+        finally:
+            writer.transport.abort()
