@@ -17,6 +17,8 @@ DAY = timedelta(days=1)
 ORDER_DELAYS = (timedelta(minutes=1), timedelta(minutes=10), timedelta(minutes=100), DAY)
 APPLY_DELAYS = (timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1))
 REPAIR_DELAYS = (timedelta(seconds=10), timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1))
+# Nothing was spent at the authority, so the cause alone decides.
+UNREACHABLE_DELAYS = tuple(timedelta(seconds=s) for s in (5, 15, 60, 300))
 SHORT_DELAYS = tuple(timedelta(seconds=s) for s in (1, 2, 4, 8, 15))
 JITTER = 0.1  # of the delay, on top of it
 LONGEST_ORDER_WAIT = DAY * (1 + JITTER)
@@ -128,6 +130,11 @@ def next_try(
     if deadline is not None and at + delay > deadline:
         delay = min(delay, _delay(ORDER_DELAYS[:3], failures, jitter))
     return max(at + delay, min(not_before, at + DAY)) if not_before is not None else at + delay
+
+
+def next_unreachable_try(failures: int, at: datetime, *, jitter: float) -> datetime:
+    """Return when an authority that did not answer may be asked again: 5 s, 15 s, 1 min, then every 5 min."""
+    return at + _delay(UNREACHABLE_DELAYS, failures, jitter)
 
 
 def next_short_try(failures: int, at: datetime, *, jitter: float) -> datetime:

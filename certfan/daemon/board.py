@@ -7,7 +7,7 @@ from datetime import datetime
 
 from certfan.core.model import Deployment, DeploymentState, Desired, Health, Proof
 from certfan.daemon.bundles import Bundles
-from certfan.daemon.channel import Enroller
+from certfan.daemon.enroller import Enroller
 from certfan.daemon.journal import Journal
 from certfan.daemon.store import IdentityFact, Store, StoreFacts
 from certfan.protocol.messages import AssignmentMessage, Assignments, EnrolReply, Report

@@ -57,7 +57,7 @@ class Configured:
         if loaded.config is not None:
             before, self.config = self.config, loaded.config
             await self._record()
-            await self._journal.note("config.taken", "config", **_difference(before, loaded.config))
+            await self._tell_difference(before.desired.certificates)
         for problem in loaded.problems:
             await self._journal.warn("config.problem", "config", detail=problem.detail, hint=problem.hint)
         if loaded.config is None:
@@ -65,6 +65,16 @@ class Configured:
                 self.config.digest, tuple(p.detail for p in self.problems), self._clock()
             )
         self._ring()
+
+    async def _tell_difference(self, old: Mapping[str, Certificate]) -> None:
+        new = self.config.desired.certificates
+        await self._journal.note(
+            "config.taken",
+            "config",
+            added=sorted(set(new) - set(old)),
+            changed=sorted(name for name in set(new) & set(old) if new[name] != old[name]),
+            removed=sorted(set(old) - set(new)),
+        )
 
     async def _record(self) -> None:
         now = self._clock()
@@ -74,12 +84,3 @@ class Configured:
 
 def _definitions(certificates: Mapping[str, Certificate]) -> dict[str, str]:
     return {name: hashlib.sha256(repr(one).encode()).hexdigest() for name, one in certificates.items()}
-
-
-def _difference(before: Config, after: Config) -> dict[str, list[str]]:
-    old, new = before.desired.certificates, after.desired.certificates
-    return {
-        "added": sorted(set(new) - set(old)),
-        "changed": sorted(name for name in set(new) & set(old) if new[name] != old[name]),
-        "removed": sorted(set(old) - set(new)),
-    }
