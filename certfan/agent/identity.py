@@ -96,7 +96,10 @@ class IdentityFolder:
         """Make the folder when it is missing, and hold it open."""
         with contextlib.suppress(FileExistsError):
             self.path.mkdir(mode=0o700, parents=True)
-        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except NotADirectoryError as error:
+            raise StateTooOpen(f"{self.path} is a symlink or no folder", subject=str(self.path)) from error
         try:
             self._own()
             yield self

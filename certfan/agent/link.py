@@ -28,6 +28,7 @@ from certfan.errors import (
 from certfan.protocol.identity import client_context, find_half_open
 from certfan.protocol.messages import (
     MAX_ANSWER,
+    MAX_REPORT,
     Assignments,
     BundleMessage,
     Message,
@@ -51,6 +52,7 @@ class Link:
             address,
             pki.daemon_name(fleet),
             lambda: client_context(ca_pem, cert=identity / "cert.pem", key=identity / "key.pem"),
+            without=lambda: client_context(ca_pem),
         )
 
     @classmethod
@@ -87,6 +89,8 @@ class Link:
         Raises:
             DaemonUnreachable, NotAuthenticated, MessageInvalid: see the module.
         """
+        if len(report.encode()) > MAX_REPORT:
+            raise MessageInvalid(f"report is larger than {MAX_REPORT} bytes")
         await self._caller.call("POST", "/v1/reports", message=report)
 
     async def bundle(self, certificate: str, generation: int) -> dict[str, bytes]:
@@ -101,12 +105,23 @@ class Link:
 
 
 class Caller:
-    """Exchanges with one daemon under one TLS context; enrolment uses it with others than the link's."""
+    """Exchanges with one daemon under one TLS context; enrolment uses it with others than the link's.
 
-    def __init__(self, address: str, server_name: str, context: Callable[[], ssl.SSLContext]) -> None:
+    `without` makes the same context less our certificate, where that may be what a daemon refuses.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        server_name: str,
+        context: Callable[[], ssl.SSLContext],
+        *,
+        without: Callable[[], ssl.SSLContext] | None = None,
+    ) -> None:
         self._address = address
         self._server_name = server_name
         self._context = context
+        self._without = without
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -138,8 +153,14 @@ class Caller:
                     self._request(method, path, params, message) as response,
                 ):
                     body = await _read(response)
-            except aiohttp.ClientError:
+            except aiohttp.ClientError as error:
                 await self.close()
+                if not isinstance(error, aiohttp.ClientConnectorError) and await self._refuses_us():
+                    raise NotAuthenticated(
+                        f"daemon at {self._address} does not accept our certificate",
+                        subject=self._address,
+                        hint=ENROL_HINT,
+                    ) from error
                 raise
         if response.status < 300:
             return body
@@ -162,6 +183,28 @@ class Caller:
             allow_redirects=False,
         ) as response:
             yield response
+
+    async def _refuses_us(self) -> bool:
+        """Say whether it is our certificate that ended a connection.
+
+        asyncio's server hangs up on a client that fails its handshake without the alert that would say why, so
+        the question is asked with the certificate and without.
+        """
+        if self._without is None:
+            return False
+        return not await self._answers(self._own_context()) and await self._answers(self._without())
+
+    async def _answers(self, context: ssl.SSLContext) -> bool:
+        url = f"https://{self._address}/v1/ca"
+        try:
+            async with (
+                asyncio.timeout(_CONNECT),
+                _session(context) as session,
+                session.get(url, server_hostname=self._server_name, allow_redirects=False) as response,
+            ):
+                return response.status == 200
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
 
     def _own_context(self) -> ssl.SSLContext:
         try:
@@ -188,10 +231,6 @@ class Caller:
                 hint=ENROL_HINT,
             ) from error
         except (aiohttp.ClientError, OSError) as error:
-            if _is_alert(error):
-                raise NotAuthenticated(
-                    f"{where} does not accept our certificate", subject=self._address, hint=ENROL_HINT
-                ) from error
             raise DaemonUnreachable(
                 f"{where} cannot be reached: {error or type(error).__name__}",
                 subject=self._address,
@@ -216,16 +255,6 @@ def _socket(info: Any) -> socket.socket:
     sock.setblocking(False)
     find_half_open(sock)
     return sock
-
-
-def _is_alert(error: BaseException | None) -> bool:
-    """Say whether the daemon refused our certificate: in TLS 1.3 that shows only after our own handshake."""
-    while error is not None:
-        reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
-        if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

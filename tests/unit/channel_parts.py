@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -74,12 +75,10 @@ class Yard:
         )
         self.lists[consumer] = Assignments(revision=revision, consumer=consumer, assignments=offered)
 
-    async def identify(self, consumer: str, folder: Path, *, known: bool = True, fleet: str = FLEET) -> Path:
+    async def identify(self, consumer: str, folder: Path, *, known: bool = True) -> Path:
         """Give a consumer an identity without the wire; unknown ones the store has never heard of."""
         key_pem = pki.make_key()
-        ca = self.ca.ca if fleet == FLEET else None
-        assert ca is not None
-        cert_pem, leaf = ca.issue_consumer(pki.make_csr(key_pem, ()), consumer, self.now)
+        cert_pem, leaf = self.ca.ca.issue_consumer(pki.make_csr(key_pem, ()), consumer, self.now)
         if known:
             await self.remember(consumer, cert_pem, leaf)
         return write_pair(folder, key_pem, cert_pem)
@@ -118,6 +117,7 @@ def make_ca_folder(folder: Path) -> CaFolder:
 
 @contextlib.asynccontextmanager
 async def running_yard(folder: Path) -> AsyncIterator[Yard]:
+    files.private_folder(folder)
     store = await Store.open(folder / "certfan.db", lambda: NOW)
     yard = Yard(make_ca_folder(folder / "ca"), store)
     yard.channel = Channel(yard.ca, yard, listeners=(Listener("127.0.0.1", 0),))
@@ -136,7 +136,7 @@ async def ask(
     path: str,
     *,
     identity: Path | None = None,
-    body: bytes | None = None,
+    body: bytes | io.BytesIO | AsyncIterator[bytes] | None = None,
     context: ssl.SSLContext | None = None,
 ) -> tuple[int, bytes]:
     """Ask the channel anything, as somebody who does not use our link would."""

@@ -106,7 +106,10 @@ class Channel:
         ended = 0
         for connection in self._http.connections if self._http else ():
             transport = connection.transport
-            if transport and (consumer is None or _consumer_on(transport) == consumer):
+            # One that is closing hears nothing more, and abort() after two close() fails (Python 3.11).
+            if not transport or transport.is_closing():
+                continue
+            if consumer is None or _consumer_on(transport) == consumer:
                 transport.abort()
                 ended += 1
         return ended
