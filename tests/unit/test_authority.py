@@ -197,11 +197,11 @@ async def test_a_challenge_is_answered_with_an_empty_object(ca: OddAuthority, ac
 async def test_finalize_sends_the_request_as_it_is_and_shows_the_order(
     ca: OddAuthority, acme: AcmeAuthority
 ) -> None:
-    """The CSR's bytes are those that were made; the order's URL comes from the answer."""
+    """The CSR's bytes are those that were made; the order keeps its URL."""
     ca.order = {"status": "valid", "certificate": f"{ca.url}/cert/1"}
     ca.headers = {"Retry-After": "3"}
 
-    order = await acme.finalize(f"{ca.url}/finalize/1", CSR)
+    order = await acme.finalize(f"{ca.url}/finalize/1", CSR, order_url=f"{ca.url}/order/1")
 
     text = ca.payload("/finalize/1")["csr"]
     assert base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) == CSR

@@ -198,6 +198,16 @@ async def test_a_conflict_is_a_refusal_like_any_other(ca: OddAuthority, acme: Ac
     assert (caught.value.type.rpartition(":")[2], caught.value.status) == ("alreadyReplaced", 409)
 
 
+async def test_a_refusal_is_asked_for_once(ca: OddAuthority, acme: AcmeAuthority) -> None:
+    """Only a nonce is worth another try; all else would cost rate limit."""
+    ca.twist = on("/newOrder", lambda: problem("rejectedIdentifier", 400))
+
+    with pytest.raises(AuthorityRefused):
+        await acme.new_order(CSR)
+
+    assert ca.paths() == ["/newOrder"]
+
+
 async def test_a_long_problem_is_cut_and_holds_no_control_characters(
     ca: OddAuthority, acme: AcmeAuthority
 ) -> None:
@@ -472,16 +482,19 @@ async def test_an_idle_connection_that_died_is_replaced(ca: OddAuthority, acme: 
 
 
 async def test_a_new_connection_that_dies_is_no_answer(ca: OddAuthority, acme: AcmeAuthority) -> None:
-    """Only an idle one is forgiven: a request is never sent a third time."""
+    """Only an idle one is forgiven; anything else is for the caller to try again."""
 
     async def drop() -> web.Response:
         ca.drop_idle_connections()
         raise ConnectionResetError
 
-    ca.twist = on("/dir", drop)
+    ca.headers = {"Connection": "close"}
+    ca.twist = on("/order/1", drop)
 
     with pytest.raises(AuthorityUnreachable, match="the connection was closed"):
         await acme.order(f"{ca.url}/order/1")
+
+    assert ca.paths() == ["/order/1"]
 
 
 async def test_proxies_of_the_environment_are_not_used(

@@ -146,12 +146,10 @@ class AcmeAuthority:
         """Have the authority try a challenge whose answer is in place."""
         return self._reader.challenge(await self._exchange("a challenge's answer", challenge_url, _Empty()))
 
-    async def finalize(self, url: str, csr_der: bytes, *, order_url: str = "") -> OrderSeen:
-        """Send the request of a ready order. The URL of the order is the answer's Location, else `order_url`."""
+    async def finalize(self, url: str, csr_der: bytes, *, order_url: str) -> OrderSeen:
+        """Send the request of a ready order that lives at `order_url`; the answer need not say where that is."""
         wanted = messages.CertificateRequest(csr=_load_csr(csr_der))
-        answer = await self._exchange("to finalize", url, wanted)
-        where = self._reader.location(answer, "the order") if "Location" in answer.headers else order_url
-        return self._reader.order(answer, where)
+        return self._reader.order(await self._exchange("to finalize", url, wanted), order_url)
 
     async def certificate(self, url: str) -> bytes:
         """Return the chain as PEM, leaf first: certificates only, one to ten; whether it fits is for `pki` to say."""

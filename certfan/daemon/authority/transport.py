@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from types import SimpleNamespace
 from urllib.parse import SplitResult, urlsplit
 
@@ -100,8 +101,8 @@ class Transport:
         if not isinstance(url, str) or len(url) > 2000 or not url.isascii() or not url.isprintable():
             raise self.malformed(f"{what} is no URL: {url!r:.200}")
         try:
-            found, home = urlsplit(url), urlsplit(self.spec.directory)
-            same = _origin(found) == _origin(home) and "@" not in found.netloc
+            found = urlsplit(url)
+            same = _origin(found) == _home(self.spec.directory) and "@" not in found.netloc
         except ValueError as error:
             raise self.malformed(f"{what} is no URL: {url!r:.200}") from error
         if found.scheme != "https":
@@ -180,6 +181,11 @@ def _joined(headers: CIMultiDictProxy[str]) -> Mapping[str, str]:
 
 def _origin(url: SplitResult) -> tuple[str, str, int]:
     return url.scheme, url.hostname or "", url.port or 443
+
+
+@lru_cache
+def _home(directory: str) -> tuple[str, str, int]:
+    return _origin(urlsplit(directory))
 
 
 def _place(url: str) -> str:
