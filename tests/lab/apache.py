@@ -1,5 +1,6 @@
 """Apache on web1 as the story has it: two macros, vhosts with an IPv4 and a bracketed IPv6 address, HSTS."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,28 +8,7 @@ from pathlib import Path
 from tests.lab import machine
 from tests.lab.dns import SPARE_NAMES
 
-_MACROS = """\
-ProxyRequests Off
-
-<Macro le_proxy>
-    # mod_rewrite sees a request before mod_proxy does: stop it first, or a redirect in the same vhost takes the challenge.
-    RewriteEngine On
-    RewriteRule "^/\\.well-known/acme-challenge/" - [END]
-    <Location "/.well-known/acme-challenge/">
-        # retry=0: otherwise one refused connection may be answered with 503 for a minute.
-        ProxyPass "http://{responder}/.well-known/acme-challenge/" retry=0 connectiontimeout=3 timeout=5
-        ProxyPassReverse "http://{responder}/.well-known/acme-challenge/"
-        ProxyPreserveHost On
-        Require all granted
-    </Location>
-</Macro>
-
-<Macro le_sslredir>
-    RewriteEngine On
-    RewriteCond %{{HTTPS}} !=on
-    RewriteRule "^" "https://%{{SERVER_NAME}}%{{REQUEST_URI}}" [R=301,L]
-</Macro>
-"""
+_SHIPPED = machine.PROJECT / "config/apache/certfan.conf"
 _VHOSTS = """\
 <VirtualHost 10.61.0.20:80 [fd61::20]:80>
     ServerName {names}
@@ -76,8 +56,8 @@ def configure(
 ) -> None:
     """Write macros and vhosts into a VM's root; Apache starts once every site's pair is in `live`."""
     etc = root / "etc/apache2"
-    (etc / "conf-available/certfan.conf").write_text(_MACROS.format(responder=responder))
-    (etc / "sites-available/farm.conf").write_text("".join(_vhosts(site, live) for site in sites))
+    shutil.copy(_SHIPPED, etc / "conf-available/certfan.conf")
+    (etc / "sites-available/farm.conf").write_text("".join(_vhosts(site, live, responder) for site in sites))
     (etc / "conf-available/servername.conf").write_text("ServerName web1.int\n")
     for argv in (
         ["a2enmod", "-q", "ssl", "macro", "proxy", "proxy_http", "rewrite", "headers"],
@@ -88,7 +68,7 @@ def configure(
         machine.run(["chroot", str(root), *argv])
 
 
-def _vhosts(site: Site, live: str) -> str:
+def _vhosts(site: Site, live: str, responder: str) -> str:
     names = site.name + "".join(f"\n    ServerAlias {alias}" for alias in site.aliases)
-    proxy = "Use le_proxy" if site.forwards else "# this one forgot the macro"
+    proxy = f"Use le_proxy {responder}" if site.forwards else "# this one forgot the macro"
     return _VHOSTS.format(names=names, proxy=proxy, live=f"{live}/{site.certificate}")

@@ -18,7 +18,6 @@ NAME = "example.test"
 STATUS_URL = "http://127.0.0.1:8056"
 DAEMON = """\
 fleet = "story"
-probe_interval = {probe_interval}
 
 [share]
 path = "/srv/le"
@@ -31,6 +30,7 @@ listen = ["10.62.0.10:8443"]
 
 [status]
 listen = ["127.0.0.1:8056"]
+probe_interval = {probe_interval}
 
 [authority.pebble]
 directory = "{directory}"

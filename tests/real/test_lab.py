@@ -99,12 +99,12 @@ def test_a_name_with_aaaa_alone_is_reached_by_its_name(farm: Farm) -> None:
 
 
 def test_a_vhost_without_the_macro_does_not_forward_the_challenge(farm: Farm) -> None:
-    """broken.example.test redirects everything to https, the challenge too."""
+    """broken.example.test answers from its own files, where no challenge ever is."""
     answer = farm.ca.run(
         ["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", f"http://broken.example.test{TOKEN}"]
     )
 
-    assert answer.stdout == "301"
+    assert answer.stdout == "404"
 
 
 def test_everything_but_the_challenge_is_redirected_to_https(farm: Farm) -> None:
