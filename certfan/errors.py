@@ -45,6 +45,7 @@ CertfanError
 │   └── ProbeUnreachable         probe.unreachable
 ├── ControlError                 control.*    the daemon's control socket
 │   ├── DaemonNotRunning         control.daemon_not_running
+│   ├── ControlDenied            control.denied             the socket is not for this user
 │   └── UnknownName              control.unknown_name
 └── InternalError                internal     a bug: caught only at a step boundary
 """
@@ -382,6 +383,14 @@ class DaemonNotRunning(ControlError):
 
     code = "control.daemon_not_running"
     exit_code = 75
+
+
+class ControlDenied(ControlError):
+    """The control socket is not for this user."""
+
+    code = "control.denied"
+    retry = Retry.NEVER
+    exit_code = 77
 
 
 class UnknownName(ControlError):

@@ -1,8 +1,101 @@
 """The command line: click commands that import a wing only inside the one command that needs it."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import click
 
+from certfan import __version__
+from certfan.cli import agents, consumers, looking
+from certfan.cli.failing import Group, json_option
+from certfan.cli.options import config_option
 
-@click.group()
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="certfan")
 def main() -> None:
     """One daemon gets every certificate; every endpoint provably serves it by its deadline."""
+
+
+@main.command()
+@config_option
+@click.pass_context
+def daemon(ctx: click.Context, config: Path) -> None:
+    """Run the daemon until SIGTERM."""
+    from certfan.daemon.main import run
+
+    ctx.exit(run(config))
+
+
+@main.command()
+@config_option
+@json_option
+def check(config: Path, as_json: bool) -> None:
+    """Read certfan.toml and conf.d, and tell every problem, or what they ask for."""
+    from certfan.daemon.config import load
+
+    desired = load(config).desired
+    if as_json:
+        import json
+
+        names = {
+            name: [str(i) for i in one.identifiers] for name, one in sorted(desired.certificates.items())
+        }
+        click.echo(json.dumps({"certificates": names, "consumers": sorted(desired.consumers)}))
+        return
+    click.echo(
+        f"{config}: good: {_count(len(desired.certificates), 'certificate')}, "
+        f"{_count(len(desired.consumers), 'consumer')}, {_count(len(desired.authorities), 'authority', 'authorities')}"
+    )
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+@main.command()
+@config_option
+@json_option
+@click.argument("name")
+def renew(config: Path, name: str, as_json: bool) -> None:
+    """Get a new generation of certificate NAME now."""
+    from certfan.cli.control import call
+
+    answer = call(config, "POST", "/api/v1/renew", {"certificate": name})
+    looking.say(
+        answer, f"asked for a new generation of {name}; follow it with: certfan events --follow", as_json
+    )
+
+
+@main.command()
+@config_option
+@json_option
+def reload(config: Path, as_json: bool) -> None:
+    """Make the daemon read its config now; saved changes are noticed without it."""
+    from certfan.cli.control import call
+
+    answer = call(config, "POST", "/api/v1/reload")
+    told = (
+        "\n".join(problem["detail"] for problem in answer["problems"])
+        or "the config in force is what is written"
+    )
+    looking.say(answer, told, as_json)
+
+
+@main.group()
+def snippet() -> None:
+    """Print what other programs' configs need."""
+
+
+@snippet.command()
+def apache() -> None:
+    """The macros le_proxy and le_sslredir for Apache 2.4."""
+    click.echo((Path(__file__).parent / "apache.conf").read_text(), nl=False)
+
+
+main.add_command(looking.status)
+main.add_command(looking.events)
+main.add_command(consumers.consumer)
+main.add_command(consumers.share)
+main.add_command(agents.agent)

@@ -10,6 +10,7 @@ import ipaddress
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -46,6 +47,7 @@ class Config:
     channel_address: str  # HOST:PORT that agents dial, IPv6 in brackets
     status: tuple[Listener, ...]
     control: Listener
+    probe_interval: timedelta
     log_level: str
     force_polling: bool
     desired: Desired
@@ -221,6 +223,7 @@ def _build(path: Path, main: Main, parts: list[_Part]) -> Config:
         channel_address=main.channel.address or first,
         status=listeners(main.status.listen),
         control=Listener(path=main.control.socket, mode=0o660, group=main.control.group),
+        probe_interval=main.status.probe_interval,
         log_level=main.log.level,
         force_polling=main.watch.force_polling,
         desired=_desired(main, parts),

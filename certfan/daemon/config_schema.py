@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -181,9 +182,12 @@ class ChannelTable(_Table):
 
 
 class StatusTable(_Table):
-    """[status]: the read-only endpoint."""
+    """[status]: the read-only endpoint, and how often agents probe: what they say is good for two intervals."""
 
     listen: Annotated[list[Listen], Distinct] = ["127.0.0.1:8056"]
+    probe_interval: Annotated[timedelta, Field(strict=False)] = Field(
+        default=timedelta(seconds=300), ge=timedelta(seconds=1), le=timedelta(days=1)
+    )
 
 
 class ControlTable(_Table):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,94 +12,27 @@ import pytest
 from certfan.core import policy
 from certfan.core.model import (
     Attempt,
-    Authority,
-    Certificate,
-    Consumer,
-    Deployment,
     DeploymentState,
-    Desired,
-    Endpoint,
-    Generation,
     Health,
-    Identifier,
-    KeyType,
     Problem,
     Proof,
 )
 from certfan.core.plan import Publish
 from certfan.daemon.status.model import Next, Row, State, StateOfThings, Verdict, as_json
 from certfan.daemon.status.view import view
-from certfan.daemon.store.facts import Heard, Run, StoreFacts
-
-NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
-MINUTE = timedelta(minutes=1)
-DAY = timedelta(days=1)
-HTTPS = Endpoint("apache2", "tls", "192.0.2.1", 443, "www.test")
-WHERE = ("www.test", "web1")
-
-
-def generation(number: int, issued_at: datetime = NOW - DAY) -> Generation:
-    return Generation(
-        "www.test",
-        number,
-        fingerprint=f"{number:064x}",
-        serial=f"{number:x}",
-        identifiers=frozenset({Identifier("www.test")}),
-        key_type=KeyType.ECDSA_P256,
-        authority="pebble",
-        not_before=issued_at,
-        not_after=issued_at + 90 * DAY,
-        issued_at=issued_at,
-    )
-
-
-def proof(number: int = 1, heard_ago: timedelta = MINUTE, **more: Any) -> Proof:
-    at = NOW - heard_ago
-    leaf = {
-        "fingerprint": f"{number:064x}",
-        "not_before": NOW - DAY,
-        "not_after": NOW + 89 * DAY,
-        "heard_at": at,
-    }
-    return Proof(HTTPS, more.pop("health", Health.SERVED), at - MINUTE, **(leaf | more))
-
-
-def deployment(
-    number: int, state: DeploymentState = DeploymentState.PROVEN, problem: Problem | None = None
-) -> Deployment:
-    return Deployment("www.test", "web1", number, state, NOW - 10 * MINUTE, problem)
-
-
-NO_FACTS = StoreFacts(
-    **{field.name: MappingProxyType({}) for field in dataclasses.fields(StoreFacts)} | {"issuances": ()}
+from certfan.daemon.store.facts import Run
+from tests.unit.status_parts import (
+    DAY,
+    HEARD,
+    HTTPS,
+    MINUTE,
+    NOW,
+    WHERE,
+    deployment,
+    generation,
+    proof,
+    things,
 )
-DESIRED = Desired(
-    authorities={"pebble": Authority("pebble", "https://ca.int/dir")},
-    certificates={
-        "www.test": Certificate(
-            "www.test", (Identifier("www.test"),), consumers=("web1",), authority="pebble"
-        )
-    },
-    consumers={"web1": Consumer("web1")},
-)
-HEARD = Heard("web1", NOW - MINUTE, boot_id="b", sequence=1, version="0.1.0")
-
-
-def things(now: datetime = NOW, **facts: Any) -> StateOfThings:
-    """A farm in which www.test@1 is issued, published and offered, and web1 was heard a minute ago."""
-    usual = {
-        "generations": {"www.test": (generation(1),)},
-        "offered": {WHERE: 1},
-        "heard": {"web1": HEARD},
-        "config_changed": {"www.test": NOW - 2 * DAY},
-    }
-    return StateOfThings(
-        now=now,
-        fleet="example",
-        desired=DESIRED,
-        facts=dataclasses.replace(NO_FACTS, **(usual | facts)),
-        live={WHERE: 1},
-    )
 
 
 def only_row(of: StateOfThings) -> Row:

@@ -1,0 +1,101 @@
+"""`certfan agent ...`: what runs on a consumer."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from certfan.cli.failing import json_option
+from certfan.cli.options import agent_config_option
+from certfan.errors import UnknownName
+
+
+@click.group()
+def agent() -> None:
+    """The agent of this consumer."""
+
+
+@agent.command()
+@agent_config_option
+@click.pass_context
+def run(ctx: click.Context, config: Path) -> None:
+    """Fetch, verify, probe and report until SIGTERM."""
+    from certfan.agent.main import run
+
+    ctx.exit(run(config))
+
+
+@agent.command()
+@agent_config_option
+@json_option
+@click.argument("line", required=False)
+def enrol(config: Path, line: str | None, as_json: bool) -> None:
+    """Make this machine the consumer that LINE names; `-` reads it from stdin."""
+    import asyncio
+    from datetime import UTC, datetime
+
+    from certfan.agent.config import load
+    from certfan.agent.enrolment import enrol
+    from certfan.cli.looking import say
+
+    found = load(config)
+    uid, gid = _account(found.user)
+    work = enrol(_line(line), found.state / "identity", found.trust, datetime.now(UTC), uid=uid, gid=gid)
+    trust = asyncio.run(work)
+    answer = {"consumer": trust.consumer, "fleet": trust.fleet}
+    say(answer, f"this machine is consumer {trust.consumer} of {trust.fleet}", as_json)
+
+
+def _account(user: str) -> tuple[int, int]:
+    """Whom the identity is for: root enrols on behalf of the agent's own user."""
+    import pwd
+
+    if os.geteuid() != 0:
+        return -1, -1
+    try:
+        about = pwd.getpwnam(user)
+    except KeyError:
+        raise UnknownName(f"there is no user {user}", subject=user, hint="run: systemd-sysusers") from None
+    return about.pw_uid, about.pw_gid
+
+
+def _line(line: str | None) -> str:
+    """Take the line from the argument, stdin or a prompt; the whole of what `consumer add` printed will do."""
+    if line == "-":
+        line = sys.stdin.readline()
+    elif line is None:
+        line = click.prompt("Enrolment line", hide_input=True, err=True)
+    return line.strip().removeprefix("certfan agent enrol").strip()
+
+
+@agent.command()
+@agent_config_option
+def apply(config: Path) -> None:
+    """Be the privileged half, on the socket that systemd hands over."""
+    from certfan.agent.apply import run
+
+    run(config)
+
+
+@agent.command()
+@agent_config_option
+def boot(config: Path) -> None:
+    """Lay the last proven pairs, or placeholders, before the services start."""
+    from certfan.agent.boot import run
+
+    run(config)
+
+
+@agent.command()
+@agent_config_option
+@json_option
+def check(config: Path, as_json: bool) -> None:
+    """Read agent.toml, and tell every problem, or what it asks for."""
+    from certfan.agent.config import load
+    from certfan.cli.looking import say
+
+    names = [service.name for service in load(config).services]
+    say({"services": names}, f"{config}: good: {', '.join(names) or 'no service'}", as_json)

@@ -1,0 +1,261 @@
+"""The command line as a person meets it: real processes, a real control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from certfan.cli import show
+from certfan.cli.control import socket_path
+from certfan.daemon.status.model import as_json
+from certfan.daemon.status.view import view
+from tests.unit.status_parts import DAY, NOW, WHERE, Admin, control_socket, deployment, proof, things
+
+HEAVY = ("acme", "sqlalchemy", "aiohttp", "pydantic", "asyncio", "ssl", "cryptography", "structlog", "idna")
+EXAMPLES = Path(__file__).parents[2] / "config"
+CLEAN = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+
+
+def certfan(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "certfan", *words]
+    return subprocess.run(argv, input=stdin, capture_output=True, text=True, env=CLEAN, timeout=60)
+
+
+async def against(folder: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], Admin]:
+    """Run a command while the daemon's application answers on its control socket."""
+    admin = Admin()
+    async with control_socket(folder, admin) as config:
+        done = await asyncio.to_thread(certfan, *words, "--config", str(config))
+    return done, admin
+
+
+@pytest.mark.parametrize("words", [["--help"], ["agent", "--help"], ["status", "--help"]])
+def test_help_pays_for_nothing_it_does_not_show(words: list[str]) -> None:
+    """No wing and no heavy library is loaded."""
+    script = (
+        "import sys; from certfan.cli import main\n"
+        f"try: main({words!r})\n"
+        "except SystemExit: pass\n"
+        f"print([m for m in sys.modules if m.split('.')[0] in {HEAVY!r} or m.startswith(('certfan.daemon', 'certfan.agent'))])"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_check_says_what_a_good_config_asks_for() -> None:
+    """The example is good."""
+    done = certfan("check", "--config", str(EXAMPLES / "certfan.toml"))
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("certfan.toml: good: 3 certificates, 2 consumers, 2 authorities\n")
+
+
+def test_check_tells_every_problem_and_exits_78(tmp_path: Path) -> None:
+    """One line a problem, and nothing on stdout."""
+    path = tmp_path / "certfan.toml"
+    path.write_text((EXAMPLES / "certfan.toml").read_text().replace("fleet =", "flet ="))
+
+    done = certfan("check", "--config", str(path))
+
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.splitlines() == [
+        f"certfan: error: {path}: fleet: is missing",
+        f'certfan: error: {path}: flet: unknown key, did you mean "fleet"?',
+        "try: certfan check",
+    ]
+
+
+def test_errors_of_json_commands_are_json(tmp_path: Path) -> None:
+    """A program reads code, detail and every problem."""
+    path = tmp_path / "certfan.toml"
+
+    done = certfan("check", "--json", "--config", str(path))
+
+    assert done.returncode == 78
+    assert json.loads(done.stderr)["error"]["problems"] == [
+        f"{path}: cannot be read: No such file or directory"
+    ]
+    assert json.loads(done.stderr)["error"]["code"] == "config.invalid"
+
+
+@pytest.mark.parametrize("words", [["status"], ["renew", "www.test"]])
+def test_a_daemon_that_does_not_run_is_said_so(tmp_path: Path, words: list[str]) -> None:
+    """Exit code 75, and the command that shows why."""
+    config = tmp_path / "certfan.toml"
+    config.write_text(f'[control]\nsocket = "{tmp_path}/none.sock"\n')
+
+    done = certfan(*words, "--config", str(config))
+
+    assert done.returncode == 75
+    assert done.stderr.splitlines() == [
+        f"certfan: error: the daemon does not answer on {tmp_path}/none.sock",
+        "try: systemctl status certfan",
+    ]
+
+
+async def test_status_is_a_table_or_json(tmp_path: Path) -> None:
+    """Off a terminal there is no colour; the raw form is the page itself."""
+    plain, _ = await against(tmp_path, "status")
+    raw, _ = await against(tmp_path, "status", "--json")
+
+    assert plain.stdout.startswith("example: ok, 1 of 1 proven\n")
+    assert "\x1b" not in plain.stdout
+    assert json.loads(raw.stdout)["summary"]["proven"] == 1
+
+
+async def test_renew_asks_the_daemon(tmp_path: Path) -> None:
+    """The daemon's action gets the name and who asked."""
+    done, admin = await against(tmp_path, "renew", "www.test")
+
+    assert done.returncode == 0
+    assert admin.asked == [("renew", "www.test", os.getuid())]
+
+
+async def test_a_refusal_of_the_daemon_is_shown_as_its_own(tmp_path: Path) -> None:
+    """Text, hint and exit code are those of the leaf that the daemon raised."""
+    done, _ = await against(tmp_path, "renew", "ww.test")
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["certfan: error: no certificate ww.test", "try: certfan status"]
+
+
+async def test_consumer_add_prints_the_line_to_paste(tmp_path: Path) -> None:
+    """Nothing else is on stdout."""
+    done, _ = await against(tmp_path, "consumer", "add", "web1")
+
+    assert done.stdout == "certfan agent enrol certfan1:192.0.2.1:8057:token:hash\n"
+
+
+async def test_consumers_are_listed_and_revoked(tmp_path: Path) -> None:
+    """The list says when each was heard."""
+    listed, _ = await against(tmp_path, "consumer", "list")
+    revoked, admin = await against(tmp_path, "consumer", "revoke", "web1")
+
+    assert listed.stdout.splitlines() == [
+        "CONSUMER  STATE  LAST HEARD  VERSION",
+        "web1      heard  1 min ago   0.1.0",
+    ]
+    assert revoked.returncode == 0
+    assert admin.asked == [("revoke", "web1", os.getuid())]
+
+
+async def test_events_are_lines(tmp_path: Path) -> None:
+    """Instant, name, subject, fields."""
+    done, _ = await against(tmp_path, "events", "--last", "2")
+
+    assert (
+        done.stdout.splitlines()[0] == "2026-11-22 12:00:00  generation.published      www.test@1  took=0.8"
+    )
+    assert "abc" not in done.stdout
+
+
+async def test_reload_tells_what_is_wrong(tmp_path: Path) -> None:
+    """The problems of the file, if it was refused."""
+    done, _ = await against(tmp_path, "reload")
+
+    assert done.stdout == "certfan.toml: flet: unknown key\n"
+
+
+def test_the_apache_snippet_has_both_macros() -> None:
+    """What is printed is what config/ shows."""
+    done = certfan("snippet", "apache")
+
+    assert done.stdout == (EXAMPLES / "apache" / "certfan.conf").read_text()
+    assert re.findall(r"<Macro (\w+)", done.stdout) == ["le_proxy", "le_sslredir"]
+
+
+@pytest.mark.parametrize(("words", "stdin"), [(["nonsense"], ""), (["-"], "certfan agent enrol nonsense\n")])
+def test_enrol_takes_the_line_from_argument_or_stdin(tmp_path: Path, words: list[str], stdin: str) -> None:
+    """A line that is none is refused before anything is made or sent."""
+    config = tmp_path / "agent.toml"
+    config.write_text(f'[agent]\nstate = "{tmp_path}/state"\ntrust = "{tmp_path}/trust"\nuser = "root"\n')
+
+    done = certfan("agent", "enrol", *words, "--config", str(config), stdin=stdin)
+
+    assert done.returncode == 1
+    assert "line" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_file_that_cannot_be_opened_is_no_traceback(tmp_path: Path) -> None:
+    """`agent run` without a config says which file it missed."""
+    done = certfan("agent", "run", "--config", str(tmp_path / "agent.toml"))
+
+    assert done.returncode == 78
+    assert f"{tmp_path}/agent.toml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_socket_comes_from_the_config_or_is_the_default(tmp_path: Path) -> None:
+    """Who may use the socket need not be able to read the config."""
+    config = tmp_path / "c.toml"
+    assert socket_path(config) == "/run/certfan/control.sock"
+    config.write_text('[control]\nsocket = "/run/x.sock"\n')
+    assert socket_path(config) == "/run/x.sock"
+    config.write_text("[control\n")
+    assert socket_path(config) == "/run/certfan/control.sock"
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (timedelta(days=3, hours=4, minutes=9), "in 3 d 4 h"),
+        (timedelta(days=3, minutes=9), "in 3 d"),
+        (timedelta(minutes=12, seconds=5), "in 12 min 5 s"),
+        (timedelta(seconds=5), "in 5 s"),
+        (timedelta(0), "0 s ago"),
+        (-timedelta(hours=2), "2 h ago"),
+    ],
+)
+def test_instants_are_said_in_two_units(length: timedelta, expected: str) -> None:
+    """As a person says it."""
+    assert show.when(NOW + length, NOW) == expected
+
+
+def page(**facts: Any) -> Any:
+    return as_json(view(things(**facts)))
+
+
+def test_what_needs_you_comes_first_with_what_to_try() -> None:
+    """Summary, problems with hints, certificates, then endpoints."""
+    lines = show.page_lines(
+        page(proofs={WHERE: (proof(heard_ago=DAY),)}, deployments={WHERE: (deployment(1),)})
+    )
+
+    assert lines[:5] == [
+        "example: problem, 0 of 1 proven (1 unheard), worst deadline in 82 d",
+        "",
+        "problem: web1: web1 was last heard at 2026-11-21 12:00 UTC",
+        "  try: run on web1: systemctl status certfan-agent",
+        "",
+    ]
+    assert lines[-1].split("  ")[0] == "www.test"
+    assert "@1 00000000" in lines[-1]
+
+
+def test_columns_stand_below_their_heads_and_colour_takes_no_width() -> None:
+    """With colour taken away, the coloured page is the plain one."""
+    facts = {"proofs": {WHERE: (proof(),)}, "deployments": {WHERE: (deployment(1),)}}
+    plain, coloured = show.page_lines(page(**facts)), show.page_lines(page(**facts), colour=True)
+
+    assert plain != coloured
+    assert plain == [re.sub(r"\x1b\[\d*m", "", line) for line in coloured]
+    head, row = plain[-2:]
+    assert row.index("proven") == head.index("VERDICT")
+
+
+def test_what_a_service_printed_cannot_move_the_cursor() -> None:
+    """Escape sequences in details do not reach the terminal."""
+    assert show.clean("a\x1b[2Jb\r\nc") == "a [2Jb  c"

@@ -1,0 +1,222 @@
+"""The status listener and the control socket: real sockets, who may do what, and how a refusal looks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from certfan.daemon.listeners import Listener, bind
+from tests.unit.status_parts import Admin, serving
+
+
+@contextlib.asynccontextmanager
+async def over_tcp(host: str = "127.0.0.1") -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
+    async with serving(Listener(host, 0)) as runner, aiohttp.ClientSession() as session:
+        port = runner.addresses[0][1]
+        yield session, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.asynccontextmanager
+async def over_unix(folder: Path, admin: Admin) -> AsyncIterator[aiohttp.ClientSession]:
+    path = str(folder / "control.sock")
+    async with (
+        serving(Listener(path=path), admin),
+        aiohttp.ClientSession("http://localhost", connector=aiohttp.UnixConnector(path)) as session,
+    ):
+        yield session
+
+
+async def problem(response: aiohttp.ClientResponse) -> tuple[int, str, str]:
+    assert response.content_type == "application/problem+json"
+    body = await response.json(content_type=None)
+    return response.status, body["code"], body["hint"]
+
+
+async def test_the_page_is_served() -> None:
+    """JSON, never cached, no software's version."""
+    async with over_tcp() as (session, url), session.get(f"{url}/api/v1/status") as response:
+        page = await response.json()
+
+    assert page["summary"]["text"] == "1 of 1 proven"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Server"] == "certfan"
+
+
+async def test_health_names_its_checks() -> None:
+    """Alive and not ready are two things; ?verbose tells every check."""
+    async with over_tcp() as (session, url):
+        async with session.get(f"{url}/livez") as live:
+            assert (live.status, await live.text()) == (200, "ok\n")
+        async with session.get(f"{url}/readyz") as ready:
+            assert (ready.status, await ready.text()) == (503, "failed: share\nfailed\n")
+        async with session.get(f"{url}/readyz?verbose") as told:
+            assert await told.text() == "http01: ok\nshare: /srv/le is not mounted\nfailed\n"
+
+
+async def test_one_certificate_is_found_by_name_or_guessed() -> None:
+    """An unknown name is a problem document with a suggestion."""
+    async with over_tcp() as (session, url):
+        async with session.get(f"{url}/api/v1/certificates/www.test") as found:
+            assert (await found.json())["generation"] == 1
+        async with session.get(f"{url}/api/v1/certificates/ww.test") as missing:
+            assert await problem(missing) == (404, "control.unknown_name", "run: certfan status")
+            assert (await missing.json(content_type=None))["detail"].endswith('did you mean "www.test"?')
+
+
+async def test_events_are_paged_and_hold_no_secret() -> None:
+    """`after` goes on from an id; a field that could be a secret is removed on its way out."""
+    async with over_tcp() as (session, url):
+        async with session.get(f"{url}/api/v1/events?after=1") as response:
+            (event,) = (await response.json())["events"]
+        async with session.get(f"{url}/api/v1/events?limit=1") as response:
+            (last,) = (await response.json())["events"]
+        async with session.get(f"{url}/api/v1/events?after=x") as response:
+            refused = await problem(response)
+
+    assert event["fields"] == {"token": "[key material removed]"}
+    assert last["id"] == 2
+    assert refused == (400, "http.400", "")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+async def test_the_status_listener_cannot_write(method: str) -> None:
+    """The writing routes do not exist there."""
+    async with over_tcp() as (session, url):
+        for path in ("/api/v1/renew", "/api/v1/consumers", "/api/v1/consumers/web1", "/api/v1/reload"):
+            async with session.request(method, url + path, json={"certificate": "www.test"}) as response:
+                assert (await problem(response))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("evil.example", 421),
+        ("evil.example:80", 421),
+        ("", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("[::1].evil.example", 421),
+        ("cert.int:8056", 200),
+        ("CERT.int", 200),
+        ("localhost", 200),
+        ("192.168.1.1:8056", 200),
+        ("[fd00::1]:8056", 200),
+        ("[fd00::1]", 200),
+    ],
+)
+async def test_a_strange_host_gets_nothing(host: str, expected: int) -> None:
+    """A page in a browser that rebinds its own name to us sees a refusal."""
+    async with (
+        over_tcp() as (session, url),
+        session.get(f"{url}/livez", headers={"Host": host}) as response,
+    ):
+        assert response.status == expected
+
+
+async def test_ipv6_is_bound_and_only_ipv6() -> None:
+    """A v6 listener does not take v4 connections along."""
+    sock = bind(Listener("::", 0))
+    with sock:
+        assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+    async with over_tcp("::1") as (session, url), session.get(f"{url}/livez") as response:
+        assert response.status == 200
+
+
+async def test_the_control_socket_is_closed_to_others_from_the_start(tmp_path: Path) -> None:
+    """Mode and group are final before the first connection."""
+    group = str(os.getgid())
+    with bind(Listener(path=str(tmp_path / "s"), mode=0o660, group=group)):
+        about = (tmp_path / "s").stat()
+
+    assert stat.S_IMODE(about.st_mode) == 0o660
+    assert about.st_gid == os.getgid()
+
+
+async def test_a_dead_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:
+    """A crash leaves its socket behind; a second daemon must not steal the first one's."""
+    listener = Listener(path=str(tmp_path / "s"))
+    bind(listener).close()
+    with bind(listener), pytest.raises(FileExistsError, match="in use"):
+        bind(listener)
+
+
+async def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    """A typo in the config deletes nobody's file."""
+    (tmp_path / "s").write_text("precious")
+
+    with pytest.raises(FileExistsError, match="no socket"):
+        bind(Listener(path=str(tmp_path / "s")))
+
+    assert (tmp_path / "s").read_text() == "precious"
+
+
+async def test_a_listener_that_cannot_be_bound_is_named_and_leaves_none_bound() -> None:
+    """All listeners or none, and the text says which one."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
+            async with serving(Listener("127.0.0.1", port)):
+                pass
+
+
+async def test_actions_carry_the_uid_that_the_kernel_vouches_for(tmp_path: Path) -> None:
+    """Every writing route ends in one action, with the caller's uid."""
+    admin = Admin()
+    async with over_unix(tmp_path, admin) as session:
+        async with session.post("/api/v1/renew", json={"certificate": "www.test"}) as renewed:
+            assert renewed.status == 200
+        async with session.post("/api/v1/consumers", json={"name": "web1"}) as added:
+            assert (added.status, await added.json()) == (201, {"line": "certfan1:192.0.2.1:8057:token:hash"})
+        async with session.delete("/api/v1/consumers/web1") as revoked:
+            assert revoked.status == 200
+        async with session.post("/api/v1/reload") as reloaded:
+            (problem,) = (await reloaded.json())["problems"]
+            assert problem["hint"] == "run: certfan check"
+
+    me = os.getuid()
+    assert admin.asked == [
+        ("renew", "www.test", me),
+        ("add", "web1", me),
+        ("revoke", "web1", me),
+        ("reload", "", me),
+    ]
+
+
+async def test_the_control_socket_shows_the_page_too(tmp_path: Path) -> None:
+    """One application behind both doors."""
+    async with over_unix(tmp_path, Admin()) as session, session.get("/api/v1/status") as response:
+        assert (await response.json())["fleet"] == "example"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        (
+            "/api/v1/renew",
+            {"certificate": "other.test"},
+            (404, "control.unknown_name", "run: certfan status"),
+        ),
+        ("/api/v1/renew", {"certificate": 1}, (400, "channel.message_invalid", "")),
+        ("/api/v1/renew", {"certificate": "www.test", "force": True}, (400, "channel.message_invalid", "")),
+        ("/api/v1/renew", [], (400, "channel.message_invalid", "")),
+        ("/api/v1/consumers", {"name": "../web1"}, (400, "channel.message_invalid", "")),
+        ("/api/v1/consumers", {"name": "x" * 20000}, (413, "http.413", "")),
+    ],
+)
+async def test_a_malformed_request_is_refused_and_does_nothing(
+    tmp_path: Path, path: str, body: Any, expected: tuple[int, str, str]
+) -> None:
+    """Exactly the member that is asked for, as a string, and no more."""
+    admin = Admin()
+    async with over_unix(tmp_path, admin) as session, session.post(path, json=body) as response:
+        assert await problem(response) == expected
+
+    assert admin.asked == []
