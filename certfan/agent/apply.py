@@ -1,0 +1,310 @@
+"""The privileged half: root, without a network, on a unix socket; lays what is signed and runs what root configured.
+
+A request is JSON lines, each exactly {"certificate": NAME, "generation": N} (0: a placeholder), ended by a half-close.
+Names and numbers are all that is believed: bundles are read from the agent's folder as a stranger's, and verified
+again against what root has pinned. The answer is one line of JSON (`swap.Answer`). Anything odd: nothing is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pwd
+import secrets
+import socket
+import stat
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from certfan import files, log, pki, systemd
+from certfan.agent import config as agent_config
+from certfan.agent.config import AgentConfig
+from certfan.agent.identity import Trust, read_trust
+from certfan.agent.installer import Installer
+from certfan.agent.swap import Answer, Swap, Wanted
+from certfan.core.model import CERTIFICATE_NAME, Problem
+from certfan.errors import (
+    ApplyUnavailable,
+    BundleInvalid,
+    CertfanError,
+    InstallFailed,
+    MessageInvalid,
+    NotAllowed,
+    StateLocked,
+)
+from certfan.protocol import manifest
+
+MAX_LINES = 1000
+MAX_REQUEST = 64 * 1024
+MAX_GENERATION = 10**12
+PATIENCE = timedelta(seconds=10)  # for a request to arrive
+PARTING = timedelta(seconds=2)  # for its answer to be taken
+IDLE = timedelta(seconds=30)
+LOCK_PATIENCE = timedelta(minutes=2)
+_UCRED = struct.Struct("3i")  # pid, uid, gid (unix(7))
+
+
+def run(config_path: Path, *, socket_path: Path | None = None, idle: timedelta | None = None) -> None:
+    """Serve until idle when systemd handed a socket over, else on `socket_path` (default: the config's) for ever.
+
+    Raises:
+        ConfigError: agent.toml cannot be used, and no socket is known without it.
+    """
+    asyncio.run(_run(config_path, socket_path, idle))
+
+
+async def _run(config_path: Path, socket_path: Path | None, idle: timedelta | None) -> None:
+    handed_over = systemd.handed_over_sockets()
+    if handed_over:
+        await serve(handed_over[0][1], config_path, idle=idle or IDLE)
+        return
+    config = agent_config.load(config_path)
+    with listen(socket_path or config.apply_socket, config) as listener:
+        await serve(listener, config_path, idle=idle)
+
+
+@contextlib.contextmanager
+def listen(path: Path, config: AgentConfig) -> Iterator[socket.socket]:
+    """Listen where the agent asks, on a machine without systemd."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(temporary))
+        try:
+            # Who may ask is decided by SO_PEERCRED; the mode only keeps others from queueing.
+            if (agent := _agent_of(config)) is not None:
+                os.chown(temporary, -1, agent.pw_gid)
+            temporary.chmod(0o660)
+            listener.listen(8)
+            temporary.replace(path)  # whoever sees the name can connect
+            yield listener
+        finally:
+            temporary.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+
+async def serve(
+    listener: socket.socket,
+    config_path: Path,
+    *,
+    idle: timedelta | None = None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> None:
+    """Answer requests one after the other; return when none came for `idle`.
+
+    agent.toml is read anew for each. Cancelled midway, the same request completes what was begun.
+    """
+    listener.setblocking(False)
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            async with asyncio.timeout(idle.total_seconds() if idle else None):
+                connection, _ = await loop.sock_accept(listener)
+        except TimeoutError:
+            return
+        with connection:
+            connection.setblocking(False)
+            answer = await _answered(connection, config_path, clock)
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(PARTING.total_seconds()):
+                    await loop.sock_sendall(connection, answer.encode())
+                    connection.shutdown(socket.SHUT_WR)
+                    # Closed on unread data, the socket would take the answer with it.
+                    while await loop.sock_recv(connection, 65536):
+                        pass
+
+
+async def _answered(connection: socket.socket, config_path: Path, clock: Callable[[], datetime]) -> Answer:
+    """Turn whatever comes into an answer; a bug ends the process."""
+    try:
+        config = agent_config.load(config_path)
+        _check_caller(connection, config)
+        requested = parse(await _request(connection))
+        async with _locked(config):
+            return await _apply(config, requested, clock)
+    except CertfanError as error:
+        problem = Problem(error.code, error.text, error.hint, error.not_before)
+    except OSError as error:
+        failed = InstallFailed(f"local disk: {error}", hint="run: df -h; journalctl -u certfan-apply")
+        problem = Problem(failed.code, failed.text, failed.hint)
+    log.get("apply").warning("request.refused", code=problem.code, detail=problem.detail)
+    return Answer(problem=problem)
+
+
+async def _apply(
+    config: AgentConfig, requested: tuple[tuple[str, int], ...], clock: Callable[[], datetime]
+) -> Answer:
+    """Verify the whole group before anything is touched, then swap it in."""
+    trust = read_trust(config.trust)
+    now = clock()
+    installer = Installer(config.install_to)
+    wanted = [_verified(config, installer, trust, name, number, now) for name, number in requested]
+    return await Swap(config, installer, clock).run(wanted)
+
+
+def parse(request: bytes) -> tuple[tuple[str, int], ...]:
+    """Read a request; strict to the last byte.
+
+    Raises:
+        MessageInvalid: it is anything but lines of exactly a certificate and a generation, each name once.
+    """
+    lines = request.split(b"\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    if not 1 <= len(lines) <= MAX_LINES or len(request) > MAX_REQUEST:
+        raise MessageInvalid(f"a request is 1 to {MAX_LINES} lines and at most {MAX_REQUEST} bytes")
+    pairs = tuple(_line(line) for line in lines)
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise MessageInvalid("a request names each certificate once")
+    return pairs
+
+
+def _line(line: bytes) -> tuple[str, int]:
+    try:
+        items: Any = json.loads(line, object_pairs_hook=list)  # a list of pairs: a key that comes twice shows
+        (first, certificate), (second, generation) = items
+    except (ValueError, TypeError, RecursionError) as error:
+        raise MessageInvalid("a line of the request is no certificate and generation") from error
+    if [first, second] != ["certificate", "generation"] or not line.lstrip().startswith(b"{"):
+        raise MessageInvalid('a line of the request is not {"certificate": ..., "generation": ...}')
+    if type(certificate) is not str or not CERTIFICATE_NAME.fullmatch(certificate):
+        raise MessageInvalid("a line of the request has no name of a certificate")
+    if type(generation) is not int or not 0 <= generation <= MAX_GENERATION:
+        raise MessageInvalid("a line of the request has no generation")
+    return certificate, generation
+
+
+async def _request(connection: socket.socket) -> bytes:
+    received = bytearray()
+    try:
+        async with asyncio.timeout(PATIENCE.total_seconds()):
+            while len(received) <= MAX_REQUEST:
+                chunk = await asyncio.get_running_loop().sock_recv(connection, 65536)
+                if not chunk:
+                    return bytes(received)
+                received += chunk
+    except TimeoutError as error:
+        raise MessageInvalid("the request did not end in time") from error
+    raise MessageInvalid(f"the request is longer than {MAX_REQUEST} bytes")
+
+
+def _check_caller(connection: socket.socket, config: AgentConfig) -> None:
+    """Let pass root and the agent's user.
+
+    Raises:
+        NotAllowed: the caller is someone else.
+    """
+    _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    agent = _agent_of(config)
+    if uid not in {0, agent.pw_uid if agent else 0}:
+        raise NotAllowed(f"uid {uid} may not ask for installations", hint="see user in agent.toml")
+
+
+def _agent_of(config: AgentConfig) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwuid(int(config.user)) if config.user.isdigit() else pwd.getpwnam(config.user)
+    except KeyError:
+        return None
+
+
+@contextlib.asynccontextmanager
+async def _locked(config: AgentConfig) -> AsyncIterator[None]:
+    """Hold what keeps the boot unit and another privileged half away.
+
+    Raises:
+        ApplyUnavailable: it is held for too long.
+    """
+    config.install_to.mkdir(mode=0o755, parents=True, exist_ok=True)
+    deadline = asyncio.get_running_loop().time() + LOCK_PATIENCE.total_seconds()
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(files.locked(lock_path(config)))
+                break
+            except StateLocked as error:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise ApplyUnavailable(error.text, subject=error.subject, hint=error.hint) from error
+                await asyncio.sleep(0.1)
+        yield
+
+
+def lock_path(config: AgentConfig) -> Path:
+    """Return the file that apply and boot lock."""
+    return config.install_to / ".certfan-apply.lock"
+
+
+def _verified(
+    config: AgentConfig, installer: Installer, trust: Trust, certificate: str, generation: int, now: datetime
+) -> Wanted:
+    """Return a pair that may go live: of the staged bundle, or of the generation that root laid earlier.
+
+    Raises:
+        SignatureInvalid, BundleInvalid, PairMismatch: there is none.
+    """
+    if generation == 0:
+        return Wanted(certificate)
+    bundled = staged(config.state, certificate, generation)
+    if bundled is None:
+        return Wanted(certificate, generation, _laid_earlier(installer, certificate, generation))
+    bundle = manifest.open_bundle(
+        bundled,
+        ca_pem=trust.ca_pem,
+        fleet=trust.fleet,
+        consumer=trust.consumer,
+        certificate=certificate,
+        generation=generation,
+        now=now,
+    )
+    return Wanted(certificate, generation, bundle.pair)
+
+
+def _laid_earlier(installer: Installer, certificate: str, generation: int) -> pki.Pair:
+    for laid in installer.stored(certificate):
+        if laid.generation == generation and (pair := installer.read(certificate, laid)):
+            return pair
+    subject = f"{certificate}@{generation}"
+    raise BundleInvalid(f"bundle {subject} is neither staged nor installed", subject=subject)
+
+
+def staged(state: Path, certificate: str, generation: int) -> dict[str, bytes] | None:
+    """Read what the agent has staged as a stranger's: no symlink is followed, no pipe waited for, sizes capped.
+
+    None when it is not there, or not all of it.
+
+    Raises:
+        BundleInvalid: it is no plain files of a sane size.
+    """
+    subject = f"{certificate}@{generation}"
+    try:
+        with contextlib.ExitStack() as opened:
+            folder = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, folder)
+            for part in ("bundles", certificate, str(generation)):
+                folder = os.open(
+                    part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder
+                )
+                opened.callback(os.close, folder)
+            names = (*manifest.FILES, manifest.MANIFEST, manifest.SIGNATURE)
+            return {name: _plain(name, folder, subject) for name in names}
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BundleInvalid(
+            f"staged bundle {subject} cannot be read: {error.strerror}", subject=subject
+        ) from error
+
+
+def _plain(name: str, folder: int, subject: str) -> bytes:
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise BundleInvalid(f"{name} of staged bundle {subject} is no file", subject=subject)
+        data = file.read(manifest.MAX_FILE + 1)
+    if len(data) > manifest.MAX_FILE:
+        raise BundleInvalid(f"{name} of staged bundle {subject} is too long", subject=subject)
+    return data

@@ -1,0 +1,310 @@
+"""One group of pairs goes live, whole or not at all: lay, move pointers, test, reload, see it run, else go back.
+
+A crash at any instant is repaired by the same request again: what was live before is on disk before a pointer
+moves, and stays there until the group has ended. What must never come in: who asked, and whether a bundle is genuine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+
+from certfan import files, log, pki
+from certfan.agent import reloader
+from certfan.agent.config import AgentConfig, Service
+from certfan.agent.installer import Installer, Laid
+from certfan.agent.reloader import Running
+from certfan.core.model import CERTIFICATE_NAME, Problem
+from certfan.errors import CertfanError, ServiceDown, ServiceError
+
+
+class ServiceState(StrEnum):
+    """How a service came out of a swap."""
+
+    RELOADED = "reloaded"  # or started, when it was dead
+    CONFIG_TEST_FAILED = "config_test_failed"
+    RELOAD_FAILED = "reload_failed"
+    DOWN = "down"
+    UNTOUCHED = "untouched"  # another service's config test failed first
+    UNCONCERNED = "unconcerned"  # loads none of the certificates
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOutcome:
+    """One service's part of an answer. A service that was down before has a problem and failed nothing."""
+
+    name: str
+    certificates: tuple[str, ...]
+    state: ServiceState
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a request. `problem` is None when all of it is live and each concerned service took it.
+
+    `installed` is what live/NAME points at now: a generation, 0 for a placeholder, None for nothing.
+    """
+
+    services: tuple[ServiceOutcome, ...] = ()
+    installed: Mapping[str, int | None] = field(default_factory=dict)
+    rolled_back: bool = False
+    problem: Problem | None = None
+
+    def encode(self) -> bytes:
+        """Return the answer as one line of JSON."""
+        return json.dumps(asdict(self), default=str).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A pair to go live; without one, a placeholder."""
+
+    certificate: str
+    generation: int = 0
+    pair: pki.Pair | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """What a swap that has not ended must be able to restore: former pointers, and services that ran."""
+
+    former: Mapping[str, str | None]  # certificate -> folder
+    ran: frozenset[str]
+
+
+class Journal:
+    """The durable `Owed` of a swap under way, beside the generations."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / ".owed.json"
+
+    def read(self) -> Owed:
+        """Return what an interrupted swap has left, or nothing. A damaged file counts as nothing."""
+        try:
+            document = json.loads(files.read_private(self._path))
+            former = {
+                name: folder
+                for name, folder in document["former"].items()
+                if CERTIFICATE_NAME.fullmatch(name) and (folder is None or Laid.parse(folder))
+            }
+            return Owed(former, frozenset(document["ran"]))
+        except FileNotFoundError:
+            pass
+        except (CertfanError, ValueError, TypeError, KeyError, AttributeError) as error:
+            log.get("apply").warning("journal.unreadable", problem=str(error))
+        return Owed({}, frozenset())
+
+    def write(self, owed: Owed) -> None:
+        """Make it durable."""
+        document = {"former": dict(owed.former), "ran": sorted(owed.ran)}
+        files.write_private(self._path, json.dumps(document).encode())
+
+    def clear(self) -> None:
+        """The swap has ended."""
+        self._path.unlink(missing_ok=True)
+        files.sync_folder(self._path.parent)
+
+
+class Swap:
+    """Carries out one request under the lock that its caller holds."""
+
+    def __init__(self, config: AgentConfig, installer: Installer, clock: Callable[[], datetime]) -> None:
+        self._config = config
+        self._installer = installer
+        self._journal = Journal(installer.generations)
+        self._clock = clock
+        self._log = log.get("apply")
+        self._outcomes: dict[str, tuple[ServiceState, Problem | None]] = {}
+
+    async def run(self, wanted: Sequence[Wanted]) -> Answer:
+        """Bring a group live.
+
+        Killed or cancelled midway, the same request completes or undoes it.
+        """
+        try:
+            laid = self._lay(wanted)
+        except CertfanError as error:
+            return Answer(installed=self._installed(wanted), problem=_problem(error))
+        owed = self._journal.read()
+        names = sorted({*laid, *owed.former})
+        services = [s for s in self._config.services if any(s.concerns(name) for name in names)]
+        former = {name: self._folder(name) for name in laid} | dict(owed.former)
+        owed = Owed(former, owed.ran | await self._which_run(services))
+        self._journal.write(owed)
+        try:
+            for name, one in laid.items():
+                self._installer.point(name, one)
+        except CertfanError as error:
+            self._restore(owed)
+            self._journal.clear()
+            return Answer(installed=self._installed(wanted), rolled_back=True, problem=_problem(error))
+        worse = await self._load(services, owed)
+        if worse:
+            await self._go_back(services, owed, reload=worse is ServiceState.DOWN)
+        else:
+            await self._hooks(wanted, services)
+        self._journal.clear()
+        if not worse:
+            for name in names:
+                self._installer.prune(name)
+        return self._answer(wanted, services=services, rolled_back=bool(worse))
+
+    def _lay(self, wanted: Sequence[Wanted]) -> dict[str, Laid]:
+        """Write every folder; no pointer moves. A placeholder that is live stays the one it is."""
+        laid = {}
+        # Whatever stands in the way of one is found before anything is written.
+        live = {one.certificate: self._installer.pointer(one.certificate) for one in wanted}
+        for one in wanted:
+            name, key = one.certificate, self._config.key_file(one.certificate)
+            now_live = live[name]
+            if one.pair is not None:
+                laid[name] = self._installer.put(name, one.generation, one.pair, key)
+            elif now_live is not None and now_live.generation == 0:
+                laid[name] = now_live
+            else:
+                laid[name] = self._installer.put_placeholder(name, self._clock(), key)
+        return laid
+
+    async def _load(self, services: Sequence[Service], owed: Owed) -> ServiceState | None:
+        """Test once, reload once, watch; return what became worse, if anything did."""
+        if not await self._test(services):
+            return ServiceState.CONFIG_TEST_FAILED
+        for service in services:
+            await self._reload(service)
+        await asyncio.sleep(reloader.SETTLE.total_seconds())
+        for service in services:
+            if service.name in owed.ran:
+                await self._watch(service)
+        died = any(
+            state is ServiceState.DOWN for name, (state, _) in self._outcomes.items() if name in owed.ran
+        )
+        return ServiceState.DOWN if died else None
+
+    async def _test(self, services: Sequence[Service]) -> bool:
+        for service in services:
+            try:
+                await reloader.test(service)
+            except ServiceError as error:
+                self._note(service, ServiceState.CONFIG_TEST_FAILED, error)
+        return not self._outcomes
+
+    async def _reload(self, service: Service) -> None:
+        match await reloader.state(service):
+            case Running.STOPPED:
+                down = ServiceDown(
+                    f"{service.name} is stopped, so the pair was laid and nothing reloaded",
+                    subject=service.name,
+                    hint=f"run: {' '.join(service.start)}",
+                )
+                self._note(service, ServiceState.DOWN, down)
+                return
+            case Running.RUNS:
+                change = reloader.reload
+            case Running.DEAD:
+                change = reloader.start
+        try:
+            await change(service)
+            self._note(service, ServiceState.RELOADED)
+        except ServiceError as error:
+            self._note(service, ServiceState.RELOAD_FAILED, error)
+
+    async def _watch(self, service: Service) -> None:
+        try:
+            await reloader.must_run(service)
+        except ServiceError as error:
+            _, before = self._outcomes[service.name]
+            self._note(service, ServiceState.DOWN, before or error)
+
+    async def _go_back(self, services: Sequence[Service], owed: Owed, *, reload: bool) -> None:
+        """Restore every pointer; what runs takes the former pairs again, what died is started."""
+        self._restore(owed)
+        self._log.warning("group.rolled_back", certificates=sorted(owed.former))
+        for service in services:
+            try:
+                if await reloader.state(service) is not Running.RUNS:
+                    if service.name in owed.ran:
+                        await reloader.start(service)
+                elif reload:
+                    await reloader.reload(service)
+            except ServiceError as error:
+                self._note(service, ServiceState.DOWN, error)
+
+    def _restore(self, owed: Owed) -> None:
+        for name, folder in owed.former.items():
+            self._installer.point(name, Laid.parse(folder) if folder else None)
+
+    async def _hooks(self, wanted: Sequence[Wanted], services: Sequence[Service]) -> None:
+        """Run hooks for what was really loaded; a hook that fails is told and changes nothing."""
+        for service in services:
+            if self._outcomes[service.name][0] is not ServiceState.RELOADED:
+                continue
+            for one in wanted:
+                if one.pair is None or not service.concerns(one.certificate):
+                    continue
+                try:
+                    await reloader.hook(
+                        service, self._environment(one.certificate, one.generation, one.pair, service)
+                    )
+                except ServiceError as error:
+                    self._note(service, ServiceState.RELOADED, error)
+
+    def _environment(
+        self, certificate: str, generation: int, pair: pki.Pair, service: Service
+    ) -> Mapping[str, str]:
+        return {
+            "RENEWED_LINEAGE": str(self._installer.live_path(certificate)),
+            "RENEWED_DOMAINS": " ".join(pair.leaf.names),
+            "CERTFAN_CERTIFICATE": certificate,
+            "CERTFAN_GENERATION": str(generation),
+            "CERTFAN_FINGERPRINT": pair.leaf.fingerprint,
+            "CERTFAN_SERVICE": service.name,
+        }
+
+    async def _which_run(self, services: Sequence[Service]) -> frozenset[str]:
+        states = {service.name: await reloader.state(service) for service in services}
+        return frozenset(name for name, state in states.items() if state is Running.RUNS)
+
+    def _folder(self, certificate: str) -> str | None:
+        laid = self._installer.pointer(certificate)
+        return laid.folder if laid else None
+
+    def _note(
+        self, service: Service, state: ServiceState, problem: CertfanError | Problem | None = None
+    ) -> None:
+        told = _problem(problem) if isinstance(problem, CertfanError) else problem
+        self._outcomes[service.name] = (state, told)
+        write = self._log.info if told is None else self._log.warning
+        facts = {} if told is None else {"code": told.code, "detail": told.detail, "output": told.output}
+        write(f"service.{state.value}", service=service.name, **facts)
+
+    def _installed(self, wanted: Sequence[Wanted]) -> dict[str, int | None]:
+        found: dict[str, int | None] = {}
+        for one in wanted:
+            try:
+                found[one.certificate] = self._installer.current(one.certificate)
+            except ServiceError:
+                found[one.certificate] = None
+        return found
+
+    def _answer(self, wanted: Sequence[Wanted], *, services: Sequence[Service], rolled_back: bool) -> Answer:
+        concerned = {service.name for service in services}
+        outcomes = []
+        for service in self._config.services:
+            nothing = ServiceState.UNTOUCHED if service.name in concerned else ServiceState.UNCONCERNED
+            state, problem = self._outcomes.get(service.name, (nothing, None))
+            names = tuple(one.certificate for one in wanted if service.concerns(one.certificate))
+            outcomes.append(ServiceOutcome(service.name, names, state, problem))
+        failed = {ServiceState.CONFIG_TEST_FAILED, ServiceState.RELOAD_FAILED}
+        failed |= {ServiceState.DOWN} if rolled_back else set()
+        first = next((one.problem for one in outcomes if one.state in failed), None)
+        return Answer(tuple(outcomes), self._installed(wanted), rolled_back, first)
+
+
+def _problem(error: CertfanError) -> Problem:
+    return Problem(error.code, error.text, error.hint, error.not_before, getattr(error, "output", ""))
