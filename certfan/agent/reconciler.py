@@ -233,8 +233,11 @@ class Reconciler:
         self._applied |= frozenset(step.pairs)
         for certificate, generation in step.pairs:
             self._apply_attempts.pop(certificate, None)
-            self._note(certificate, generation, DeploymentState.INSTALLED, done.installed_at)
-            self._note(certificate, generation, DeploymentState.RELOADED, done.reloaded_at)
+            for state, at in (
+                (DeploymentState.INSTALLED, done.installed_at),
+                (DeploymentState.RELOADED, done.reloaded_at),
+            ):
+                self._note(certificate, generation, state, at or self._is.clock())
         self._log.info("pairs.applied", pairs=[f"{c}@{g}" for c, g in step.pairs], why=step.why.value)
 
     def _apply_failed(self, step: Apply, problem: Problem) -> None:

@@ -55,10 +55,12 @@ class Answer:
     installed: Mapping[str, int | None] = field(default_factory=dict)
     rolled_back: bool = False
     problem: Problem | None = None
+    installed_at: datetime | None = None  # when the last pointer had moved
+    reloaded_at: datetime | None = None  # when the last reload had returned
 
     def encode(self) -> bytes:
-        """Return the answer as one line of JSON."""
-        return json.dumps(asdict(self), default=str).encode() + b"\n"
+        """Return the answer as one line of JSON; instants as ISO 8601."""
+        return json.dumps(asdict(self), default=datetime.isoformat).encode() + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ class Swap:
         self._clock = clock
         self._log = log.get("apply")
         self._outcomes: dict[str, tuple[ServiceState, Problem | None]] = {}
+        self._installed_at: datetime | None = None
+        self._reloaded_at: datetime | None = None
 
     async def run(self, wanted: Sequence[Wanted]) -> Answer:
         """Bring a group live.
@@ -144,6 +148,7 @@ class Swap:
             self._restore(owed)
             self._journal.clear()
             return Answer(installed=self._installed(wanted), rolled_back=True, problem=_problem(error))
+        self._installed_at = self._clock()
         worse = await self._load(services, owed)
         if worse:
             await self._go_back(services, owed, reload=worse is ServiceState.DOWN)
@@ -177,6 +182,7 @@ class Swap:
             return ServiceState.CONFIG_TEST_FAILED
         for service in services:
             await self._reload(service)
+        self._reloaded_at = self._clock()
         await asyncio.sleep(reloader.SETTLE.total_seconds())
         for service in services:
             if service.name in owed.ran:
@@ -303,7 +309,14 @@ class Swap:
         failed = {ServiceState.CONFIG_TEST_FAILED, ServiceState.RELOAD_FAILED}
         failed |= {ServiceState.DOWN} if rolled_back else set()
         first = next((one.problem for one in outcomes if one.state in failed), None)
-        return Answer(tuple(outcomes), self._installed(wanted), rolled_back, first)
+        return Answer(
+            tuple(outcomes),
+            self._installed(wanted),
+            rolled_back,
+            first,
+            installed_at=self._installed_at,
+            reloaded_at=self._reloaded_at,
+        )
 
 
 def _problem(error: CertfanError) -> Problem:

@@ -50,7 +50,7 @@ EDGES = {
 BANNED_NAMES = frozenset(
     {"utils", "util", "common", "helpers", "helper", "base", "manager", "handler", "misc"}
 )
-AGENT_NEVER_LOADS = ("acme", "josepy", "sqlalchemy", "alembic", "watchfiles", "greenlet")
+AGENT_NEVER_LOADS = ("acme", "josepy", "sqlalchemy", "alembic", "watchfiles")
 
 
 def modules() -> Iterator[tuple[str, Path]]:
