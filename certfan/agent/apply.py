@@ -55,6 +55,7 @@ def run(config_path: Path, *, socket_path: Path | None = None, idle: timedelta |
     Raises:
         ConfigError: agent.toml cannot be used, and no socket is known without it.
     """
+    log.set_up()
     asyncio.run(_run(config_path, socket_path, idle))
 
 

@@ -45,6 +45,7 @@ def run(config_path: Path) -> None:
         ConfigError: agent.toml cannot be used.
         StateLocked: the privileged half is at work, and knows better.
     """
+    log.set_up()
     config = agent_config.load(config_path)
     config.install_to.mkdir(mode=0o755, parents=True, exist_ok=True)
     with files.locked(lock_path(config)):

@@ -577,6 +577,7 @@ async def test_a_request_that_never_ends_does_not_keep_others_waiting(
 ) -> None:
     """A silent caller is let go, and the next is served."""
     monkeypatch.setattr(apply, "PATIENCE", timedelta(seconds=0.1))
+    monkeypatch.setattr(apply, "PARTING", timedelta(seconds=0.1))
     machine.service("web")
     machine.stage(WWW, 1)
     async with machine.serving():
