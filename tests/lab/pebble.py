@@ -72,6 +72,11 @@ class Pebble:
             machine.end(self._process)
             self._process = None
 
+    @property
+    def pid(self) -> int:
+        """Its pid, 0 when it does not run."""
+        return self._process.pid if self._process else 0
+
     def root_pem(self) -> str:
         """The root of the chains that it issues."""
         return self.management("/roots/0")
@@ -146,6 +151,16 @@ class LoopbackDns:
             machine.end(self._process)
             self._process = None
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def pid(self) -> int:
+        """Its pid, 0 when it does not run."""
+        return self._process.pid if self._process else 0
+
+    @property
+    def log_path(self) -> Path:
+        """What it said."""
+        return self._folder / "log"
 
     def _ready(self) -> bool:
         process = self._process
