@@ -39,6 +39,7 @@ from certfan.core.model import (
 )
 
 START = datetime(2026, 11, 22, 12, tzinfo=UTC)
+PROBE_INTERVAL = timedelta(hours=1)
 LIFETIME = timedelta(days=90)
 CONSUMERS = {"web1": {"web": ("a", "b"), "mail": ("a",)}, "mail1": {"mail": ("a",)}}
 ORDER_MODEL = (timedelta(minutes=1), timedelta(minutes=10), timedelta(minutes=100), timedelta(days=1))
@@ -104,7 +105,7 @@ class Ca:
     refuses: bool = False  # validation fails
 
     def new_order(self, wanted: Issuance) -> str:
-        url = f"https://ca/{len(self.orders)}"
+        url = f"https://ca/{self.made.total()}"
         self.made[wanted.certificate] += 1
         self.orders[url] = {
             "status": OrderStatus.PENDING,
@@ -239,6 +240,8 @@ class World:
         self.lost: Counter[str] = Counter()
         self.earliest: dict[str, datetime] = {}
         self.wakes: dict[str, datetime | None] = {}
+        self.looks = 0
+        self.done: Counter[str] = Counter()  # what was begun, to see that the histories reach everything
 
     # What the planners see
 
@@ -277,6 +280,7 @@ class World:
             revoked=frozenset(daemon.revoked),
             open_orders=dict(daemon.open),
             share_up=self.share.up,
+            probe_interval=PROBE_INTERVAL,
         )
 
     def facts(self, agent: Agent) -> on_agent.AgentFacts:
@@ -298,11 +302,23 @@ class World:
             worked_before=agent.worked_before,
             fetch_attempts=dict(agent.fetch_attempts),
             apply_attempts=dict(agent.apply_attempts),
+            probe_interval=PROBE_INTERVAL,
         )
+
+    def _until(self, wake_at: datetime | None) -> datetime | None:
+        """Return the last instant at which a plan must still be the same; now and then only, as it takes long."""
+        self.looks += 1
+        last = wake_at - timedelta(microseconds=1) if wake_at is not None else self.now + timedelta(days=999)
+        return last if self.looks % 5 == 0 else None
 
     def look_daemon(self) -> int:
         decided = plan.plan(self.desired, self.observed(), self.now)
         self.wakes["daemon"] = decided.wake_at
+        if (later := self._until(decided.wake_at)) is not None:
+            again = plan.plan(self.desired, self.observed(), later)
+            must(
+                again.steps == decided.steps, f"nothing changes before wake_at: {decided.steps} {again.steps}"
+            )
         for step in decided.steps:
             self._start_daemon_step(step)
         return len(decided.steps)
@@ -310,6 +326,12 @@ class World:
     def look_agent(self, agent: Agent) -> int:
         decided = deployment.plan(self.facts(agent), self.now)
         self.wakes[agent.name] = decided.wake_at
+        if (later := self._until(decided.wake_at)) is not None:
+            again = [type(step) for step in deployment.plan(self.facts(agent), later).steps]
+            must(
+                again == [type(step) for step in decided.steps],
+                "nothing changes before wake_at on a consumer",
+            )
         for step in decided.steps:
             self._start_agent_step(agent, step)
         return len(decided.steps)
@@ -318,6 +340,7 @@ class World:
 
     def _start_daemon_step(self, step: plan.Step) -> None:
         must(step.key not in self.in_flight("daemon"), "a key in flight is not started again")
+        self.done[type(step).__name__] += 1
         match step:
             case plan.Issue(name):
                 self._check_issue(name)
@@ -335,8 +358,15 @@ class World:
             case plan.Retire(name, consumer, number):
                 self._check_retire((name, consumer), number)
                 subject, delays, work = "", (), self._retire((name, consumer), number)
-        must(self.now >= self.earliest.get(subject, self.now), f"never before its time: {subject}")
+        self._check_time(subject)
         self.tasks.append(Task("daemon", step.key, work, lambda p: self._failed(subject, delays, p)))
+
+    def _check_time(self, subject: str) -> None:
+        attempt = self.daemon.attempts.get(subject)
+        name = subject.split("/")[0]
+        lifts = [at for facts in (self.daemon.asked, self.daemon.changed) if (at := facts.get(name))]
+        if attempt is not None and not any(attempt.at < at <= self.now for at in lifts):
+            must(self.now >= self.earliest.get(subject, self.now), f"never before its time: {subject}")
 
     def _failed(self, subject: str, delays: tuple[timedelta, ...], problem: Problem) -> None:
         if not delays:
@@ -368,7 +398,7 @@ class World:
             f"nothing is ordered without a reason: {name}",
         )
 
-    def _issue(self, name: str) -> Work:
+    def _issue(self, name: str) -> Work:  # noqa: C901 - one move a case
         daemon, wanted = self.daemon, tuple(map(Identifier, self.names[name]))
         begun = daemon.open.get(name)
         if begun is None or begun.identifiers != wanted:
@@ -407,7 +437,8 @@ class World:
                     yield until
                 case issuance.Finalize():
                     assert begun.order_url is not None
-                    must(self.ca.orders[begun.order_url]["status"] is OrderStatus.READY, "only what is ready")
+                    ready = self._seen_order(name, begun.order_url)
+                    must(ready.status is OrderStatus.READY, "only what is ready is finalized")
                     self.ca.orders[begun.order_url]["status"] = OrderStatus.PROCESSING
                     order = None
                 case issuance.Download():
@@ -509,6 +540,8 @@ class World:
 
     def _start_agent_step(self, agent: Agent, step: on_agent.Step) -> None:
         must(step.key not in self.in_flight(agent.name), "a key in flight is not started again")
+        why = f".{step.why}" if isinstance(step, on_agent.Apply) else ""
+        self.done[type(step).__name__ + why] += 1
         on_failure: Callable[[Problem], None] = lambda problem: None  # noqa: E731
         match step:
             case on_agent.Fetch(name, number):
@@ -556,7 +589,10 @@ class World:
             must(number == 0 or (name, number) in agent.staged, "nothing is applied before it is staged")
             if step.why is on_agent.Why.INSTALL:
                 must(number >= agent.live.get(name, 0), "never an older one over a newer one")
-                must(self.now >= agent.earliest.get((name, number), self.now), "no pair before its time")
+                must(
+                    self.now >= agent.earliest.get((name, number), self.now),
+                    f"no pair before its time: {agent.name} {name}@{number}",
+                )
             if step.why is on_agent.Why.ROLL_BACK and number:
                 must(agent.staged[name, number].not_after > self.now, "never back to an expired pair")
 
@@ -622,7 +658,7 @@ class World:
         if outcome.state is on_agent.TryState.FAILED and outcome.group == 1:
             agent.failures[pair] += 1
             delay = APPLY_MODEL[min(agent.failures[pair], len(APPLY_MODEL)) - 1]
-            agent.earliest[pair] = self.now + delay
+            agent.earliest[pair] = outcome.at + delay
         elif outcome.state is on_agent.TryState.PROVEN:
             agent.failures.pop(pair, None)
 
@@ -662,15 +698,17 @@ class World:
         else:
             must("" in served, "nothing is rolled back that is no worse")
         yield None
+        self.done[f"Conclude.{step.outcome.state}"] += 1
         self._record_outcome(agent, pair, step.outcome)
 
     # What happens to them
 
-    def run(self, task: Task) -> None:
-        """Carry a step out up to its next yield."""
+    def run(self, task: Task) -> bool:
+        """Carry a step out up to its next yield; False when it waits for an instant."""
         if task.until is not None and self.now < task.until:
-            return
+            return False
         self._advance(task, lambda: next(task.work))
+        return True
 
     def fail(self, task: Task) -> None:
         self._advance(task, lambda: task.work.throw(Failure()))
@@ -720,9 +758,24 @@ class World:
             )
             must(made <= allowed, f"never orders twice: {name} {made} > {allowed}")
 
+    def check_rolled_back(self) -> None:
+        """Nothing that worked before a try stays broken by it once nobody has anything to do."""
+        for agent in self.agents.values():
+            if self.in_flight(agent.name):
+                continue
+            for service in agent.services.values():
+                for name, number in service.loaded.items():
+                    outcome = agent.outcomes.get((name, number))
+                    trying = outcome is not None and outcome.state is on_agent.TryState.TRYING
+                    worked = (name, agent.endpoint(service.name, name)) in agent.worked_before
+                    must(service.alive or not (trying and worked), "what became worse is rolled back")
+
     def is_settled(self) -> bool:
         """Whether every endpoint serves, and is proven to serve, the right certificate."""
-        return not self.daemon.open and all(
+        names = {name: {i.value for i in begun.identifiers} for name, begun in self.daemon.open.items()}
+        if any(under_way == set(self.names[name]) for name, under_way in names.items()):
+            return False
+        return all(
             self._is_right(name, self.agents[consumer])
             for name in self.names
             for consumer in self.wanted[name]
