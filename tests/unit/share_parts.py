@@ -82,14 +82,20 @@ class Place:
         return pid
 
 
-def make_place(folder: Path, **options: object) -> Place:
-    """Set a share up for web1 and mail1."""
-    root, state = folder / "share", folder / "state"
-    root.mkdir(mode=0o755)
-    state.mkdir(mode=0o700)
+def set_up_at(root: Path) -> None:
+    """Make the folder a share for web1 and mail1."""
     at = os.open(root, os.O_RDONLY)
     try:
         set_up(at, str(root), {"web1": os.getegid(), "mail1": os.getegid()}, uid=os.geteuid(), share_id=None)
     finally:
         os.close(at)
+
+
+def make_place(folder: Path, **options: object) -> Place:
+    """Set a share up in a new folder."""
+    root, state = folder / "share", folder / "state"
+    root.mkdir()
+    root.chmod(0o755)
+    state.mkdir(mode=0o700)
+    set_up_at(root)
     return Place(root, state, Share(root, state / "share.lock", now, **options))  # type: ignore[arg-type]

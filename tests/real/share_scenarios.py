@@ -1,0 +1,102 @@
+"""What happens to the share's mount, played in a mount namespace of its own: python -m tests.real.share_scenarios NAME FOLDER."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from certfan.daemon.share import Share
+from certfan.errors import ShareFull, ShareUnavailable
+from tests.unit.share_parts import NAME, WEB1, bundle, now, read_live, set_up_at
+
+
+def _run(*argv: str | Path) -> None:
+    subprocess.run([str(word) for word in argv], check=True)
+
+
+@contextmanager
+def _mounted(folder: Path, *words: str | Path) -> Iterator[Path]:
+    root = folder / "share"
+    root.mkdir()
+    _run("mount", *words, root)
+    set_up_at(root)
+    yield root
+
+
+async def read_only(folder: Path) -> None:
+    """Remounted ro: looking works, publishing says so, and works when it is rw again."""
+    with _mounted(folder, "-t", "tmpfs", "tmpfs") as root:
+        share = Share(root, folder / "lock", now, require_mount=True)
+        await share.publish(WEB1, NAME, 1, bundle(1))
+        _run("mount", "-o", "remount,ro", root)
+        with pytest.raises(ShareUnavailable, match="mounted read-only"):
+            await share.publish(WEB1, NAME, 2, bundle(2))
+        assert share.problem is not None
+        assert f"mount | grep -F ' {root} '" in share.problem.hint
+        seen = await share.look()
+        assert (seen.mount.fstype, seen.mount.read_only) == ("tmpfs", True)
+        _run("mount", "-o", "remount,rw", root)
+        await share.publish(WEB1, NAME, 2, bundle(2))
+        assert bundle(2) == read_live(root / "web1")
+        await share.stop()
+
+
+async def full(folder: Path) -> None:
+    """No space in the middle of a bundle: said, nothing half is left, the old one stays live, and it heals."""
+    with _mounted(folder, "-t", "tmpfs", "-o", "size=200k", "tmpfs") as root:
+        share = Share(root, folder / "lock", now)
+        await share.publish(WEB1, NAME, 1, bundle(1))
+        with pytest.raises(ShareFull, match="is full"):
+            await share.publish(WEB1, NAME, 2, bundle(2, 100_000))
+        assert share.problem is not None
+        assert share.problem.code == "share.full"
+        assert not (root / "web1/generations" / NAME / "2").exists()
+        assert bundle(1) == read_live(root / "web1")
+        _run("mount", "-o", "remount,size=2m", root)
+        await share.publish(WEB1, NAME, 2, bundle(2, 100_000))
+        assert bundle(2, 100_000) == read_live(root / "web1")
+        await share.stop()
+
+
+async def unmounted(folder: Path) -> None:
+    """Lazily unmounted under the daemon: neither the bare directory nor the lost mount is written; it heals."""
+    (folder / "volume").mkdir()
+    with _mounted(folder, "--bind", folder / "volume") as root:
+        for require_mount in (False, True):
+            number = 3 if require_mount else 1
+            share = Share(root, folder / f"lock{number}", now, require_mount=require_mount)
+            await share.publish(WEB1, NAME, number, bundle(number))
+            _run("umount", "-l", root)
+            with pytest.raises(ShareUnavailable, match="not mounted"):
+                await share.publish(WEB1, NAME, number + 1, bundle(number + 1))
+            assert list(root.iterdir()) == []
+            assert not (folder / "volume/web1/generations" / NAME / str(number + 1)).exists()
+            _run("mount", "--bind", folder / "volume", root)
+            await share.publish(WEB1, NAME, number + 1, bundle(number + 1))
+            assert bundle(number + 1) == read_live(root / "web1")
+            await share.stop()
+
+
+async def bare_copy(folder: Path) -> None:
+    """A directory with a right sentinel below the mount point is no share where a mount is required."""
+    (folder / "volume").mkdir()
+    (folder / "share").mkdir()
+    set_up_at(folder / "share")
+    share = Share(folder / "share", folder / "lock", now, require_mount=True)
+    with pytest.raises(ShareUnavailable, match="is not mounted: only the bare directory"):
+        await share.publish(WEB1, NAME, 1, bundle(1))
+    _run("mount", "--bind", folder / "volume", folder / "share")
+    set_up_at(folder / "share")
+    await share.publish(WEB1, NAME, 1, bundle(1))
+    assert bundle(1) == read_live(folder / "volume/web1")
+    await share.stop()
+
+
+SCENARIOS = {scenario.__name__: scenario for scenario in (read_only, full, unmounted, bare_copy)}
+
+if __name__ == "__main__":
+    asyncio.run(SCENARIOS[sys.argv[1]](Path(sys.argv[2])))
