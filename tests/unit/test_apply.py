@@ -193,7 +193,11 @@ async def test_a_group_is_laid_tested_once_and_reloaded_once(machine: Machine) -
         machine.stage(name, 3)
 
     answer = await machine.asks((WWW, 3), (MAIL, 3))
+    installed_at, reloaded_at = (
+        datetime.fromisoformat(answer.pop(k)) for k in ("installed_at", "reloaded_at")
+    )
 
+    assert installed_at <= reloaded_at
     assert answer == {
         "services": [{"name": "web", "certificates": [WWW, MAIL], "state": "reloaded", "problem": None}],
         "installed": {WWW: 3, MAIL: 3},
