@@ -138,6 +138,17 @@ async def test_an_ended_identity_is_refused_at_the_next_request(yard: Yard, web1
     assert "certfan agent enrol" in caught.value.hint
 
 
+async def test_a_new_identity_counts_without_a_restart(yard: Yard, web1: Link, tmp_path: Path) -> None:
+    """After a refusal the link reads its files again, and finds what enrolment has put there."""
+    await web1.assignments()
+    await yard.store.end_identities("web1", NOW)
+    with pytest.raises(NotAuthenticated):
+        await web1.assignments()
+    await yard.identify("web1", tmp_path / "web1")
+
+    assert (await web1.assignments()).consumer == "web1"
+
+
 async def test_an_expired_certificate_still_comes_in(yard: Yard, tmp_path: Path) -> None:
     """A consumer that was off for longer than its certificate lives catches up without a human."""
     yard.now = NOW - timedelta(days=500)
