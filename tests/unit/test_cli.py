@@ -254,6 +254,7 @@ def test_columns_stand_below_their_heads_and_colour_takes_no_width() -> None:
     assert plain == [re.sub(r"\x1b\[\d*m", "", line) for line in coloured]
     head, row = plain[-2:]
     assert row.index("proven") == head.index("VERDICT")
+    assert row.index("probe in 4 min") == head.index("NEXT")
 
 
 def test_what_a_service_printed_cannot_move_the_cursor() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -73,32 +73,40 @@ async def test_a_saved_change_is_taken_over_without_waiting_for_the_timer(path: 
         save(path, "first.test")
         await soon(seen)
 
-        # The watch may be armed only now: save again until one save was told.
-        for number in range(20):
-            save(path, f"n{number}.test")
-            with contextlib.suppress(TimeoutError):
-                told = await asyncio.wait_for(seen.get(), 0.5)
-                break
+        told = await until_told(seen, lambda n: save(path, f"n{n}.test"))
 
-        assert names(told) == {f"n{number}.test"}
+        assert names(told).isdisjoint({"first.test"})
 
 
-def save(path: Path, name: str) -> None:
+async def until_told(seen: asyncio.Queue[Loaded], change: Callable[[int], None]) -> Loaded:
+    """Make changes until one is told: the first may come before the watch is armed."""
+    for number in range(20):
+        change(number)
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(seen.get(), 0.5)
+    raise AssertionError("no change was told")
+
+
+def save(path: Path, name: str, main: str = MAIN) -> None:
     draft = path.with_name(".certfan.toml.tmp")
-    draft.write_text(MAIN + certificate(name))
+    draft.write_text(main + certificate(name))
     draft.replace(path)
 
 
-@pytest.mark.parametrize("every", [5.0, 0.1])
-async def test_a_conf_d_that_appears_later_is_noticed(path: Path, every: float) -> None:
-    """The folder need not be there at start; its files count from the moment it is."""
-    async with watching(path, every) as seen:
-        (path.parent / "conf.d").mkdir()
-        (path.parent / "conf.d" / "a.toml").write_text(certificate("a.test"))
-        assert names(await soon(seen)) == {"a.test"}
-        (path.parent / "conf.d" / "b.toml").write_text(certificate("b.test"))
+async def test_a_conf_d_that_appears_later_is_watched_too(path: Path) -> None:
+    """The folder need not be there at start; from then on its files count, without waiting for the timer."""
+    folder = path.parent / "conf.d"
+    async with watching(path, every=60) as seen:
+        save(path, "first.test")
+        await soon(seen)
+        folder.mkdir()
+        (folder / "a.toml").write_text(certificate("a.test"))
+        # Whether or not the watch was armed when the folder came, a change beside it is told.
+        told = await until_told(seen, lambda n: save(path, f"n{n}.test"))
+        assert "a.test" in names(told)
 
-        assert names(await soon(seen)) == {"a.test", "b.test"}
+        while "b.test" not in names(told):
+            told = await until_told(seen, lambda n: save(folder / "b.toml", "b.test", main=f"# {n}\n"))
 
 
 async def test_a_folder_that_was_away_is_watched_again(path: Path) -> None:
@@ -161,6 +169,22 @@ async def test_the_same_values_again_do_nothing(path: Path) -> None:
 
     assert commented is None
     assert touched is None
+
+
+async def test_a_change_is_told_once_and_its_undoing_too(path: Path) -> None:
+    """What counts is the difference to the config in force, which is the last good one."""
+    watch = ConfigWatch(config.load(path))
+    path.write_text(MAIN + certificate("a.test"))
+    told = await watch.look(force=True)
+    again = await watch.look(force=True)
+    path.write_text(MAIN)
+
+    undone = await watch.look(force=True)
+
+    assert told is not None
+    assert again is None
+    assert undone is not None
+    assert names(undone) == set()
 
 
 async def test_an_untouched_file_is_not_read_again(path: Path) -> None:

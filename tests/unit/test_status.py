@@ -127,9 +127,10 @@ def test_a_revoked_leaf_must_be_gone_at_its_revocation() -> None:
     assert row.deadline == NOW - MINUTE
 
 
-def test_where_nothing_of_ours_is_served_an_hour_is_left() -> None:
+@pytest.mark.parametrize("seen", [proof(9, placeholder=True), proof(9), proof(health=Health.REFUSED)])
+def test_where_nothing_of_ours_is_served_an_hour_is_left(seen: Proof) -> None:
     """The hour counts from the moment at which the endpoint should have got it, not from each look."""
-    row = only_row(things(proofs={WHERE: (proof(9, placeholder=True),)}))
+    row = only_row(things(proofs={WHERE: (seen,)}))
 
     assert row.deadline == generation(1).issued_at + timedelta(hours=1)
 

@@ -147,6 +147,17 @@ async def test_a_dead_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -
         bind(listener)
 
 
+async def test_a_socket_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    """Only a refused connection shows that nobody is there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(tmp_path / "s"))
+
+        with pytest.raises(OSError, match="wrong type"):
+            bind(Listener(path=str(tmp_path / "s")))
+
+        assert (tmp_path / "s").is_socket()
+
+
 async def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     """A typo in the config deletes nobody's file."""
     (tmp_path / "s").write_text("precious")
