@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from tests.lab import mail
+from tests.lab import machine, mail
 from tests.lab.farm import Farm
+from tests.lab.machine import CommandFailed
 from tests.lab.vm import Vm
 
 NAME = "example.test"
@@ -185,12 +186,29 @@ class Fleet:
         return json.loads(self.cert.run(["curl", "-sS", "--max-time", "5", STATUS_URL + path]).stdout)
 
     def events(self, after: int) -> Sequence[Mapping[str, Any]]:
-        """Return the journal's events after an id."""
-        return list(self.get(f"/api/v1/events?after={after}&limit=1000")["events"])
+        """Return the journal's events after an id, or the last ones for -1."""
+        since = f"after={after}&" if after >= 0 else ""
+        return list(self.get(f"/api/v1/events?{since}limit=1000")["events"])
 
     def certificate(self, name: str = NAME) -> Mapping[str, Any]:
         """Return what the status says of a certificate."""
         return dict(self.get(f"/api/v1/certificates/{name}"))
+
+    def wait_proven(self, generation: int | None = None, *, name: str = NAME, timeout: float = 60) -> int:
+        """Wait until every endpoint proves the newest generation, or at least that one; return its number."""
+
+        def proven() -> bool:
+            try:
+                view = self.certificate(name)
+            except (CommandFailed, KeyError, ValueError):  # the daemon is just starting
+                return False
+            rows = view.get("endpoints") or [{"verdict": "none"}]
+            return (view.get("generation") or 0) >= (generation or 1) and all(
+                row["verdict"] == "proven" for row in rows
+            )
+
+        machine.wait_until(proven, f"{name}@{generation or 'newest'} proven everywhere", timeout)
+        return int(self.certificate(name)["generation"])
 
     def serial(self, endpoint: Seen) -> str:
         """Return the serial that openssl, dialling from the public bridge, sees at an endpoint."""

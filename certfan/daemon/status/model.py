@@ -184,7 +184,7 @@ def as_json(value: Any) -> Any:
         case Endpoint():
             return {"url": str(value), **{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}}
         case datetime():
-            return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+            return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         case timedelta():
             return round(value.total_seconds())
         case Mapping():
