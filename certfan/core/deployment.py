@@ -280,8 +280,8 @@ def _probes(facts: AgentFacts, now: datetime) -> Iterator[Wish]:
             proof = facts.proofs.get((certificate, endpoint))
             if proof is None or not proof.at <= now < proof.at + facts.probe_interval:
                 due.append(endpoint)
-            else:
-                yield proof.at + facts.probe_interval
+            if proof is not None:
+                yield from (proof.at, proof.at + facts.probe_interval)
         if due and APPLY_KEY not in facts.in_flight:
             yield Probe(certificate, tuple(due))
 
