@@ -6,6 +6,7 @@ import io
 import json
 
 import pytest
+import structlog
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -69,3 +70,16 @@ def test_a_certificate_may_be_logged() -> None:
     text = "-----BEGIN CERTIFICATE-----\nMIIBszCCAVmgAwIBAgIUE\n-----END CERTIFICATE-----"
 
     assert text == log.redact(text)
+
+
+def test_a_logger_taken_before_the_set_up_is_covered_by_it() -> None:
+    """Modules take their logger when they are imported; it is redacted and written as JSON all the same."""
+    structlog.reset_defaults()
+    early = log.get("early")
+    out = io.StringIO()
+
+    log.set_up(stream=out)
+    early.info("key.leaked", token="s3cret")
+
+    told = json.loads(out.getvalue())
+    assert {"room": "early", "event": "key.leaked", "token": log.REDACTED}.items() <= told.items()
