@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from certfan import __version__, log, systemd
+from certfan import __version__, files, log, systemd
 from certfan.agent import enrolment, installer
 from certfan.agent.config import AgentConfig, load
 from certfan.agent.config_schema import Delivery
@@ -61,8 +61,9 @@ def enrol(path: Path, line: str) -> Trust:
 
 
 def _own_state_folder(config: AgentConfig) -> tuple[int, int]:
-    """Make the state folder the agent's own when root enrols; return whose files it must write, or -1."""
+    """Make the state folder the agent's own, also when root enrols; return whose files it must write, or -1."""
     if os.geteuid() != 0:
+        files.private_folder(config.state)
         return -1, -1
     try:
         account = pwd.getpwnam(config.user)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import click
 
 from certfan.cli.failing import json_option
 from certfan.cli.options import agent_config_option
-from certfan.errors import UnknownName
 
 
 @click.group()
@@ -34,32 +32,12 @@ def run(ctx: click.Context, config: Path) -> None:
 @click.argument("line", required=False)
 def enrol(config: Path, line: str | None, as_json: bool) -> None:
     """Make this machine the consumer that LINE names; `-` reads it from stdin."""
-    import asyncio
-    from datetime import UTC, datetime
-
-    from certfan.agent.config import load
-    from certfan.agent.enrolment import enrol
+    from certfan.agent.main import enrol
     from certfan.cli.looking import say
 
-    found = load(config)
-    uid, gid = _account(found.user)
-    work = enrol(_line(line), found.state / "identity", found.trust, datetime.now(UTC), uid=uid, gid=gid)
-    trust = asyncio.run(work)
+    trust = enrol(config, _line(line))
     answer = {"consumer": trust.consumer, "fleet": trust.fleet}
     say(answer, f"this machine is consumer {trust.consumer} of {trust.fleet}", as_json)
-
-
-def _account(user: str) -> tuple[int, int]:
-    """Whom the identity is for: root enrols on behalf of the agent's own user."""
-    import pwd
-
-    if os.geteuid() != 0:
-        return -1, -1
-    try:
-        about = pwd.getpwnam(user)
-    except KeyError:
-        raise UnknownName(f"there is no user {user}", subject=user, hint="run: systemd-sysusers") from None
-    return about.pw_uid, about.pw_gid
 
 
 def _line(line: str | None) -> str:
