@@ -25,6 +25,8 @@ class Channel:
 
     Known limits: a peer without a certificate that completes the handshake and then says nothing keeps its
     connection while its kernel answers keep-alives. The address is internal, and such a peer gets nothing else.
+    A waiting agent costs 327 KiB, 256 of them asyncio's own read buffer (`SSLProtocol.max_size`; with 16 KiB there
+    it is 88 KiB; 400 connections, Python 3.11.2).
     """
 
     def __init__(self, ca: CaFolder, board: Board, *, listeners: tuple[Listener, ...]) -> None:
