@@ -24,6 +24,7 @@ from certfan.agent.record import Record
 from certfan.agent.shelf import Shelf
 from certfan.agent.staging import Staging
 from certfan.errors import ConfigInvalid
+from certfan.protocol.identity import parse_line
 
 HEARTBEAT = timedelta(seconds=30)  # a daemon that hears nothing for two probe intervals shows us as unheard
 SHUTDOWN = timedelta(seconds=3)
@@ -53,6 +54,7 @@ def enrol(path: Path, line: str) -> Trust:
     Raises:
         ConfigError, ChannelError, StateError: see agent.enrolment.
     """
+    parse_line(line)  # one that is none is refused before anything is made
     config = load(path)
     uid, gid = _own_state_folder(config)
     return asyncio.run(
