@@ -288,11 +288,11 @@ def test_resets_of_the_machine_are_counted() -> None:
 
 
 def test_the_page_is_json() -> None:
-    """Every value of it has a wire form; instants are ISO 8601 with Z, spans whole seconds."""
+    """Every value of it has a wire form; instants are ISO 8601 in milliseconds with Z, spans whole seconds."""
     told = json.loads(json.dumps(as_json(view(things(proofs={WHERE: (proof(),)})))))
 
     row = told["certificates"][0]["endpoints"][0]
     assert row["endpoint"]["url"] == "tls://www.test@192.0.2.1:443"
     assert row["proof_age"] == 60
-    assert row["heard_at"] == "2026-11-22T11:59:00Z"
+    assert row["heard_at"] == "2026-11-22T11:59:00.000Z"
     assert row["wanted"] == {"generation": 1, "fingerprint": f"{1:064x}"}
