@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from certfan.core import issuance, tries
 from certfan.core.agent_steps import Marks
 from certfan.core.tries import Verdict
-from tests.unit.world import ADVANCES, JUMPS, Agent, Broken, Share, World
+from tests.unit.world import World
+from tests.unit.world_parts import ADVANCES, JUMPS, Agent, Broken, Share
 
 Action: TypeAlias = tuple[str, int]
 

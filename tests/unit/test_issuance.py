@@ -1,0 +1,190 @@
+"""The order machine: every state of an order, in the middle of it too, has one right next move."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from certfan.core.issuance import (
+    Answer,
+    AuthorizationSeen,
+    AuthorizationStatus,
+    ChallengeSeen,
+    ChallengeStatus,
+    Download,
+    Finalize,
+    GiveUp,
+    Issuance,
+    LookAtAuthorization,
+    LookAtOrder,
+    Move,
+    NewOrder,
+    OrderSeen,
+    OrderStatus,
+    StartOver,
+    Wait,
+    kept,
+    next_move,
+)
+from certfan.core.model import Identifier, Problem
+from tests.unit.planner_parts import DAY, HOUR, MINUTE, NOW, WWW
+
+URL, FIRST, SECOND = "https://ca/order/1", "https://ca/authz/1", "https://ca/authz/2"
+NAMES = (Identifier(WWW), Identifier("x.org"))
+BEGUN = Issuance(WWW, 1, "ca", NAMES, NOW, URL)
+PENDING = OrderSeen(URL, OrderStatus.PENDING, (FIRST, SECOND), "https://ca/finalize/1")
+SECOND_LONG = timedelta(seconds=1)
+
+
+def challenge(
+    status: ChallengeStatus = ChallengeStatus.PENDING, *, of: str = FIRST, kind: str = "http-01"
+) -> ChallengeSeen:
+    problem = Problem("authority.refused", "404 at 192.0.2.1") if status is ChallengeStatus.INVALID else None
+    return ChallengeSeen(kind, f"{of}/{kind}", status, "token", problem)
+
+
+def authorization(
+    url: str = FIRST,
+    status: AuthorizationStatus = AuthorizationStatus.PENDING,
+    *challenges: ChallengeSeen,
+) -> AuthorizationSeen:
+    name = NAMES[0] if url == FIRST else NAMES[1]
+    return AuthorizationSeen(url, status, name, challenges or (challenge(of=url),))
+
+
+def move(
+    order: OrderSeen | None,
+    *seen: AuthorizationSeen,
+    begun: Issuance = BEGUN,
+    now: datetime = NOW,
+) -> Move:
+    return next_move(begun, order, {one.url: one for one in seen}, now)
+
+
+VALID = AuthorizationStatus.VALID
+
+
+def test_an_issuance_without_url_asks_for_an_order() -> None:
+    """The answer to an earlier newOrder may be lost; asking again is all that can be done."""
+    assert move(None, begun=replace(BEGUN, order_url=None)) == NewOrder()
+
+
+def test_after_a_restart_the_order_is_looked_at_first() -> None:
+    """Its URL is what survived."""
+    assert move(None) == LookAtOrder(URL)
+
+
+def test_each_authorization_is_looked_at_and_answered() -> None:
+    """One after the other, the second as soon as the first is on its way."""
+    answered = replace(BEGUN, answered=frozenset({challenge().url}))
+
+    assert move(PENDING) == LookAtAuthorization(FIRST)
+    assert move(PENDING, authorization()) == Answer(FIRST, challenge())
+    assert move(PENDING, authorization(), begun=answered) == LookAtAuthorization(SECOND)
+
+
+def test_a_reused_authorization_needs_no_answer() -> None:
+    """One that is valid already is passed over, also when it shows no challenge we know."""
+    reused = authorization(FIRST, VALID, challenge(ChallengeStatus.VALID, kind="dns-01"))
+
+    assert move(PENDING, reused) == LookAtAuthorization(SECOND)
+
+
+def test_a_challenge_that_the_authority_tries_already_is_not_answered_again() -> None:
+    """Answered before a crash whose record was lost: the authority's word counts."""
+    trying = authorization(FIRST, AuthorizationStatus.PENDING, challenge(ChallengeStatus.PROCESSING))
+
+    assert isinstance(move(PENDING, trying, authorization(SECOND, VALID)), Wait)
+
+
+def test_while_all_is_on_its_way_one_waits_longer_as_the_order_grows_old() -> None:
+    """A second at first, fifteen at most."""
+    valid = (authorization(FIRST, VALID), authorization(SECOND, VALID))
+
+    assert move(PENDING, *valid) == Wait(NOW + SECOND_LONG)
+    assert move(PENDING, *valid, now=NOW + MINUTE) == Wait(NOW + MINUTE + 6 * SECOND_LONG)
+    assert move(PENDING, *valid, now=NOW + HOUR) == Wait(NOW + HOUR + 15 * SECOND_LONG)
+    assert move(PENDING, *valid, now=NOW - HOUR) == Wait(NOW - HOUR + SECOND_LONG)
+
+
+@pytest.mark.parametrize(
+    ("told", "waits"), [(timedelta(0), SECOND_LONG), (30 * SECOND_LONG, 30 * SECOND_LONG), (DAY, 5 * MINUTE)]
+)
+def test_retry_after_is_obeyed_within_bounds(told: timedelta, waits: timedelta) -> None:
+    """Never a busy loop, never a day."""
+    processing = replace(PENDING, status=OrderStatus.PROCESSING, retry_after=told)
+
+    assert move(processing) == Wait(NOW + waits)
+
+
+def test_a_ready_order_is_finalized_and_a_valid_one_downloaded() -> None:
+    """Also right after a restart, with no authorization seen."""
+    ready = replace(PENDING, status=OrderStatus.READY)
+    valid = replace(PENDING, status=OrderStatus.VALID, certificate="https://ca/cert/1")
+
+    assert move(ready) == Finalize(PENDING.finalize)
+    assert move(valid) == Download("https://ca/cert/1")
+    assert isinstance(move(replace(valid, certificate=None)), Wait)
+
+
+def test_an_order_that_expired_is_begun_anew() -> None:
+    """A valid one is not: its certificate can still be had."""
+    late = NOW + 8 * DAY
+    expiring = replace(PENDING, expires=NOW + 7 * DAY)
+    valid = replace(expiring, status=OrderStatus.VALID, certificate="https://ca/cert/1")
+
+    assert isinstance(move(expiring, now=late), StartOver)
+    assert move(valid, now=late) == Download("https://ca/cert/1")
+
+
+def test_an_invalid_authorization_ends_the_try_and_names_its_identifier() -> None:
+    """The challenge's own problem is told, with a hint where to look."""
+    refused = authorization(
+        SECOND, AuthorizationStatus.INVALID, challenge(ChallengeStatus.INVALID, of=SECOND)
+    )
+    ended = move(PENDING, authorization(FIRST, VALID), refused)
+
+    assert isinstance(ended, GiveUp)
+    assert ended.problem.code == "challenge.failed"
+    assert ended.problem.detail == f"{WWW}: x.org: 404 at 192.0.2.1"
+    assert "http://x.org/.well-known/acme-challenge/" in ended.problem.hint
+
+
+def test_an_invalid_order_is_searched_for_the_identifier_at_fault() -> None:
+    """Without one at fault another order may do better."""
+    invalid = replace(PENDING, status=OrderStatus.INVALID, problem=Problem("authority.refused", "internal"))
+    valid = authorization(FIRST, VALID)
+    refused = authorization(
+        SECOND, AuthorizationStatus.INVALID, challenge(ChallengeStatus.INVALID, of=SECOND)
+    )
+
+    assert move(invalid) == LookAtAuthorization(FIRST)
+    assert move(invalid, valid) == LookAtAuthorization(SECOND)
+    assert isinstance(move(invalid, valid, refused), GiveUp)
+    assert move(invalid, valid, authorization(SECOND, VALID)) == StartOver(
+        Problem("authority.refused", "internal")
+    )
+
+
+def test_an_authorization_that_was_withdrawn_starts_over() -> None:
+    """Deactivated, expired and revoked are no fault of the name."""
+    for status in ("deactivated", "expired", "revoked"):
+        dead = authorization(FIRST, AuthorizationStatus(status))
+        assert isinstance(move(PENDING, dead), StartOver)
+
+
+def test_a_name_that_only_dns_can_prove_says_so() -> None:
+    """A wildcard with http-01 alone is told apart from a failure."""
+    ended = move(PENDING, authorization(FIRST, AuthorizationStatus.PENDING, challenge(kind="dns-01")))
+
+    assert isinstance(ended, GiveUp)
+    assert "dns-01" in ended.problem.detail
+
+
+def test_what_was_seen_of_authorizations_is_dropped_when_the_order_moves_on() -> None:
+    """Pending ones tell nothing about an order that became invalid since."""
+    seen = {FIRST: authorization()}
+    invalid = replace(PENDING, status=OrderStatus.INVALID)
+
+    assert kept(PENDING, PENDING, seen) == seen
+    assert kept(PENDING, invalid, seen) == {}
