@@ -14,8 +14,6 @@ from certfan.cli.failing import json_option
 from certfan.cli.options import config_option
 from certfan.errors import ControlDenied, UnknownName
 
-_SETUP_LOCK = Path("/run/certfan-share-setup.lock")  # local, and not the daemon's: both may work at once
-
 
 @click.group()
 def consumer() -> None:
@@ -74,27 +72,37 @@ def share() -> None:
 @json_option
 @click.option("--user", default="certfan", show_default=True, help="Whom the daemon runs as.")
 def setup(config: Path, user: str, as_json: bool) -> None:
-    """Make the share's sentinel and each consumer's closed folder. As root; repeatable."""
+    """Make the share's sentinel and each consumer's closed folder. As root, or as the daemon's user; repeatable."""
     import asyncio
 
     from certfan.daemon.config import load
     from certfan.daemon.share_setup import set_up_share
 
-    if os.geteuid() != 0:
+    uid = _uid(user)
+    if os.geteuid() not in {0, uid}:
         raise ControlDenied(
-            "only root can give folders to other groups", hint="run: sudo certfan share setup"
+            "only root can give folders to another user", hint="run: sudo certfan share setup"
         )
     found = load(config)
     work = set_up_share(
         found.share.path,
         found.desired.consumers.values(),
-        uid=_uid(user),
-        lock=_SETUP_LOCK,
+        uid=uid,
+        lock=_setup_lock(found.state),
         share_id=found.share.id,
         require_mount=found.share.require_mount,
     )
     answer: dict[str, Any] = {"share": asyncio.run(work), "consumers": sorted(found.desired.consumers)}
     looking.say(answer, f"{found.share.path} is share {answer['share']}", as_json)
+
+
+def _setup_lock(state: Path) -> Path:
+    """Return a local file that is not the daemon's own lock: both may work at once."""
+    if os.geteuid() == 0:
+        return Path("/run/certfan-share-setup.lock")
+    from certfan import files
+
+    return files.private_folder(state) / "share-setup.lock"
 
 
 def _uid(user: str) -> int:
