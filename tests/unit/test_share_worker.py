@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from certfan import pki
 from certfan.agent.shelf import Shelf
+from certfan.core.model import Custody
 from certfan.daemon.share import Share
 from certfan.errors import BundleInvalid, InternalError, ShareError, ShareUnavailable
+from certfan.protocol import manifest
 from certfan.share_worker.client import ShareWorker
 from certfan.share_worker.frames import Decoder, Frame, encode
 from tests.unit.share_parts import NAME, WEB1, Place, bundle, is_whole, make_place, now, read_live
@@ -267,6 +270,35 @@ async def test_the_shelf_reads_a_bundle_from_the_whole_share_and_from_its_own_fo
     for shelf in shelves:
         assert bundle(1) == await shelf.read(NAME, 1)
         await shelf.stop()
+
+
+async def test_a_signed_bundle_goes_over_the_share_and_opens(place: Place) -> None:
+    """The real manifest is what publish takes for whole, and what the shelf gives back verifies."""
+    ca = pki.InternalCA.create("home", now())
+    signer = ca.issue_signer(now())
+    pair = pki.load_pair(*pki.make_placeholder([NAME], now()))
+    packed = manifest.pack(
+        pair, fleet="home", consumer="web1", certificate=NAME, generation=1, custody=Custody.SHARE,
+        signer_key_pem=signer.key_pem, signer_cert_pem=signer.cert_pem,
+    )  # fmt: skip
+    await place.share.publish(WEB1, NAME, 1, packed)
+    shelf = Shelf(place.root, "web1", place.state / "shelf.lock")
+    read = await shelf.read(NAME, 1)
+    await shelf.stop()
+
+    opened = manifest.open_bundle(
+        read, ca_pem=ca.cert_pem, fleet="home", consumer="web1", certificate=NAME, generation=1, now=now()
+    )
+    assert pair.leaf == opened.pair.leaf
+    assert (await place.share.look()).published == {(NAME, "web1"): frozenset({1})}
+
+
+async def test_files_that_their_manifest_does_not_describe_are_never_pointed_at(place: Place) -> None:
+    """A bundle that is not whole by its own manifest is refused, and what was written of it is gone."""
+    with pytest.raises(BundleInvalid, match="does not describe"):
+        await place.share.publish(WEB1, NAME, 1, bundle(1) | {"cert.pem": b"short"})
+    assert not place.files(1).exists()
+    assert not (place.root / "web1" / "live" / NAME).is_symlink()
 
 
 async def test_a_bundle_that_is_not_there_yet_says_so(place: Place) -> None:
