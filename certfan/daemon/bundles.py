@@ -14,7 +14,9 @@ from certfan.protocol import manifest
 class Bundles:
     """Packs bundles for the share and the channel alike, so that both carry identical ones."""
 
-    def __init__(self, state: StateFolder, ca: CaFolder, fleet: str, desired: Callable[[], Desired]) -> None:
+    def __init__(
+        self, state: StateFolder, ca: Callable[[], CaFolder], fleet: str, desired: Callable[[], Desired]
+    ) -> None:
         self._state = state
         self._ca = ca
         self._fleet = fleet
@@ -27,6 +29,7 @@ class Bundles:
             PairMismatch, ChainInvalid: the state folder does not hold the generation whole.
         """
         files = self._state.read_generation(certificate, generation)
+        ca = self._ca()
         wanted = self._desired().certificates.get(certificate)
         return manifest.pack(
             pki.load_pair(files.get("privkey.pem", b""), files.get("fullchain.pem", b"")),
@@ -35,6 +38,6 @@ class Bundles:
             certificate=certificate,
             generation=generation,
             custody=wanted.custody if wanted else Custody.SHARE,
-            signer_key_pem=self._ca.signer_key_pem,
-            signer_cert_pem=self._ca.signer_cert_pem,
+            signer_key_pem=ca.signer_key_pem,
+            signer_cert_pem=ca.signer_cert_pem,
         )

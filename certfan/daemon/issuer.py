@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from certfan import pki
 from certfan.core.issuance import (
@@ -32,6 +32,7 @@ from certfan.core.issuance import (
     next_move,
 )
 from certfan.core.model import Authority, Certificate, Desired, Generation, Problem
+from certfan.daemon.accounts import Accounts, AcmeClient
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store
@@ -41,41 +42,6 @@ from certfan.errors import AuthorityRefused, ChallengeFailed
 AFTER_LAST_FETCH = timedelta(milliseconds=30)
 GONE = frozenset({404, 410})
 ACME_ERROR = "urn:ietf:params:acme:error:"
-
-
-class AcmeClient(Protocol):
-    """One account at one authority; one method is one exchange. daemon.authority.AcmeAuthority is the real one."""
-
-    async def register(self) -> str:
-        """Return the account's URL, made now unless the key has one."""
-
-    async def new_order(self, csr_der: bytes, *, profile: str | None = None) -> OrderSeen:
-        """Order the names of a request."""
-
-    async def order(self, url: str) -> OrderSeen:
-        """Look at an order."""
-
-    async def authorization(self, url: str) -> AuthorizationSeen:
-        """Look at an authorization."""
-
-    async def answer(self, challenge_url: str) -> ChallengeSeen:
-        """Have the authority try a challenge."""
-
-    async def finalize(self, url: str, csr_der: bytes, *, order_url: str) -> OrderSeen:
-        """Send the request of a ready order."""
-
-    async def certificate(self, url: str) -> bytes:
-        """Return the chain, PEM, leaf first."""
-
-    def key_authorization(self, token: str) -> str:
-        """Return what answers a challenge."""
-
-    async def close(self) -> None:
-        """Close the connections."""
-
-
-# Account key (PEM) and, once known, account URL in; a client out.
-Connect = Callable[[Authority, bytes, str | None], AcmeClient]
 
 
 @dataclass(slots=True)
@@ -107,30 +73,20 @@ class Issuer:
         store: Store,
         state: StateFolder,
         journal: Journal,
-        connect: Connect,
-        make_account_key: Callable[[], bytes],
+        accounts: Accounts,
         clock: Callable[[], datetime],
     ) -> None:
         self._store = store
         self._state = state
         self._journal = journal
-        self._connect = connect
-        self._make_account_key = make_account_key
+        self._accounts = accounts
         self._clock = clock
-        self._clients: dict[Authority, AcmeClient] = {}
-        self._connecting = asyncio.Lock()
         self._tokens: dict[str, str] = {}
         self._waiting: dict[str, _Order] = {}  # by token
 
     async def open(self) -> None:
         """Read the tokens that earlier processes promised to answer."""
         self._tokens = dict(await self._store.tokens())
-
-    async def close(self) -> None:
-        """Close the connections to all authorities; repeatable."""
-        clients, self._clients = self._clients, {}
-        for client in clients.values():
-            await client.close()
 
     def key_authorization(self, token: str) -> str | None:
         """Return the answer to a live token."""
@@ -158,7 +114,7 @@ class Issuer:
             name, issuance.generation, lambda: pki.make_key(certificate.key_type)
         )
         csr = pki.make_csr(key, [str(i) for i in certificate.identifiers])
-        client = await self._client(authority)
+        client = await self._accounts.client(authority)
         order = _Order(certificate, client, csr, issuance, key)
         try:
             while (chain := await self._advance(order)) is None:
@@ -201,26 +157,6 @@ class Issuer:
         """Whether a generation's key is of the wanted type, or not yet made."""
         key = self._state.read_generation(certificate.name, number).get("privkey.pem")
         return key is None or pki.key_type(key) == certificate.key_type
-
-    async def _client(self, authority: Authority) -> AcmeClient:
-        async with self._connecting:
-            if client := self._clients.get(authority):
-                return client
-            key = self._state.account_key(authority.name, self._make_account_key)
-            account = await self._store.account(authority.name, authority.directory)
-            client = self._connect(authority, key, account.uri if account else None)
-            try:
-                if account is None:
-                    uri = await client.register()
-                    await self._store.record_account(
-                        authority.name, authority.directory, uri, pki.public_key_hash(key), self._clock()
-                    )
-                    await self._journal.note("account.registered", authority.name, uri=uri)
-            except BaseException:
-                await client.close()
-                raise
-            self._clients[authority] = client
-            return client
 
     async def _advance(self, order: _Order) -> bytes | None:
         """Make one move; return the chain (PEM) when that was the last."""
@@ -303,17 +239,10 @@ class Issuer:
             order.seen = None
             return
         if kind == "accountDoesNotExist":
-            await self._forget_account(order)
+            await self._accounts.forget(order.client)
         if kind != "rateLimited" and (error.status in GONE or error.status < 500):
             await self._abandon(order, Problem(error.code, error.text, error.hint, error.not_before))
         raise error
-
-    async def _forget_account(self, order: _Order) -> None:
-        """Register again at the next try, with the same key: the authority has lost the account."""
-        gone = [spec for spec, client in self._clients.items() if client is order.client]
-        for spec in gone:
-            await self._store.forget_account(spec.name, spec.directory)
-            await self._clients.pop(spec).close()
 
     async def _abandon(self, order: _Order, problem: Problem) -> None:
         name = order.certificate.name

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from certfan import __version__, log, systemd
 from certfan.core.model import Authority
+from certfan.daemon.accounts import Accounts
 from certfan.daemon.actions import AdminActions
 from certfan.daemon.authority import AcmeAuthority, make_account_key
 from certfan.daemon.board import Noticeboard
@@ -33,6 +34,7 @@ from certfan.daemon.store import Event, Store
 
 STALLED = timedelta(minutes=3)  # a reconciler that has not ticked for that long hangs
 LAST_RUNS = 50
+DAILY = timedelta(days=1)
 
 
 def now() -> datetime:
@@ -83,18 +85,20 @@ class _Daemon:
         self._config = config
         self._store = store
         self._journal = journal
-        ca = open_ca(state.ca, config.fleet, now())
+        self._state = state
+        self._ca = open_ca(state.ca, config.fleet, now())
         self.configured = Configured(config, store=store, journal=journal, ring=self._ring, clock=now)
-        bundles = Bundles(state, ca, config.fleet, self.configured.desired)
-        enroller = Enroller(ca.ca, store, clock=now, address=config.channel_address)
-        self._issuer = Issuer(
+        bundles = Bundles(state, lambda: self._ca, config.fleet, self.configured.desired)
+        enroller = Enroller(self._ca.ca, store, clock=now, address=config.channel_address)
+        self._accounts = Accounts(
             store=store,
             state=state,
             journal=journal,
             connect=_connect,
-            make_account_key=make_account_key,
+            make_key=make_account_key,
             clock=now,
         )
+        self._issuer = Issuer(store=store, state=state, journal=journal, accounts=self._accounts, clock=now)
         self._share = Share(
             config.share.path,
             state.share_lock,
@@ -111,7 +115,7 @@ class _Daemon:
             ring=self._ring,
             clock=now,
         )
-        self._channel = Channel(ca, board, listeners=config.channel)
+        self._channel = Channel(self._ca, board, listeners=config.channel)
         self._responder = Responder(self._issuer.key_authorization, self._issuer.fetched)
         self.reconciler = Reconciler(
             Parts(
@@ -146,7 +150,7 @@ class _Daemon:
         """Start everything that listens, the responder first: challenges never wait for anything."""
         async with contextlib.AsyncExitStack() as stack:
             await self._issuer.open()
-            stack.push_async_callback(self._issuer.close)
+            stack.push_async_callback(self._accounts.close)
             handed_over = [sock for name, sock in systemd.handed_over_sockets() if name == "http01"]
             await self._responder.start(self._config.http01, sockets=handed_over)
             stack.push_async_callback(self._responder.stop)
@@ -167,6 +171,7 @@ class _Daemon:
             tasks = [
                 group.create_task(self.reconciler.run(), name="reconciler"),
                 group.create_task(self.configured.run(), name="config"),
+                group.create_task(self._renew_ca(), name="internal CA"),
                 group.create_task(self._feed_watchdog(), name="watchdog"),
             ]
             await stop.wait()
@@ -205,6 +210,13 @@ class _Daemon:
             "share": f"{problem.detail}; {problem.hint}" if problem else None,
             "http01": None if self._responder.addresses else "does not listen",
         }
+
+    async def _renew_ca(self) -> None:
+        """Issue the channel's and the signer's certificates again at half-life, without a restart."""
+        while True:
+            await asyncio.sleep(DAILY.total_seconds())
+            self._ca = open_ca(self._state.ca, self._config.fleet, now())
+            self._channel.renew(self._ca)
 
     async def _feed_watchdog(self) -> None:
         """Tell systemd that we live, as long as the reconciler ticks and the store answers."""
