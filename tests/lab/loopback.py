@@ -1,18 +1,15 @@
 """The main job without namespaces, FUSE or systemd: loopback addresses, a plain folder as the share, plain processes.
 
-CERT and WEB1 stand for the two VMs. One port plays port 80: Apache has it on WEB1 and ::1, the daemon's own
-responder on CERT, and Pebble validates there. `python -m tests.lab.loopback down RUNDIR` ends what `keep` left.
+`with Loopback().up() as place:` is a test's quick way to a whole certfan. `python -m tests.lab.loopback down RUNDIR`
+ends what `keep` left.
 """
 
 import atexit
 import contextlib
-import grp
 import json
 import os
-import pwd
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,67 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tests.lab import machine, private
+from tests.lab import machine
 from tests.lab.fleet import CERTIFICATE, NAME, Seen
+from tests.lab.loopback_layout import Layout, lacking
 from tests.lab.pebble import LoopbackDns, Pebble
 from tests.lab.private import Server, end_process, last_lines
-
-CERT, WEB1, IPV6 = "127.0.0.10", "127.0.0.20", "::1"
-DAEMON = """\
-fleet = "story"
-state = "{run}/daemon/state"
-
-[share]
-path = "{run}/share"
-require_mount = false
-
-[http01]
-listen = ["{cert}:{responder}", "{cert}:{http}"]
-
-[channel]
-listen = ["{cert}:{channel}"]
-
-[status]
-listen = ["127.0.0.1:{status}"]
-probe_interval = {probe_interval}
-
-[control]
-socket = "{run}/daemon/control.sock"
-group = "{group}"
-
-[authority.pebble]
-directory = "{directory}"
-ca_file = "{ca_file}"
-contact = ["mailto:hostmaster@example.test"]
-profile = "default"
-agree_to_terms = true
-"""
-CONSUMER = """
-[consumer.{name}]
-group = "{group}"
-"""
-AGENT = """\
-[agent]
-state = "{home}/state"
-trust = "{home}/trust"
-install_to = "{home}/installed"
-share = "{share}"
-probe_interval = {probe_interval}
-apply_socket = "{home}/apply.sock"
-user = "{user}"
-"""
-SERVICE = """
-{server}certificates = ["{certificate}"]
-owner = "{user}"
-group = "{group}"
-endpoints = [{{ protocol = "{protocol}", address = {addresses}, port = {port}, server_names = {names} }}]
-"""
-_LEFT_OUT = (
-    "network namespaces: every part is on a loopback address of this machine",
-    "booted systemd and the units: plain processes, services reloaded by argv commands",
-    "GlusterFS: a plain folder is the share",
-    "own uids: every process of certfan runs as {user}",
-)
 
 
 class Loopback:
@@ -93,29 +34,14 @@ class Loopback:
         *, probe_interval: int = 20, nonce_reject: int = 5, retry_after: int = 1,
     ) -> None:  # fmt: skip
         self._say, self._interval = say, probe_interval
-        self._user, self._group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
-        self._ipv6 = [IPV6] if _has_ipv6() else []
-        no_mail = _why_no_mail()
-        self.omitted = (
-            *(f"mode=full, for want of {reason}" for reason in missing),
-            *(text.format(user=self._user) for text in _LEFT_OUT),
-            *([] if self._ipv6 else [f"IPv6: this machine has no {IPV6}, so no v6.{NAME}"]),
-            *([f"Postfix and Dovecot: {no_mail}, so no consumer mail1"] if no_mail else []),
-        )
-        self.consumers = ("web1",) if no_mail else ("web1", "mail1")
-        self.names = (NAME, f"www.{NAME}", *([f"v6.{NAME}"] if self._ipv6 else []))
-        self.names += (f"mail.{NAME}",) if "mail1" in self.consumers else ()
-        roles = ("http", "https", "smtp", "imap", "responder", "channel", "status")
-        self.ports = dict(
-            zip(roles, _free_ports(len(roles), ["127.0.0.1", CERT, WEB1, *self._ipv6]), strict=True)
-        )
-        self.status_url = f"http://127.0.0.1:{self.ports['status']}"
-        self.endpoints = tuple(self._seen())
         self.rundir = Path(tempfile.gettempdir()) / f"certfan-lo-{os.urandom(4).hex()}"
-        self.config = self.rundir / "daemon/certfan.toml"
+        self.layout = Layout(self.rundir)
+        self.omitted = (*(f"mode=full: {reason}" for reason in missing), *self.layout.omitted)
+        self.status_url = f"http://127.0.0.1:{self.layout.ports['status']}"
+        self.endpoints = self.layout.endpoints
         self.dns = LoopbackDns(self.rundir, address="")
         self.pebble = Pebble(
-            self.rundir, self.dns.server, http_port=self.ports["http"],
+            self.rundir, self.dns.server, http_port=self.layout.ports["http"],
             nonce_reject=nonce_reject, retry_after=retry_after,
         )  # fmt: skip
         self.servers: dict[str, Server] = {}
@@ -130,6 +56,8 @@ class Loopback:
             NotInTime: a part is not installed, or did not come up; the text holds its log.
             CommandFailed: a command of certfan failed.
         """
+        if absent := lacking():
+            raise machine.NotInTime(f"not installed: {', '.join(absent)} (tests/lab/setup.sh brings them)")
         if not keep:
             atexit.register(self.down)
         try:
@@ -143,7 +71,11 @@ class Loopback:
         return self
 
     def down(self) -> None:
-        """End every process and remove every file; repeatable."""
+        """End every process and remove every file; repeatable.
+
+        Raises:
+            NotInTime: the run directory would not go.
+        """
         atexit.unregister(self.down)
         for process in reversed(self.processes.values()):
             machine.end(process)
@@ -162,21 +94,18 @@ class Loopback:
 
     def certfan(self, *words: str, config: Path | None = None) -> str:
         """Run a command of certfan against this place, and return what it printed."""
-        argv = [sys.executable, "-m", "certfan", *words, "--config", str(config or self.config)]
-        return machine.run(argv).stdout
+        return machine.run(_argv(words, config or self.layout.config)).stdout
 
     def add_certificate(
         self, names: Sequence[str] = (), consumers: Sequence[str] = (), *, file: str = "example"
     ) -> None:
         """Do what an admin does: write one file into conf.d of a running daemon."""
-        text = CERTIFICATE.format(
-            names=_quoted(names or self.names), consumers=_quoted(consumers or self.consumers)
-        )
-        self.write_config(file, text)
+        names, consumers = names or self.layout.names, consumers or self.layout.consumers
+        self.write_config(file, CERTIFICATE.format(names=_quoted(names), consumers=_quoted(consumers)))
 
     def write_config(self, file: str, text: str) -> None:
         """Replace a file of conf.d as an editor does: written beside it, then renamed."""
-        path = self.config.parent / "conf.d" / f"{file}.toml"
+        path = self.layout.config.parent / "conf.d" / f"{file}.toml"
         fresh = path.with_suffix(".toml.new")
         fresh.write_text(text)
         fresh.replace(path)
@@ -198,6 +127,24 @@ class Loopback:
         """Return what the status says of a certificate."""
         return dict(self.get(f"/api/v1/certificates/{name}"))
 
+    def wait_proven(self, generation: int = 1, *, name: str = NAME, timeout: float = 60) -> int:
+        """Wait until every endpoint proves at least that generation; return its number.
+
+        Raises:
+            NotInTime: one does not within `timeout` seconds.
+        """
+
+        def proven() -> bool:
+            try:
+                view = self.certificate(name)
+            except (machine.CommandFailed, ValueError):  # the daemon is just starting
+                return False
+            verdicts = {row["verdict"] for row in view.get("endpoints", ())}
+            return (view.get("generation") or 0) >= generation and verdicts == {"proven"}
+
+        machine.wait_until(proven, f"{name}@{generation} to be proven everywhere", timeout)
+        return int(self.certificate(name)["generation"])
+
     def serial(self, endpoint: Seen) -> str:
         """Return the serial that openssl sees at an endpoint: lower-case hex without leading zeros; "" for none."""
         shown = machine.run(endpoint.argv, input="", check=False, timeout=15).stdout
@@ -211,118 +158,70 @@ class Loopback:
         parts |= {"pebble": self.pebble.log_path, "dns": self.dns.log_path}
         return "\n".join(f"--- {name}\n{last_lines(path)}" for name, path in parts.items())
 
-    def start(self, name: str, *words: str, config: Path) -> None:
-        """Start a part of certfan that stays; `name` is its key in `processes`."""
-        argv = [sys.executable, "-m", "certfan", *words, "--config", str(config)]
-        self.processes[name] = machine.spawn(argv, self._log(name))
+    def pids(self) -> list[int]:
+        """Every process that was started and stays, with the servers' first ones."""
+        running = [process.pid for process in self.processes.values()]
+        servers = [server.pid() for server in self.servers.values()]
+        return [pid for pid in (*running, *servers, self.pebble.pid, self.dns.pid) if pid]
 
     def start_daemon(self) -> None:
         """Start the daemon, and return when it is alive and the command line reaches it."""
-        self.start("daemon", "daemon", config=self.config)
+        self._start("daemon", "daemon", config=self.layout.config)
         self._wait("daemon", self._daemon_lives)
 
     def start_agent(self, consumer: str) -> None:
         """Start both halves of a consumer's agent, the privileged one first."""
-        home = self.rundir / consumer
-        self.start(f"{consumer}-apply", "agent", "apply", config=home / "agent.toml")
-        self._wait(f"{consumer}-apply", lambda: (home / "apply.sock").exists())
-        self.start(f"{consumer}-agent", "agent", "run", config=home / "agent.toml")
+        home = self.layout.home(consumer)
+        self._start(f"{consumer}-apply", "agent", "apply", config=home / "agent.toml")
+        self._wait(f"{consumer}-apply", (home / "apply.sock").exists)
+        self._start(f"{consumer}-agent", "agent", "run", config=home / "agent.toml")
 
     def _build(self) -> None:
-        if lacking := _lacking():
-            raise machine.NotInTime(f"not installed: {', '.join(lacking)} (tests/lab/setup.sh brings them)")
         self.rundir.mkdir(mode=0o755)
         self._start_authority()
-        self._lay_daemon()
-        self.certfan("share", "setup", "--user", self._user)
+        (self.rundir / "share").mkdir()
+        config = self.layout.config
+        (config.parent / "conf.d").mkdir(parents=True)
+        directory, ca_file = self.pebble.directory_url, self.pebble.ca_file
+        config.write_text(self.layout.daemon_toml(directory, ca_file, self._interval))
+        self.certfan("share", "setup", "--user", self.layout.user)
         self.start_daemon()
-        self._say("         daemon, pebble and its DNS run")
-        for consumer in self.consumers:
+        self._say("         the daemon, Pebble and its DNS run")
+        for consumer in self.layout.consumers:
             self._join(consumer)
 
     def _start_authority(self) -> None:
         self.dns.start()
         self.pebble.start()
-        for name in self.names:
-            address = {f"v6.{NAME}": IPV6, f"mail.{NAME}": CERT}.get(name, WEB1)
+        for name in self.layout.names:
+            address = self.layout.address_of(name)
             record = "/add-aaaa" if ":" in address else "/add-a"
             self.dns.tell(record, {"host": f"{name}.", "addresses": [address]})
 
-    def _lay_daemon(self) -> None:
-        (self.rundir / "share").mkdir()
-        (self.config.parent / "conf.d").mkdir(parents=True)
-        text = DAEMON.format(
-            run=self.rundir, cert=CERT, group=self._group, probe_interval=self._interval,
-            directory=self.pebble.directory_url, ca_file=self.pebble.ca_file, **self.ports,
-        )  # fmt: skip
-        consumers = [CONSUMER.format(name=name, group=self._group) for name in self.consumers]
-        self.config.write_text(text + "".join(consumers))
-
     def _join(self, consumer: str) -> None:
-        """Make one consumer: config, enrolment, placeholders, servers, both halves of the agent."""
-        home = self.rundir / consumer
+        """Make one consumer: config, enrolment, placeholders, servers that serve them, both halves of the agent."""
+        home = self.layout.home(consumer)
         home.mkdir()
+        servers = self.layout.lay_servers(consumer, self._macros())
+        self.servers |= {server.name: server for server in servers}
         config = home / "agent.toml"
-        config.write_text(self._web1(home) if consumer == "web1" else self._mail1(home))
+        config.write_text(self.layout.agent_toml(consumer, servers, self._interval))
         printed = self.certfan("consumer", "add", consumer)
         line = re.search(r"certfan1:\S+", printed)
         assert line, printed
         self.certfan("agent", "enrol", line[0], config=config)
         self.certfan("agent", "boot", config=config)
-        for server in self.servers.values():
-            if server.folder.parent == home:
-                server.begin(*self._ports_of(server))
+        for server in servers:
+            server.begin(*self.layout.ports_of(server))
         self.start_agent(consumer)
         self._say(f"         {consumer} enrolled, its services serve a placeholder")
 
-    def _web1(self, home: Path) -> str:
-        addresses = [WEB1, *self._ipv6]
-        names = [name for name in self.names if not name.startswith("mail.")]
-        self.servers["apache2"] = private.apache(
-            home / "apache2",
-            http=[_joined(a, self.ports["http"]) for a in addresses],
-            https=[_joined(a, self.ports["https"]) for a in addresses],
-            names=names,
-            pair=home / "installed/live" / NAME,
-            responder=f"{CERT}:{self.ports['responder']}",
-            macros=machine.run([sys.executable, "-m", "certfan", "snippet", "apache"]).stdout,
-        )
-        return self._agent(home) + self._service("apache2", "tls", addresses, names)
+    def _macros(self) -> str:
+        """Return the macros that certfan ships for Apache, as its admin gets them."""
+        return machine.run([sys.executable, "-m", "certfan", "snippet", "apache"]).stdout
 
-    def _mail1(self, home: Path) -> str:
-        addresses, pair = [CERT, *self._ipv6], home / "installed/live" / NAME
-        text = self._agent(home)
-        for lay, protocol in ((private.postfix, "smtp"), (private.dovecot, "imap")):
-            server = lay(home / lay.__name__, addresses=addresses, port=self.ports[protocol], pair=pair)
-            self.servers[server.name] = server
-            text += self._service(server.name, protocol, addresses, [f"mail.{NAME}"])
-        return text
-
-    def _agent(self, home: Path) -> str:
-        share = self.rundir / "share" / home.name
-        return AGENT.format(home=home, share=share, probe_interval=self._interval, user=self._user)
-
-    def _service(self, server: str, protocol: str, addresses: Sequence[str], names: Sequence[str]) -> str:
-        port = self.ports["https" if protocol == "tls" else protocol]
-        return SERVICE.format(
-            server=self.servers[server].toml(), certificate=NAME, user=self._user, group=self._group,
-            protocol=protocol, addresses=json.dumps(addresses), port=port, names=json.dumps(names),
-        )  # fmt: skip
-
-    def _ports_of(self, server: Server) -> list[int]:
-        roles = {"apache2": ("http", "https"), "postfix": ("smtp",), "dovecot": ("imap",)}
-        return [self.ports[role] for role in roles[server.name]]
-
-    def _seen(self) -> list[Seen]:
-        https = self.ports["https"]
-        seen = [Seen(f"web1 https {name}", WEB1, https, name) for name in (NAME, f"www.{NAME}")]
-        seen += [Seen(f"web1 https v6.{NAME}", six, https, f"v6.{NAME}") for six in self._ipv6]
-        if "mail1" in self.consumers:
-            for protocol in ("smtp", "imap"):
-                for address in (CERT, *self._ipv6):
-                    label = f"mail1 {protocol} STARTTLS" + (", IPv6" if ":" in address else "")
-                    seen.append(Seen(label, address, self.ports[protocol], f"mail.{NAME}", protocol))
-        return seen
+    def _start(self, name: str, *words: str, config: Path) -> None:
+        self.processes[name] = machine.spawn(_argv(words, config), self._log(name))
 
     def _log(self, name: str) -> Path:
         return self.rundir / f"{name}.log"
@@ -340,16 +239,16 @@ class Loopback:
     def _daemon_lives(self) -> bool:
         with contextlib.suppress(machine.CommandFailed):
             machine.run(["curl", "-sSf", "--max-time", "5", f"{self.status_url}/livez"])
-            return (self.config.parent / "control.sock").exists()
+            return (self.layout.config.parent / "control.sock").exists()
         return False
 
     def _leave(self) -> None:
         """Write down what to end, for another process to do it, and tell how."""
-        pids = [process.pid for process in self.processes.values()]
-        pids += [server.pid() for server in self.servers.values()] + [self.pebble.pid, self.dns.pid]
-        (self.rundir / "left.json").write_text(json.dumps([[pid, _started_at(pid)] for pid in pids]))
-        self._say(f"to ask it: export CERTFAN_CONFIG={self.config}; {sys.executable} -m certfan status")
-        self._say(f"to end it: {sys.executable} -m tests.lab.loopback down {self.rundir}")
+        left = [[pid, _started_at(pid)] for pid in self.pids()]
+        (self.rundir / "left.json").write_text(json.dumps(left))
+        command = f"CERTFAN_CONFIG={self.layout.config} {sys.executable} -m certfan"
+        self._say(f"         to look: {command} status")
+        self._say(f"         to end it: {sys.executable} -m tests.lab.loopback down {self.rundir}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -367,6 +266,10 @@ def main(argv: Sequence[str]) -> int:
             return 2
 
 
+def _argv(words: Sequence[str], config: Path) -> list[str]:
+    return [sys.executable, "-m", "certfan", *words, "--config", str(config)]
+
+
 def _started_at(pid: int) -> str:
     """When a process began, in ticks since boot; with it a pid is nobody else's (proc(5), field 22)."""
     with contextlib.suppress(OSError):
@@ -382,50 +285,6 @@ def _remove(rundir: Path) -> None:
         return not rundir.exists()
 
     machine.wait_until(gone, f"{rundir} to be removed")
-
-
-def _lacking() -> list[str]:
-    lacking = [name for name in ("apache2", "curl", "openssl") if not _installed(name)]
-    lacking += [n for n in ("pebble", "pebble-challtestsrv") if machine.pebble_program(n) is None]
-    return lacking
-
-
-def _installed(name: str) -> bool:
-    return shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin") is not None
-
-
-def _why_no_mail() -> str:
-    if os.geteuid() != 0:
-        return "they need root"
-    lacking = [name for name in ("postfix", "dovecot") if not _installed(name)]
-    return f"{' and '.join(lacking)} not installed" if lacking else ""
-
-
-def _has_ipv6() -> bool:
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
-        probe.bind((IPV6, 0))
-        return True
-    return False
-
-
-def _free_ports(count: int, addresses: Sequence[str]) -> list[int]:
-    """Return different TCP ports that nobody has just now on any of the addresses."""
-    found: list[int] = []
-    with contextlib.ExitStack() as held:
-        while len(found) < count:
-            first = held.enter_context(socket.socket())
-            first.bind((addresses[0], 0))
-            port: int = first.getsockname()[1]
-            with contextlib.suppress(OSError):
-                for address in addresses[1:]:
-                    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-                    held.enter_context(socket.socket(family)).bind((address, port))
-                found.append(port)
-    return found
-
-
-def _joined(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _quoted(words: Sequence[str]) -> str:
