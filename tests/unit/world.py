@@ -39,6 +39,8 @@ from tests.unit.world_parts import (
     LIFETIME,
     ORDER_MODEL,
     PROBE_INTERVAL,
+    SOON,
+    SOON_MENDED,
     START,
     Agent,
     Ca,
@@ -491,7 +493,10 @@ class World:
         if outcome.state is on_agent.TryState.FAILED and outcome.group == 1:
             agent.failures[pair] += 1
             delay = APPLY_MODEL[min(agent.failures[pair], len(APPLY_MODEL)) - 1]
-            agent.earliest[pair] = min(outcome.at, self.now) + delay  # the clock may have been set back since
+            if outcome.problem is not None and outcome.problem.code in SOON_MENDED:
+                delay = SOON
+            if outcome.at <= self.now:  # else the clock was set back between decision and record
+                agent.earliest[pair] = outcome.at + delay
         elif outcome.state is on_agent.TryState.PROVEN:
             agent.failures.pop(pair, None)
 

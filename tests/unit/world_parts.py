@@ -32,6 +32,8 @@ LIFETIME = timedelta(days=90)
 CONSUMERS = {"web1": {"web": ("a", "b"), "mail": ("a",)}, "mail1": {"mail": ("a",)}}
 ORDER_MODEL = (timedelta(minutes=1), timedelta(minutes=10), timedelta(minutes=100), timedelta(days=1))
 APPLY_MODEL = (timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1))
+# What only mending can help is tried again within 30 s.
+SOON, SOON_MENDED = timedelta(seconds=25), ("service.config_test_failed", "service.apply_unavailable")
 ADVANCES = tuple(
     timedelta(**kw)
     for kw in (
