@@ -213,6 +213,9 @@ class Proof:
     placeholder: bool = field(default=False, kw_only=True)
     detail: str = field(default="", kw_only=True)
     heard_at: datetime | None = field(default=None, kw_only=True)
+    since: datetime | None = field(
+        default=None, kw_only=True
+    )  # the daemon's clock: health and leaf are as now since
 
 
 class DeploymentState(StrEnum):

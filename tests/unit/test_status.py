@@ -237,7 +237,7 @@ def test_the_summary_counts_and_names_the_worst_deadline() -> None:
     assert page.summary.state is State.PROBLEM
 
 
-def test_problems_of_config_share_and_authority_come_first() -> None:
+def test_problems_of_config_and_share_come_first() -> None:
     """What stops everything stands above what stops one thing; a dead agent is one problem, not one a row."""
     smtp = dataclasses.replace(proof(heard_ago=DAY), endpoint=dataclasses.replace(HTTPS, port=25))
     page = view(
@@ -247,24 +247,20 @@ def test_problems_of_config_share_and_authority_come_first() -> None:
                 Problem("config.invalid", "certfan.toml: flet: unknown key", "run: certfan check"),
             ),
             share_problem=Problem("share.unavailable", "/srv/le is not mounted", "run: mount /srv/le"),
-            authority_problems={"pebble": Problem("authority.unreachable", "no answer")},
         )
     )
 
-    assert [n.subject for n in page.problems] == ["config", "share", "pebble", "web1"]
+    assert [n.subject for n in page.problems] == ["config", "share", "web1"]
 
 
-def test_an_authority_outage_alone_leaves_certificates_ok() -> None:
-    """While everything is fresh, only the summary knows of it."""
-    page = view(
-        dataclasses.replace(
-            things(proofs={WHERE: (proof(),)}, deployments={WHERE: (deployment(1),)}),
-            authority_problems={"pebble": Problem("authority.unreachable", "no answer")},
-        )
-    )
+def test_an_endpoint_that_fails_long_after_it_was_proven_has_an_hour_from_then_on() -> None:
+    """Since when it fails, and so its deadline, is when it changed, not when the generation was deployed."""
+    lost = dataclasses.replace(proof(health=Health.UNREACHABLE), since=NOW - MINUTE)
+    page = view(things(proofs={WHERE: (lost,)}, deployments={WHERE: (deployment(1),)}))
 
-    assert page.certificates[0].state is State.OK
-    assert page.summary.state is State.PROBLEM
+    row = page.certificates[0].endpoints[0]
+
+    assert (NOW - MINUTE, NOW - MINUTE + timedelta(hours=1)) == (row.since, row.deadline)
 
 
 def test_resets_of_the_machine_are_counted() -> None:

@@ -75,8 +75,8 @@ async def test_a_report_replaces_all_that_was_said_before(store: Store) -> None:
         (WWW, "mail1"): (replace(deployed(1), consumer="mail1"),),
     } == await store.deployments()
     assert {
-        (WWW, "web1"): (replace(proof(HTTPS6), heard_at=NOW),),
-        (WWW, "mail1"): (replace(proof(), heard_at=NOW),),
+        (WWW, "web1"): (replace(proof(HTTPS6), heard_at=NOW, since=NOW),),
+        (WWW, "mail1"): (replace(proof(), heard_at=NOW, since=NOW),),
     } == await store.proofs()
     assert Heard("web1", LATER, boot_id="b", sequence=2, version="0.1.0") == await store.heard("web1")
 
@@ -114,3 +114,18 @@ async def test_a_report_speaks_for_its_sender_only(store: Store) -> None:
     await store.record_report("evil", "b", 1, [deployed(7)], {}, NOW)
 
     assert [(WWW, "evil")] == list(await store.deployments())
+
+
+async def test_since_is_when_an_endpoint_last_changed(store: Store) -> None:
+    """Looking again and seeing the same keeps the instant; another health or leaf begins a new one."""
+    looks = [
+        proof(),
+        replace(proof(), at=LATER),
+        replace(proof(), at=LATER, health=Health.REFUSED, fingerprint=""),
+    ]
+    seen = []
+    for sequence, (look, heard) in enumerate(zip(looks, (NOW, LATER, LATER), strict=True), start=1):
+        await store.record_report("web1", "b", sequence, [], {WWW: [look]}, heard)
+        seen.append((await store.proofs())[WWW, "web1"][0].since)
+
+    assert [NOW, NOW, LATER] == seen

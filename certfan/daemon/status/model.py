@@ -29,11 +29,9 @@ class StateOfThings:
     config: ConfigFact | None = None
     config_problems: tuple[Problem, ...] = ()
     share_problem: Problem | None = None
-    authority_problems: Mapping[str, Problem] = field(default_factory=dict)
     live: Mapping[tuple[str, str], int] = field(default_factory=dict)  # the share's pointers
     in_flight: Mapping[Key, Step] = field(default_factory=dict)
     runs: tuple[Run, ...] = ()  # newest first
-    clock_trusted: bool = True
 
 
 class Verdict(StrEnum):

@@ -117,9 +117,11 @@ class _Place:
         return Reason.NOT_DEPLOYED if offered or self.deployment else Reason.NOT_PUBLISHED
 
     def _since(self, proof: Proof | None, verdict: Verdict) -> datetime | None:
-        """Known limit: a service that fails long after it was proven has no instant of its own, only that one."""
         if verdict is Verdict.UNHEARD:
-            return self._last_heard(proof) + 2 * self.things.probe_interval
+            at = heard_at(proof) if proof else self.heard_at
+            return at + 2 * self.things.probe_interval if at else None
+        if proof is not None and proof.since is not None and verdict is not Verdict.PENDING:
+            return proof.since
         if self.deployment is not None:
             return self.deployment.at
         if self.wanted is not None:

@@ -59,7 +59,6 @@ def certificate_view(certificate: Certificate, things: StateOfThings) -> Certifi
         asked_at=things.facts.asked.get(name),
         revoked=frozenset(things.facts.revoked),
         renewal=renewal,
-        clock_trusted=things.clock_trusted,
     )
     renew_at = policy.renewal_instant(generation, renewal) if generation else None
     attempt = things.facts.attempts.get(name) if reason else None
@@ -109,8 +108,6 @@ def _problems(things: StateOfThings, certificates: tuple[CertificateView, ...]) 
         yield _needs("config", problem)
     if things.share_problem:
         yield _needs("share", things.share_problem)
-    for name, problem in sorted(things.authority_problems.items()):
-        yield _needs(name, problem)
     for certificate in certificates:
         if certificate.problem:
             yield _needs(certificate.name, certificate.problem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -77,7 +78,8 @@ def record_report(
 
     Newer is a boot that was never heard of, or a higher sequence of the newest boot. Whatever the values name
     as consumer, they are filed under `consumer`. A proof's `heard_at` is when this very look (same endpoint,
-    same `at`) was first heard, so repeating an old look keeps it old.
+    same `at`) was first heard, so repeating an old look keeps it old; its `since` is when health and leaf last
+    changed.
 
     Known limit: a report of an agent's earlier life that was never heard of before counts as newer.
     """
@@ -167,7 +169,7 @@ def _replace_proofs(
 ) -> None:
     table = tables.proofs
     before = {
-        (certificate, proof.endpoint, proof.at): proof.heard_at
+        (certificate, proof.endpoint): proof
         for (certificate, _), known in _proofs(db, table.c.consumer == consumer).items()
         for proof in known
     }
@@ -175,10 +177,21 @@ def _replace_proofs(
     rows: dict[tuple[str, Endpoint], dict[str, Any]] = {}
     for certificate, looks in seen.items():
         for proof in looks:
-            heard_at = before.get((certificate, proof.endpoint, proof.at), now)
-            rows[certificate, proof.endpoint] = _proof_row(certificate, consumer, proof, heard_at)
+            known_one = before.get((certificate, proof.endpoint))
+            rows[certificate, proof.endpoint] = _proof_row(
+                certificate, consumer, _dated(proof, known_one, now)
+            )
     if rows:
         db.execute(insert(table), list(rows.values()))
+
+
+def _dated(proof: Proof, before: Proof | None, now: datetime) -> Proof:
+    """Say when this very look was first heard of, and since when it has been the same."""
+    if before is None:
+        return replace(proof, heard_at=now, since=now)
+    same = (before.health, before.fingerprint) == (proof.health, proof.fingerprint)
+    heard_at = before.heard_at if before.at == proof.at else now
+    return replace(proof, heard_at=heard_at, since=before.since if same else now)
 
 
 def _proofs(db: Connection, *where: ColumnElement[bool]) -> dict[tuple[str, str], tuple[Proof, ...]]:
@@ -204,6 +217,7 @@ def _proof(
     placeholder: bool,
     detail: str,
     heard_at: datetime,
+    since: datetime,
 ) -> Proof:
     return Proof(
         Endpoint(service, protocol, address, port, server_name),
@@ -215,10 +229,11 @@ def _proof(
         placeholder=placeholder,
         detail=detail,
         heard_at=heard_at,
+        since=since,
     )
 
 
-def _proof_row(certificate: str, consumer: str, proof: Proof, heard_at: datetime | None) -> dict[str, Any]:
+def _proof_row(certificate: str, consumer: str, proof: Proof) -> dict[str, Any]:
     endpoint = proof.endpoint
     return {
         "certificate": certificate,
@@ -235,5 +250,6 @@ def _proof_row(certificate: str, consumer: str, proof: Proof, heard_at: datetime
         "not_before": proof.not_before,
         "placeholder": proof.placeholder,
         "detail": proof.detail,
-        "heard_at": heard_at,
+        "heard_at": proof.heard_at,
+        "since": proof.since,
     }

@@ -267,6 +267,7 @@ proofs = _table(
     _required("placeholder", Boolean),
     _required("detail", Text),
     _required("heard_at", Instant),
+    _required("since", Instant),
     Index(None, "consumer"),
 )
 

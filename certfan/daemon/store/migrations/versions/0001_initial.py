@@ -148,6 +148,7 @@ def upgrade() -> None:
         sa.Column("placeholder", sa.Boolean(), nullable=False),
         sa.Column("detail", sa.Text(), nullable=False),
         sa.Column("heard_at", sa.DateTime(), nullable=False),
+        sa.Column("since", sa.DateTime(), nullable=False),
         sa.PrimaryKeyConstraint(
             "certificate",
             "consumer",
