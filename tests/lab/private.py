@@ -207,14 +207,17 @@ def apache(
 
 def postfix(folder: Path, *, addresses: Sequence[str], port: int, pair: Path) -> Server:
     """Configure Postfix with an smtpd on the port of each address; needs root."""
-    for inner in (folder, folder / "queue", folder / "data"):
+    config = (
+        folder / "etc"
+    )  # apart from the queue: `postfix check` minds the modes of all that is beside its config
+    for inner in (folder, config, folder / "queue", folder / "data"):
         inner.mkdir()
     shutil.chown(folder / "data", "postfix")
     listen = "\n".join(f"{_bracketed(a)}:{port} inet n - n - - smtpd" for a in addresses)
     protocols = "all" if any(":" in address for address in addresses) else "ipv4"
-    (folder / "main.cf").write_text(_MAIN_CF.format(folder=folder, pair=pair, protocols=protocols))
-    (folder / "master.cf").write_text(_MASTER_CF.format(listen=listen))
-    argv = ["postfix", "-c", str(folder)]
+    (config / "main.cf").write_text(_MAIN_CF.format(folder=folder, pair=pair, protocols=protocols))
+    (config / "master.cf").write_text(_MASTER_CF.format(listen=listen))
+    argv = ["postfix", "-c", str(config)]
     return Server(
         "postfix",
         folder,
