@@ -19,6 +19,7 @@ from certfan.agent.identity import Trust, read_trust
 from certfan.agent.liaison import Liaison, Supply
 from certfan.agent.link import Link
 from certfan.agent.privileged import Privileged
+from certfan.agent.prober import Prober
 from certfan.agent.reconciler import Parts, Reconciler
 from certfan.agent.record import Record
 from certfan.agent.shelf import Shelf
@@ -91,6 +92,7 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with _opened(config, trust) as (link, supply):
         liaison = Liaison(link, clock=now, heartbeat=min(HEARTBEAT, config.probe_interval / 2))
+        prober = Prober(now)
         reconciler = Reconciler(
             Parts(
                 config=config,
@@ -100,6 +102,7 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
                 source=supply,
                 privileged=Privileged(config.apply_socket),
                 live=lambda: installer.live(config.install_to),
+                prober=prober,
                 changed=liaison.changed,
                 clock=now,
             )
@@ -111,9 +114,7 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
             tasks = [
                 group.create_task(reconciler.run(), name="reconciler"),
                 group.create_task(liaison.listen(reconciler.assigned), name="listen"),
-                group.create_task(
-                    liaison.tell(lambda: (reconciler.deployments, reconciler.proofs)), name="tell"
-                ),
+                group.create_task(liaison.tell(lambda: (reconciler.deployments, prober.shown)), name="tell"),
                 group.create_task(_feed_watchdog(lambda: now() - reconciler.ticked_at), name="watchdog"),
             ]
             systemd.notify("READY=1", f"STATUS=consumer {trust.consumer} of fleet {trust.fleet}")

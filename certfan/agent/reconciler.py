@@ -15,12 +15,12 @@ from typing import Any, Protocol, assert_never
 from certfan import log
 from certfan.agent.config import AgentConfig, endpoints_of
 from certfan.agent.privileged import Privileged
+from certfan.agent.prober import Prober
 from certfan.agent.record import Record
 from certfan.agent.staging import Staging
 from certfan.agent.swap import Answer
 from certfan.core import policy
 from certfan.core.agent_steps import (
-    APPLY_KEY,
     AgentFacts,
     Apply,
     Assignment,
@@ -36,13 +36,11 @@ from certfan.core.agent_steps import (
     TryState,
 )
 from certfan.core.deployment import plan
-from certfan.core.model import Attempt, Deployment, DeploymentState, Endpoint, Health, Problem, Proof
+from certfan.core.model import Attempt, Deployment, DeploymentState, Endpoint, Problem
 from certfan.core.tries import marks, setback
-from certfan.errors import CertfanError, InternalError, ProbeRefused, ProbeUnreachable
-from certfan.probe import probe
+from certfan.errors import CertfanError, InternalError
 
 LONGEST_NAP = timedelta(minutes=1)
-PROBES_AT_ONCE = 16
 
 
 class Source(Protocol):
@@ -62,6 +60,7 @@ class Parts:
     staging: Staging
     source: Source
     privileged: Privileged
+    prober: Prober
     live: Callable[[], Mapping[str, int]]  # the local pointers; 0 placeholder
     changed: Callable[[], None]  # there is something new to report
     clock: Callable[[], datetime]
@@ -77,14 +76,10 @@ class Reconciler:
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._staged: dict[Pair, Staged] = parts.staging.scan()
         self._applied: frozenset[Pair] = frozenset()
-        self._apply_ended: dict[str, datetime] = {}
-        self._proofs: dict[tuple[str, Endpoint], Proof] = {}
-        self._shown: dict[tuple[str, Endpoint], Proof] = {}
         self._deployed: dict[tuple[str, int, DeploymentState], Deployment] = {}
         self._fetch_attempts: dict[str, Attempt] = {}
         self._apply_attempts: dict[str, Attempt] = {}
         self._assigned_at: dict[Pair, datetime] = {}
-        self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
         self._log = log.get("agent")
         self.ticked_at = parts.clock()
 
@@ -101,11 +96,6 @@ class Reconciler:
     def deployments(self) -> tuple[Deployment, ...]:
         """What became of each generation here, one a state it went through."""
         return tuple(self._deployed.values())
-
-    @property
-    def proofs(self) -> Mapping[tuple[str, Endpoint], Proof]:
-        """The latest proof of each endpoint, older ones while a reload is under way included."""
-        return self._shown
 
     async def run(self) -> None:
         """Tick for ever. Cancelled, it cancels its steps and waits for their clean-up."""
@@ -141,7 +131,7 @@ class Reconciler:
             outcomes=self._is.record.outcomes,
             applied=self._applied,
             services=self._services(assignments),
-            proofs=dict(self._proofs),
+            proofs=self._is.prober.proofs,
             worked_before=self._is.record.worked_before,
             fetch_attempts=dict(self._fetch_attempts),
             apply_attempts=dict(self._apply_attempts),
@@ -217,13 +207,12 @@ class Reconciler:
         durable = marks(step, facts, self._is.clock())
         self._is.record.remember_worked(durable.worked_before)
         self._is.record.remember_outcomes(durable.outcomes)
-        names = {certificate for certificate, _ in step.pairs}
-        self._proofs = {key: proof for key, proof in self._proofs.items() if key[0] not in names}
+        self._is.prober.reload_begins(certificate for certificate, _ in step.pairs)
         self._applied -= frozenset(step.pairs)
         try:
             done = await self._is.privileged.apply(step.pairs)
         finally:
-            self._apply_ended |= dict.fromkeys(names, self._is.clock())
+            self._is.prober.reload_ended()
         self._take_in(step, done)
 
     def _take_in(self, step: Apply, done: Answer) -> None:
@@ -257,23 +246,9 @@ class Reconciler:
         )
 
     async def _probe(self, step: Probe) -> None:
-        async with asyncio.TaskGroup() as group:
-            for endpoint in step.endpoints:
-                group.create_task(self._look(step.certificate, endpoint), name=f"probe {endpoint}")
+        wanted = self._staged.get((step.certificate, self._is.live().get(step.certificate, 0)))
+        await self._is.prober.look(step, wanted.fingerprint if wanted else None)
         self._is.changed()
-
-    async def _look(self, certificate: str, endpoint: Endpoint) -> None:
-        async with self._probes:
-            at = self._is.clock()
-            proof = await _proof_of(endpoint, at)
-        # Seen before the last reload ended, it says nothing about that reload.
-        if APPLY_KEY in self._tasks or at < self._apply_ended.get(certificate, at):
-            return
-        self._proofs[certificate, endpoint] = self._shown[certificate, endpoint] = proof
-        if proof.health is not Health.SERVED:
-            self._log.warning(
-                "endpoint.unproven", endpoint=str(endpoint), health=proof.health, detail=proof.detail
-            )
 
     def _conclude(self, step: Conclude) -> None:
         self._is.record.remember_outcomes({(step.certificate, step.generation): step.outcome})
@@ -325,21 +300,3 @@ class Reconciler:
         failures = before.failures + 1 if before else 1
         not_before = policy.next_short_try(failures, now, jitter=self._is.jitter())
         return Attempt(certificate, problem, failures, now, not_before)
-
-
-async def _proof_of(endpoint: Endpoint, at: datetime) -> Proof:
-    try:
-        leaf = await probe(endpoint.protocol, endpoint.address, endpoint.port, endpoint.server_name)
-    except ProbeRefused as error:
-        return Proof(endpoint, Health.REFUSED, at, detail=error.text)
-    except ProbeUnreachable as error:
-        return Proof(endpoint, Health.UNREACHABLE, at, detail=error.text)
-    return Proof(
-        endpoint,
-        Health.SERVED,
-        at,
-        fingerprint=leaf.fingerprint,
-        not_after=leaf.not_after,
-        not_before=leaf.not_before,
-        placeholder=leaf.placeholder,
-    )

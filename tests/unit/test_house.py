@@ -45,7 +45,9 @@ EDGES = {
     "daemon": frozenset(
         {"authority", "challenges", "share", "channel", "status", "store", "state", "config_watch"}
     ),
-    "agent": frozenset({"link", "shelf", "installer", "reloader"}),
+    "agent": frozenset(
+        {"link", "shelf", "installer", "reloader", "prober", "privileged", "staging", "record"}
+    ),
 }
 BANNED_NAMES = frozenset(
     {"utils", "util", "common", "helpers", "helper", "base", "manager", "handler", "misc"}
