@@ -24,8 +24,9 @@ from certfan.errors import (
     MessageInvalid,
     NotAllowed,
     NotAuthenticated,
+    PkiError,
 )
-from certfan.protocol.identity import client_context, find_half_open
+from certfan.protocol.identity import client_context, consumer_of, find_half_open
 from certfan.protocol.messages import (
     MAX_ANSWER,
     MAX_REPORT,
@@ -47,18 +48,27 @@ class Link:
     Identity files are read again after every refusal, so a new enrolment counts without a restart.
     """
 
-    def __init__(self, address: str, identity: Path, *, fleet: str, ca_pem: bytes) -> None:
+    def __init__(
+        self, address: str, identity: Path, *, fleet: str, ca_pem: bytes, consumer: str | None = None
+    ) -> None:
+        """Speak as whoever `identity` is, which must be `consumer` if one is named."""
+
+        def context() -> ssl.SSLContext:
+            if consumer is not None:
+                _check_owner(identity / "cert.pem", consumer)
+            return client_context(ca_pem, cert=identity / "cert.pem", key=identity / "key.pem")
+
         self._caller = Caller(
             address,
             pki.daemon_name(fleet),
-            lambda: client_context(ca_pem, cert=identity / "cert.pem", key=identity / "key.pem"),
+            context,
             without=lambda: client_context(ca_pem),
         )
 
     @classmethod
     def of(cls, trust: Trust, identity: Path) -> Link:
         """Return a link to whom this machine trusts."""
-        return cls(trust.address, identity, fleet=trust.fleet, ca_pem=trust.ca_pem)
+        return cls(trust.address, identity, fleet=trust.fleet, ca_pem=trust.ca_pem, consumer=trust.consumer)
 
     async def __aenter__(self) -> Self:
         return self
@@ -211,7 +221,7 @@ class Caller:
             return self._context()
         except FileNotFoundError as error:
             raise NotAuthenticated("this agent has no identity", hint=ENROL_HINT) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, PkiError) as error:
             # A pair that was half replaced is one such case: the same line mends it.
             raise NotAuthenticated(
                 f"identity of this agent does not load: {error}", hint=ENROL_HINT
@@ -236,6 +246,18 @@ class Caller:
                 subject=self._address,
                 hint="look there at: systemctl status certfan",
             ) from error
+
+
+def _check_owner(cert: Path, consumer: str) -> None:
+    """Refuse an identity that was copied from another machine: its reports would pass for that one's."""
+    shown = consumer_of(pki.read_leaf(cert.read_bytes()).der).consumer
+    if shown != consumer:
+        raise NotAuthenticated(
+            f"{cert} is the identity of consumer {shown}, and this machine is {consumer}",
+            subject=str(cert),
+            hint=f"run on the daemon's machine: certfan consumer add {consumer}, and here:"
+            " certfan agent enrol LINE",
+        )
 
 
 def _session(context: ssl.SSLContext) -> aiohttp.ClientSession:
