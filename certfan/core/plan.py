@@ -82,7 +82,7 @@ def _why(certificate: Certificate, observed: Observed, now: datetime) -> Reason 
     """Return why to order now; None while one is on its way, nothing is wanted, or it is not yet time."""
     name = certificate.name
     attempt = observed.attempts.get(name)
-    lifts = (observed.asked.get(name), observed.config_changed.get(name))
+    lifts = (observed.asked.get(name), observed.config_changed.get(name), _answered(certificate, observed))
     if (name,) in observed.in_flight or attempt_holds(attempt, now, LONGEST_ORDER_WAIT, lifts):
         return None
     reason = why_issue(
@@ -96,6 +96,13 @@ def _why(certificate: Certificate, observed: Observed, now: datetime) -> Reason 
     )
     # An order that is open is finished: giving it up would cost another one.
     return reason or (Reason.ASKED_FOR if _has_open_order(certificate, observed) else None)
+
+
+def _answered(certificate: Certificate, observed: Observed) -> datetime | None:
+    """Return since when the authority answers again, if that it did not is what holds the order."""
+    attempt = observed.attempts.get(certificate.name)
+    unreachable = attempt is not None and attempt.problem.code == "authority.unreachable"
+    return observed.answered.get(certificate.authority) if unreachable else None
 
 
 def _has_open_order(certificate: Certificate, observed: Observed) -> bool:
@@ -130,6 +137,8 @@ def _order_instants(certificate: Certificate, observed: Observed) -> Iterator[da
     if (attempt := observed.attempts.get(name)) is not None:
         yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
     yield from (at for facts in (observed.asked, observed.config_changed) if (at := facts.get(name)))
+    if (answered := _answered(certificate, observed)) is not None:
+        yield answered
 
 
 # The share

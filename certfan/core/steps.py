@@ -100,6 +100,9 @@ class Observed:
     attempts: Mapping[str, Attempt] = field(default_factory=dict)  # by `NAME` or `NAME/CONSUMER`
     asked: Mapping[str, datetime] = field(default_factory=dict)  # `certfan renew`
     config_changed: Mapping[str, datetime] = field(default_factory=dict)  # by certificate: lifts back-off
+    answered: Mapping[str, datetime] = field(
+        default_factory=dict
+    )  # by authority: it answers again, after it did not
     proofs: Mapping[Where, tuple[Proof, ...]] = field(default_factory=dict)  # the latest of each endpoint
     renewals: Mapping[str, RenewalInfo] = field(default_factory=dict)
     revoked: frozenset[tuple[str, int]] = frozenset()

@@ -19,6 +19,9 @@ from certfan.daemon.store import Store
 class AcmeClient(Protocol):
     """One account at one authority; one method is one exchange. daemon.authority.AcmeAuthority is the real one."""
 
+    async def look(self) -> None:
+        """See whether the authority answers at all."""
+
     async def register(self) -> str:
         """Return the account's URL, made now unless the key has one."""
 
@@ -98,6 +101,21 @@ class Accounts:
             self._clients[authority] = client
             return client
 
+    async def look(self, authority: Authority) -> None:
+        """See whether an authority answers; only its directory is asked for. Repeatable.
+
+        Raises:
+            AuthorityError: it does not, or not in ACME.
+        """
+        known = self._clients.get(authority)
+        key = self._state.account_key(authority.name, self._make_key)
+        client = known or self._connect(authority, key, None)
+        try:
+            await client.look()
+        finally:
+            if known is None:
+                await client.close()
+
     async def _register(self, authority: Authority, client: AcmeClient, key: bytes) -> None:
         uri = await client.register()
         thumbprint = pki.public_key_hash(key)
@@ -107,8 +125,9 @@ class Accounts:
     async def forget(self, client: AcmeClient) -> None:
         """Register again at the next use, with the same key: the authority has lost the account."""
         for spec in [spec for spec, one in self._clients.items() if one is client]:
-            await self._store.forget_account(spec.name, spec.directory)
+            # First, so that the next of many orders that hear of it finds it done.
             del self._clients[spec]
+            await self._store.forget_account(spec.name, spec.directory)
             await client.close()
 
     async def close(self) -> None:

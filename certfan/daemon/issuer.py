@@ -42,6 +42,7 @@ from certfan.errors import AuthorityRefused, ChallengeFailed
 AFTER_LAST_FETCH = timedelta(milliseconds=30)
 GONE = frozenset({404, 410})
 ACME_ERROR = "urn:ietf:params:acme:error:"
+ACCOUNT_LOST = f"{ACME_ERROR}accountDoesNotExist"
 
 
 @dataclass(slots=True)
@@ -106,6 +107,16 @@ class Issuer:
         Raises:
             AuthorityError, ChallengeFailed, ChainInvalid, PairMismatch: the try failed; the key is kept.
         """
+        try:
+            return await self._issue(desired, name, floor)
+        except AuthorityRefused as error:
+            if error.type != ACCOUNT_LOST:
+                raise
+            # It has lost us, not refused the names: registered anew at once, nobody has to wait for that.
+            await self._journal.warn("account.lost", error.subject, detail=error.text, hint=error.hint)
+            return await self._issue(desired, name, floor)
+
+    async def _issue(self, desired: Desired, name: str, floor: int) -> Generation:
         certificate = desired.certificates[name]
         authority = desired.authorities[certificate.authority]
         issuance = await self._begin(certificate, floor)
@@ -238,7 +249,7 @@ class Issuer:
         if kind == "orderNotReady" and isinstance(move, Finalize):
             order.seen = None
             return
-        if kind == "accountDoesNotExist":
+        if error.type == ACCOUNT_LOST:
             await self._accounts.forget(order.client)
         if kind != "rateLimited" and (error.status in GONE or error.status < 500):
             await self._abandon(order, Problem(error.code, error.text, error.hint, error.not_before))

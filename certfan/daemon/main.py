@@ -123,6 +123,7 @@ class _Daemon:
                 state=state,
                 share=self._share,
                 issuer=self._issuer,
+                accounts=self._accounts,
                 journal=journal,
                 bundles=bundles,
                 desired=self.configured.desired,

@@ -15,8 +15,9 @@ from typing import Any, assert_never
 
 from certfan import log
 from certfan.core import policy
-from certfan.core.model import Attempt, Desired, Problem
+from certfan.core.model import Attempt, Authority, Desired, Problem
 from certfan.core.plan import Issue, Key, Observed, Offer, Publish, Retire, Step, Where, Withdraw, plan
+from certfan.daemon.accounts import Accounts
 from certfan.daemon.bundles import Bundles
 from certfan.daemon.issuer import Issuer
 from certfan.daemon.journal import Journal
@@ -26,6 +27,7 @@ from certfan.daemon.store import Store, StoreFacts
 from certfan.errors import AuthorityUnreachable, CertfanError, InternalError, ShareError
 
 LOOK_AT_SHARE: Key = ("share",)
+AUTHORITY_DOWN_LOOK = timedelta(seconds=15)
 SHARE_UP_LOOK = timedelta(seconds=30)
 SHARE_DOWN_LOOK = timedelta(seconds=3)
 LONGEST_NAP = timedelta(minutes=1)  # level, not edge: look again even when nobody rang
@@ -39,6 +41,7 @@ class Parts:
     state: StateFolder
     share: Share
     issuer: Issuer
+    accounts: Accounts
     journal: Journal
     bundles: Bundles
     desired: Callable[[], Desired]
@@ -58,6 +61,8 @@ class Reconciler:
         self._published: dict[Where, frozenset[int]] = {}
         self._live: dict[Where, int] = {}
         self._look_at_share = parts.clock()
+        self._look_at_authority: dict[str, datetime] = {}  # those that do not answer, and when to look again
+        self._answered: dict[str, datetime] = {}
         self._log = log.get("reconciler")
         self.ticked_at = parts.clock()
         self.in_flight_steps: dict[Key, Step] = {}
@@ -96,11 +101,30 @@ class Reconciler:
             self._start(group, step.key, self._carry_out(step))
         if now >= self._look_at_share and LOOK_AT_SHARE not in in_flight:
             self._start(group, LOOK_AT_SHARE, self._see_share())
+        self._look_at_silent(group, facts, now)
         self.ticked_at = now
         return min(filter(None, (planned.wake_at, self._next_look(now))))
 
     def _next_look(self, now: datetime) -> datetime:
-        return self._look_at_share if self._look_at_share > now else now + LONGEST_NAP
+        looks = (self._look_at_share, *self._look_at_authority.values())
+        return min((at for at in looks if at > now), default=now + LONGEST_NAP)
+
+    def _look_at_silent(self, group: asyncio.TaskGroup, facts: StoreFacts, now: datetime) -> None:
+        """Ask authorities that did not answer for their directory, so that one request ends every order's wait."""
+        desired = self._is.desired()
+        silent = set()
+        for name, attempt in facts.attempts.items():
+            certificate = desired.certificates.get(name)
+            if certificate is None or attempt.problem.code != AuthorityUnreachable.code:
+                continue
+            if attempt.at >= self._answered.get(certificate.authority, attempt.at):
+                silent.add(certificate.authority)
+        looks = {name: self._look_at_authority.get(name, now + AUTHORITY_DOWN_LOOK) for name in silent}
+        self._look_at_authority = looks
+        for name in silent:
+            key = ("look", name, "authority")
+            if looks[name] <= now and key not in self._tasks:
+                self._start(group, key, self._see_authority(desired.authorities[name]))
 
     def _observed(self, facts: StoreFacts, in_flight: frozenset[Key]) -> Observed:
         newest = {name: generations[-1].number for name, generations in facts.generations.items()}
@@ -112,6 +136,7 @@ class Reconciler:
             attempts=facts.attempts,
             asked=facts.asked,
             config_changed=facts.config_changed,
+            answered=dict(self._answered),
             proofs=facts.proofs,
             renewals={
                 name: info
@@ -213,6 +238,16 @@ class Reconciler:
         self._look_at_share = self._is.clock() + SHARE_UP_LOOK
         if was is not None:
             await self._is.journal.note("share.found", "share")
+
+    async def _see_authority(self, authority: Authority) -> None:
+        try:
+            await self._is.accounts.look(authority)
+        except CertfanError as error:
+            self._log.info("authority.silent", subject=authority.name, code=error.code, detail=error.text)
+        else:
+            self._answered[authority.name] = self._is.clock()
+            await self._is.journal.note("authority.found", authority.name)
+        self._look_at_authority[authority.name] = self._is.clock() + AUTHORITY_DOWN_LOOK
 
     async def _record_failure(self, step: Step, error: CertfanError) -> None:
         subject = step.certificate if isinstance(step, Issue) else f"{step.certificate}/{step.consumer}"

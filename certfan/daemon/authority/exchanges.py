@@ -109,6 +109,12 @@ class AcmeAuthority:
         self._account_uri, self._known = uri, self._network(uri)
         return uri
 
+    async def look(self) -> None:
+        """See whether the authority answers at all: its directory is asked for anew."""
+        self._directory = None
+        async with self._patience():
+            await self._fresh_directory()
+
     async def profiles(self) -> frozenset[str]:
         """Return the names of the profiles that the authority advertises; empty when it knows none."""
         async with self._patience():

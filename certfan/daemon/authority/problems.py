@@ -14,8 +14,7 @@ LONGEST_TEXT = 500
 MAX_SUBPROBLEMS = 100
 
 _HINTS = {
-    "accountDoesNotExist": "the authority does not know this account any more; a new one is registered when the"
-    " account is removed from the state folder",
+    "accountDoesNotExist": "registered again by itself, with the same key",
     "alreadyReplaced": "ordered again without `replaces`",
     "badCSR": "check key type and names of the certificate",
     "badPublicKey": "choose another key_type",

@@ -122,7 +122,7 @@ class Transport:
 
     def unreachable(self, cause: str, error: BaseException | None = None) -> AuthorityUnreachable:
         """Return the error for an answer that never came."""
-        hint = "check network, DNS and firewall of this machine"
+        hint = f"check network, DNS and firewall of this machine; run: curl -v {self.spec.directory}"
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             hint = f"set ca_file of authority {self.spec.name} to the CA of its HTTPS certificate"
         where = _place(self.spec.directory)
