@@ -19,6 +19,8 @@ APPLY_DELAYS = (timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1))
 REPAIR_DELAYS = (timedelta(seconds=10), timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1))
 # Nothing was spent at the authority, so the cause alone decides.
 UNREACHABLE_DELAYS = tuple(timedelta(seconds=s) for s in (5, 15, 60, 300))
+# A config test or a privileged half that fails spends nothing; whoever mends it should not have to wait.
+MENDED_LOOK = timedelta(seconds=25)
 SHORT_DELAYS = tuple(timedelta(seconds=s) for s in (1, 2, 4, 8, 15))
 JITTER = 0.1  # of the delay, on top of it
 LONGEST_ORDER_WAIT = DAY * (1 + JITTER)
@@ -150,6 +152,11 @@ def next_apply(failures: int, at: datetime, *, jitter: float = 0.0) -> datetime:
 def next_repair(repairs: int, at: datetime, *, jitter: float = 0.0) -> datetime:
     """Return when a reload that did nothing is repeated: 10 s, 1 min, 10 min, then hourly."""
     return at + _delay(REPAIR_DELAYS, repairs, jitter)
+
+
+def next_look(at: datetime, *, jitter: float = 0.0) -> datetime:
+    """Return when something may be tried again that only its mending can help: within 30 s, however often it failed."""
+    return at + MENDED_LOOK * (1 + JITTER * jitter)
 
 
 def _delay(delays: Sequence[timedelta], failures: int, jitter: float) -> timedelta:

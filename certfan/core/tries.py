@@ -19,7 +19,10 @@ from certfan.core.agent_steps import (
     Why,
 )
 from certfan.core.model import Attempt, Endpoint, Health, Problem, Proof
-from certfan.core.policy import next_apply, next_repair
+from certfan.core.policy import next_apply, next_look, next_repair
+
+# Neither is the pair's fault, and somebody is at it: tried again soon, however often it failed.
+SOON_MENDED = frozenset({"service.config_test_failed", "service.apply_unavailable"})
 
 
 class Verdict(StrEnum):
@@ -88,7 +91,9 @@ def _next_attempt(
     before: Attempt | None, certificate: str, problem: Problem, now: datetime, jitter: float
 ) -> Attempt:
     failures = before.failures + 1 if before is not None else 1
-    return Attempt(certificate, problem, failures, now, next_repair(failures, now, jitter=jitter))
+    soon = problem.code in SOON_MENDED
+    not_before = next_look(now, jitter=jitter) if soon else next_repair(failures, now, jitter=jitter)
+    return Attempt(certificate, problem, failures, now, not_before)
 
 
 def failed(outcome: Outcome, problem: Problem, now: datetime, *, jitter: float = 0.0) -> Outcome:
@@ -96,7 +101,8 @@ def failed(outcome: Outcome, problem: Problem, now: datetime, *, jitter: float =
     if outcome.group > 1:
         return replace(outcome, state=TryState.FAILED, at=now, not_before=None, problem=problem, repairs=0)
     failures = outcome.failures + 1
-    not_before = next_apply(failures, now, jitter=jitter)
+    soon = problem.code in SOON_MENDED
+    not_before = next_look(now, jitter=jitter) if soon else next_apply(failures, now, jitter=jitter)
     return Outcome(TryState.FAILED, now, failures=failures, not_before=not_before, problem=problem)
 
 
