@@ -58,7 +58,9 @@ def parse(data: bytes, *, where: str) -> dict[str, Any]:
         line = data.count(b"\n", 0, error.start) + 1
         problem = f"{where}: not UTF-8 (at line {line})"
     except tomllib.TOMLDecodeError as error:
-        problem = f"{where}: {_lower_first(str(error))}"
+        line, column = data.count(b"\n") + 1, len(data) - data.rfind(b"\n")
+        end = f"(at line {line}, column {column}, the end of the file)"
+        problem = f"{where}: {_lower_first(str(error)).replace('(at end of document)', end)}"
     except RecursionError:
         problem = f"{where}: nested too deeply"
     raise ConfigInvalid((problem,), subject=where)

@@ -288,14 +288,16 @@ def _refusal(issuance: Issuance, seen: AuthorizationSeen) -> Problem:
     return Problem(
         "challenge.failed",
         f"{issuance.certificate}: {seen.identifier}: {detail}",
-        hint=(found.hint if found is not None else "") or _look_hint(seen),
+        hint=_look_hint(issuance, seen, found.hint if found is not None else ""),
         not_before=found.not_before if found is not None else None,
     )
 
 
-def _look_hint(seen: AuthorizationSeen) -> str:
+def _look_hint(issuance: Issuance, seen: AuthorizationSeen, authoritys: str) -> str:
     host = f"[{seen.identifier}]" if ":" in seen.identifier.value else seen.identifier.value
-    return f"see that http://{host}/.well-known/acme-challenge/ is proxied to the daemon on every address"
+    what = authoritys or "let the vhost forward /.well-known/acme-challenge/ to the daemon on every address"
+    url = f"http://{host}/.well-known/acme-challenge/"
+    return f"{what}; look with: curl -v {url} , then run: certfan renew {issuance.certificate}"
 
 
 def _problem(issuance: Issuance, text: str, *, hint: str = "") -> Problem:

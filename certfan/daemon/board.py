@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
-from certfan.core.model import Deployment, DeploymentState, Desired, Health, Proof
+from certfan.core.model import Deployment, DeploymentState, Desired, Health, Problem, Proof
 from certfan.daemon.bundles import Bundles
 from certfan.daemon.enroller import Enroller
 from certfan.daemon.journal import Journal
 from certfan.daemon.store import IdentityFact, Store, StoreFacts
+from certfan.errors import CertfanError
 from certfan.protocol.messages import AssignmentMessage, Assignments, EnrolReply, Report
 
 # How far a deployment has come; a report tells every state that it went through.
@@ -87,6 +88,12 @@ class Noticeboard:
         await self._journal.note("consumer.enrolled", reply.consumer)
         return reply
 
+    async def refused(self, error: CertfanError) -> None:
+        """Note that a consumer, or one of its tokens, asked for what it may not have."""
+        await self._journal.warn(
+            "request.refused", error.subject, code=error.code, detail=error.text, hint=error.hint
+        )
+
     async def report(self, consumer: str, report: Report) -> None:
         """Take in what a consumer says of certificates that are its own; an older report changes nothing."""
         facts = await self._store.facts()
@@ -117,12 +124,20 @@ class Noticeboard:
             before = next((d for d in known if d.generation == one.generation), None)
             if before is not None and (_PROGRESS[one.state], one.at) <= (_PROGRESS[before.state], before.at):
                 continue
+            if before is not None and before.state is one.state and _same(before.problem, one.problem):
+                continue  # tried again with the same result
             name, subject = f"deployment.{one.state}", f"{one.certificate}@{one.generation}"
             if one.problem is None:
                 await self._journal.note(name, subject, at=one.at, consumer=consumer)
                 continue
             await self._journal.warn(
-                name, subject, consumer=consumer, code=one.problem.code, detail=one.problem.detail
+                name,
+                subject,
+                consumer=consumer,
+                code=one.problem.code,
+                detail=one.problem.detail,
+                hint=one.problem.hint,
+                output=one.problem.output,
             )
 
     async def _tell_proofs(
@@ -148,6 +163,13 @@ class Noticeboard:
                 await self._journal.warn(
                     "endpoint.lost", certificate, consumer=consumer, endpoint=where, detail=proof.detail
                 )
+
+
+def _same(one: Problem | None, other: Problem | None) -> bool:
+    """Whether two problems tell the same, whenever they happened."""
+    return (one and (one.code, one.detail, one.output)) == (
+        other and (other.code, other.detail, other.output)
+    )
 
 
 def _furthest(said: Iterable[Deployment]) -> list[Deployment]:

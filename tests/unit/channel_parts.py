@@ -20,6 +20,7 @@ from certfan.daemon.channel import Channel
 from certfan.daemon.enroller import Enroller
 from certfan.daemon.listeners import Listener
 from certfan.daemon.store import IdentityFact, Store
+from certfan.errors import CertfanError
 from certfan.protocol.identity import client_context
 from certfan.protocol.messages import AssignmentMessage, Assignments, EnrolReply, Report
 
@@ -39,6 +40,7 @@ class Yard:
     bundles: dict[tuple[str, str, int], dict[str, bytes]] = field(default_factory=dict)
     reports: list[tuple[str, Report]] = field(default_factory=list)
     acknowledgements: list[tuple[str, str]] = field(default_factory=list)
+    refusals: list[CertfanError] = field(default_factory=list)
     reads: int = 0
     read: asyncio.Event = field(default_factory=asyncio.Event)
     channel: Channel = field(init=False)
@@ -64,6 +66,9 @@ class Yard:
 
     async def bundle(self, consumer: str, certificate: str, generation: int) -> dict[str, bytes]:
         return self.bundles[consumer, certificate, generation]
+
+    async def refused(self, error: CertfanError) -> None:
+        self.refusals.append(error)
 
     async def redeem(self, token: str, csr: bytes) -> EnrolReply:
         return await self.enroller.redeem(token, csr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Protocol
 
+from certfan.errors import CertfanError
 from certfan.protocol.messages import Assignments, EnrolReply, Report
 
 
@@ -40,3 +41,6 @@ class Board(Protocol):
 
     async def redeem(self, token: str, csr: bytes) -> EnrolReply:
         """Turn a one-time token into an identity; raises EnrolmentRefused, RequestInvalid."""
+
+    async def refused(self, error: CertfanError) -> None:
+        """Note that a known consumer, or a token of one (its subject), asked for what it may not have."""

@@ -74,8 +74,16 @@ class Routes:
         except CertfanError as error:
             response = _problem(error)
             _log.warning(
-                "request.refused", path=request.path, peer=request.remote, code=error.code, detail=error.text
+                "request.refused",
+                path=request.path,
+                peer=request.remote,
+                code=error.code,
+                detail=error.text,
+                hint=error.hint,
             )
+            # Only of what is known here: no stranger fills the journal.
+            if isinstance(error, NotAllowed | EnrolmentRefused) and error.subject:
+                await self._board.refused(error)
         except TimeoutError:
             response = _problem(MessageInvalid(f"{request.path} took longer than {_PATIENCE} s"), 408)
         response.headers["Cache-Control"] = "no-store"
@@ -149,7 +157,8 @@ class Routes:
                 raise NotAllowed(
                     f"{certificate}@{generation} is not assigned to {consumer}",
                     subject=consumer,
-                    hint="the list of assignments says what is",
+                    hint=f"add {consumer} to the consumers of {certificate}, or on {consumer}"
+                    " run: systemctl restart certfan-agent",
                 )
             files = await self._board.bundle(consumer, certificate, int(generation))
         return _json(BundleMessage.of(files).encode())
