@@ -62,12 +62,10 @@ class Staging:
         self._sweep(parent)
         return staged
 
-    def keep_only(self, wanted: Iterable[Pair]) -> None:
-        """Remove every bundle but these."""
-        keep = frozenset(wanted)
-        for certificate, number, folder in self._folders():
-            if (certificate, number) not in keep:
-                shutil.rmtree(folder)
+    def remove(self, pairs: Iterable[Pair]) -> None:
+        """Remove bundles; what is not there is fine."""
+        for certificate, number in pairs:
+            shutil.rmtree(self._folder / certificate / str(number), ignore_errors=True)
 
     def _verified(self, certificate: str, number: int, bundle: Mapping[str, bytes], at: datetime) -> Staged:
         opened = manifest.open_bundle(
