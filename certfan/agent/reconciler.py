@@ -41,6 +41,7 @@ from certfan.core.tries import marks, setback
 from certfan.errors import CertfanError, InternalError
 
 LONGEST_NAP = timedelta(minutes=1)
+KEPT = 3  # bundles of a certificate: to go back to
 
 
 class Source(Protocol):
@@ -255,9 +256,22 @@ class Reconciler:
         proven = step.outcome.state is TryState.PROVEN
         state = DeploymentState.PROVEN if proven else DeploymentState.FAILED
         self._note(step.certificate, step.generation, state, step.outcome.at, step.outcome.problem)
+        if proven:
+            self._retire(step.certificate)
         self._log.info(
             "deployment.concluded", bundle=f"{step.certificate}@{step.generation}", state=state.value
         )
+
+    def _retire(self, certificate: str) -> None:
+        """Keep the newest bundles only: what is proven, what came before it, and what is assigned."""
+        assignment = self._is.record.assignments.get(certificate)
+        numbers = sorted(number for name, number in self._staged if name == certificate)
+        wanted = {*numbers[-KEPT:], self._is.live().get(certificate), assignment and assignment.generation}
+        gone = frozenset((certificate, number) for number in numbers if number not in wanted)
+        self._staged = {pair: staged for pair, staged in self._staged.items() if pair not in gone}
+        self._applied -= gone
+        self._is.record.forget_outcomes(gone)
+        self._is.staging.remove(gone)
 
     def _note(
         self,

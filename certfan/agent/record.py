@@ -60,8 +60,9 @@ class Record:
 
     def forget_outcomes(self, pairs: frozenset[Pair]) -> None:
         """Drop what is said of pairs that nobody can go back to."""
-        self.outcomes = {pair: outcome for pair, outcome in self.outcomes.items() if pair not in pairs}
-        self.remember_outcomes({})
+        if pairs & self.outcomes.keys():
+            self.outcomes = {pair: outcome for pair, outcome in self.outcomes.items() if pair not in pairs}
+            self.remember_outcomes({})
 
     def _read(self, name: str, kind: TypeAdapter[Any]) -> Any:
         try:
