@@ -59,11 +59,12 @@ class ConfigWatch:
         """Yield each time that there is something new; never ends by itself. Cancelled, it stops watching."""
         while True:
             folders = _folders(self._in_force.path)
+            armed = folders, self._in_force.force_polling
             async with contextlib.aclosing(self._wake_ups(folders)) as wake_ups:
                 async for told in wake_ups:
                     if loaded := await self.look(force=told):
                         yield loaded
-                    if _folders(self._in_force.path) != folders:
+                    if (_folders(self._in_force.path), self._in_force.force_polling) != armed:
                         break
 
     async def look(self, *, force: bool = False) -> Loaded | None:
@@ -132,12 +133,10 @@ def needs_restart(started_with: Config, now: Config) -> tuple[Problem, ...]:
     fixed = {
         "fleet": (started_with.fleet, now.fleet),
         "state": (started_with.state, now.state),
-        "share": (started_with.share, now.share),
         "http01.listen": (started_with.http01, now.http01),
         "channel.listen": (started_with.channel, now.channel),
         "status.listen": (started_with.status, now.status),
         "control": (started_with.control, now.control),
-        "watch.force_polling": (started_with.force_polling, now.force_polling),
     }
     return tuple(
         Problem(

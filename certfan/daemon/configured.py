@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 
 from certfan.core.model import Certificate, Desired, Problem
@@ -14,7 +14,10 @@ from certfan.daemon.store import Store
 
 
 class Configured:
-    """Holds the good config; a bad new one only adds problems."""
+    """Holds the good config; a bad new one only adds problems.
+
+    `take_over` gets the config before and the new one, and does what a value alone does not.
+    """
 
     def __init__(
         self,
@@ -22,6 +25,7 @@ class Configured:
         *,
         store: Store,
         journal: Journal,
+        take_over: Callable[[Config, Config], Awaitable[None]],
         ring: Callable[[], None],
         clock: Callable[[], datetime],
     ) -> None:
@@ -30,6 +34,7 @@ class Configured:
         self._watch = ConfigWatch(started_with)
         self._store = store
         self._journal = journal
+        self._take_over = take_over
         self._ring = ring
         self._clock = clock
 
@@ -57,6 +62,7 @@ class Configured:
         if loaded.config is not None:
             before, self.config = self.config, loaded.config
             await self._record()
+            await self._take_over(before, loaded.config)
             await self._tell_difference(before.desired.certificates)
         for problem in loaded.problems:
             await self._journal.warn("config.problem", "config", detail=problem.detail, hint=problem.hint)

@@ -87,7 +87,9 @@ class _Daemon:
         self._journal = journal
         self._state = state
         self._ca = open_ca(state.ca, config.fleet, now())
-        self.configured = Configured(config, store=store, journal=journal, ring=self._ring, clock=now)
+        self.configured = Configured(
+            config, store=store, journal=journal, take_over=self._take_over, ring=self._ring, clock=now
+        )
         bundles = Bundles(state, lambda: self._ca, config.fleet, self.configured.desired)
         enroller = Enroller(self._ca.ca, store, clock=now, address=config.channel_address)
         self._accounts = Accounts(
@@ -129,7 +131,7 @@ class _Daemon:
                 desired=self.configured.desired,
                 announce=self._channel.announce,
                 clock=now,
-                probe_interval=config.probe_interval,
+                probe_interval=lambda: self.configured.config.probe_interval,
             )
         )
         self._actions = AdminActions(
@@ -142,6 +144,15 @@ class _Daemon:
             ring=self._ring,
             clock=now,
         )
+
+    async def _take_over(self, before: Config, after: Config) -> None:
+        """Put in force what is more than a value; listeners, fleet and state folder wait for a restart."""
+        if after.log_level != before.log_level:
+            log.set_up(level=after.log_level)
+        if after.share != before.share:
+            share = after.share
+            await self._share.move(share.path, share_id=share.id, require_mount=share.require_mount)
+            self.reconciler.share_moved()
 
     def _ring(self) -> None:
         self.reconciler.ring()
@@ -186,7 +197,7 @@ class _Daemon:
             fleet=self._config.fleet,
             desired=self.configured.desired(),
             facts=await self._store.facts(),
-            probe_interval=self._config.probe_interval,
+            probe_interval=self.configured.config.probe_interval,
             config=await self._store.config(),
             config_problems=self.configured.problems,
             share_problem=self._share.problem,

@@ -47,7 +47,7 @@ class Parts:
     desired: Callable[[], Desired]
     announce: Callable[[str], None]
     clock: Callable[[], datetime]
-    probe_interval: timedelta
+    probe_interval: Callable[[], timedelta]
     jitter: Callable[[], float] = field(default=random.random)
 
 
@@ -71,6 +71,12 @@ class Reconciler:
     def live(self) -> Mapping[Where, int]:
         """Where the share's pointers were last seen."""
         return dict(self._live)
+
+    def share_moved(self) -> None:
+        """Forget what the old share showed, and look at the new one at once."""
+        self._published, self._live = {}, {}
+        self._look_at_share = self._is.clock()
+        self.ring()
 
     def ring(self) -> None:
         """Something may have changed: look soon."""
@@ -147,7 +153,7 @@ class Reconciler:
             open_orders={issuance.certificate: issuance for issuance in facts.issuances},
             in_flight=in_flight,
             share_up=self._is.share.problem is None,
-            probe_interval=self._is.probe_interval,
+            probe_interval=self._is.probe_interval(),
         )
 
     def _start(self, group: asyncio.TaskGroup, key: Key, work: Coroutine[Any, Any, None]) -> None:

@@ -53,11 +53,22 @@ class Share:
         require_mount: bool = False,
     ) -> None:
         self._root = root.absolute()
+        self._lock = lock
         self._clock = clock
         self._problem: Problem | None = None
         self._worker = ShareWorker(
             root, lock=lock, writable=True, sentinel_id=share_id, require_mount=require_mount
         )
+
+    async def move(self, root: Path, *, share_id: str | None, require_mount: bool) -> None:
+        """Use another root from now on; what was under way at the old one fails as unavailable."""
+        old = self._worker
+        self._root = root.absolute()
+        self._problem = None
+        self._worker = ShareWorker(
+            root, lock=self._lock, writable=True, sentinel_id=share_id, require_mount=require_mount
+        )
+        await old.stop()
 
     @property
     def problem(self) -> Problem | None:

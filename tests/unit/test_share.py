@@ -20,7 +20,18 @@ from certfan.errors import (
     ShareTampered,
     ShareUnavailable,
 )
-from tests.unit.share_parts import MAIL1, NAME, WEB1, Place, bundle, is_whole, make_place, now, read_live
+from tests.unit.share_parts import (
+    MAIL1,
+    NAME,
+    WEB1,
+    Place,
+    bundle,
+    is_whole,
+    make_place,
+    now,
+    read_live,
+    set_up_at,
+)
 
 
 @pytest.fixture
@@ -370,3 +381,18 @@ async def test_setup_follows_no_symlink(tmp_path: Path) -> None:
     with pytest.raises(ShareTampered):
         await set_up_share(root, [WEB1], uid=os.geteuid(), lock=tmp_path / "setup.lock")
     assert ([], "0755") == (list(victim.iterdir()), _mode(victim))
+
+
+async def test_a_share_that_moved_is_used_from_then_on(place: Place, tmp_path: Path) -> None:
+    """Another root in the config needs no restart, and the old root is left as it was."""
+    await place.share.publish(WEB1, NAME, 1, bundle(1))
+    other = tmp_path / "other"
+    other.mkdir(mode=0o755)
+    set_up_at(other)
+
+    await place.share.move(other, share_id=None, require_mount=False)
+    await place.share.publish(WEB1, NAME, 2, bundle(2))
+
+    assert {(NAME, "web1"): frozenset({2})} == (await place.share.look()).published
+    assert bundle(1) == read_live(place.root / "web1")
+    assert bundle(2) == read_live(other / "web1")
