@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any, Protocol, assert_never
 
 from certfan import log
@@ -83,6 +84,7 @@ class Reconciler:
         self._assigned_at: dict[Pair, datetime] = {}
         self._log = log.get("agent")
         self.ticked_at = parts.clock()
+        self._recall()
 
     def ring(self) -> None:
         """Something may have changed: look soon."""
@@ -272,6 +274,13 @@ class Reconciler:
         self._applied -= gone
         self._is.record.forget_outcomes(gone)
         self._is.staging.remove(gone)
+
+    def _recall(self) -> None:
+        """Tell again how the newest generations ended: whoever concluded it may have died before the report."""
+        for (certificate, generation), outcome in sorted(self._is.record.outcomes.items(), key=itemgetter(0)):
+            if outcome.state is not TryState.TRYING:
+                state = DeploymentState(outcome.state.value)
+                self._note(certificate, generation, state, outcome.at, outcome.problem)
 
     def _note(
         self,
