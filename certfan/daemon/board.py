@@ -122,7 +122,8 @@ class Noticeboard:
         for one in sorted(said, key=lambda d: (d.at, _PROGRESS[d.state])):
             known = facts.deployments.get((one.certificate, consumer), ())
             before = next((d for d in known if d.generation == one.generation), None)
-            if before is not None and (_PROGRESS[one.state], one.at) <= (_PROGRESS[before.state], before.at):
+            # By time first: a report also tells of earlier tries, and the failure of one is no news after the next.
+            if before is not None and (one.at, _PROGRESS[one.state]) <= (before.at, _PROGRESS[before.state]):
                 continue
             if before is not None and before.state is one.state and _same(before.problem, one.problem):
                 continue  # tried again with the same result

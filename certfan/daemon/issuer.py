@@ -55,14 +55,15 @@ class _Order:
     issuance: Issuance
     key: bytes = field(repr=False)
     seen: OrderSeen | None = None
+    last: OrderSeen | None = None  # also after a wait, when nothing counts as seen
     authorizations: Mapping[str, AuthorizationSeen] = field(default_factory=dict)
     fetched: asyncio.Event = field(default_factory=asyncio.Event)
     places: list[tuple[datetime, str]] = field(default_factory=list)
 
     def look(self, seen: OrderSeen) -> None:
         """Take in another look at the order."""
-        self.authorizations = kept(self.seen, seen, self.authorizations)
-        self.seen = seen
+        self.authorizations = kept(self.last, seen, self.authorizations)
+        self.seen = self.last = seen
 
 
 class Issuer:
