@@ -25,6 +25,7 @@ from certfan.agent.record import Record
 from certfan.agent.shelf import Shelf
 from certfan.agent.staging import Staging
 from certfan.errors import ConfigInvalid
+from certfan.loop import Loop
 from certfan.protocol.identity import parse_line
 
 HEARTBEAT = timedelta(seconds=30)  # a daemon that hears nothing for two probe intervals shows us as unheard
@@ -92,6 +93,7 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with _opened(config, trust) as (link, supply):
         liaison = Liaison(link, clock=now, heartbeat=min(HEARTBEAT, config.probe_interval / 2))
+        loop = Loop(now)
         prober = Prober(now)
         reconciler = Reconciler(
             Parts(
@@ -105,7 +107,8 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
                 prober=prober,
                 changed=liaison.changed,
                 clock=now,
-            )
+            ),
+            loop,
         )
         log.get("agent").info(
             "agent.started", version=__version__, consumer=trust.consumer, fleet=trust.fleet
@@ -115,7 +118,7 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
                 group.create_task(reconciler.run(), name="reconciler"),
                 group.create_task(liaison.listen(reconciler.assigned), name="listen"),
                 group.create_task(liaison.tell(lambda: (reconciler.deployments, prober.shown)), name="tell"),
-                group.create_task(_feed_watchdog(lambda: now() - reconciler.ticked_at), name="watchdog"),
+                group.create_task(_feed_watchdog(lambda: now() - loop.ticked_at), name="watchdog"),
             ]
             systemd.notify("READY=1", f"STATUS=consumer {trust.consumer} of fleet {trust.fleet}")
             await stop.wait()

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from operator import itemgetter
-from typing import Any, Protocol, assert_never
+from typing import Protocol, assert_never
 
 from certfan import log
 from certfan.agent.config import AgentConfig, endpoints_of
@@ -27,7 +27,6 @@ from certfan.core.agent_steps import (
     Assignment,
     Conclude,
     Fetch,
-    Key,
     LayPlaceholder,
     Pair,
     Probe,
@@ -40,8 +39,8 @@ from certfan.core.deployment import plan
 from certfan.core.model import Attempt, Deployment, DeploymentState, Endpoint, Problem
 from certfan.core.tries import marks, setback
 from certfan.errors import CertfanError, InternalError
+from certfan.loop import Loop
 
-LONGEST_NAP = timedelta(minutes=1)
 KEPT = 3  # bundles of a certificate: to go back to
 
 
@@ -72,10 +71,9 @@ class Parts:
 class Reconciler:
     """Brings what is served to what is assigned, one named task a key."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, loop: Loop) -> None:
         self._is = parts
-        self._bell = asyncio.Event()
-        self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._loop = loop
         self._staged: dict[Pair, Staged] = parts.staging.scan()
         self._applied: frozenset[Pair] = frozenset()
         self._deployed: dict[tuple[str, int, DeploymentState], Deployment] = {}
@@ -83,17 +81,12 @@ class Reconciler:
         self._apply_attempts: dict[str, Attempt] = {}
         self._assigned_at: dict[Pair, datetime] = {}
         self._log = log.get("agent")
-        self.ticked_at = parts.clock()
         self._recall()
-
-    def ring(self) -> None:
-        """Something may have changed: look soon."""
-        self._bell.set()
 
     def assigned(self, assignments: Mapping[str, Assignment]) -> None:
         """Take the whole list from the daemon; durable on return."""
         self._is.record.remember_assignments(assignments)
-        self.ring()
+        self._loop.ring()
 
     @property
     def deployments(self) -> tuple[Deployment, ...]:
@@ -101,26 +94,17 @@ class Reconciler:
         return tuple(self._deployed.values())
 
     async def run(self) -> None:
-        """Tick for ever. Cancelled, it cancels its steps and waits for their clean-up."""
-        async with asyncio.TaskGroup() as group:
-            while True:
-                wake_at = self.tick(group)
-                nap = min(max(wake_at - self._is.clock(), timedelta(0)), LONGEST_NAP)
-                try:
-                    async with asyncio.timeout(nap.total_seconds()):
-                        await self._bell.wait()
-                except TimeoutError:
-                    pass
+        """Reconcile for ever. Cancelled, it cancels its steps and waits for their clean-up."""
+        await self._loop.run(self.tick)
 
-    def tick(self, group: asyncio.TaskGroup) -> datetime:
+    async def tick(self, group: asyncio.TaskGroup) -> datetime | None:
         """Look, plan, start; return when to look again at the latest."""
-        self._bell.clear()
-        self.ticked_at = now = self._is.clock()
+        now = self._is.clock()
         facts = self.facts(now)
         planned = plan(facts, now)
         for step in planned.steps:
-            self._start(group, step, self._carry_out(step, facts))
-        return planned.wake_at or now + LONGEST_NAP
+            self._loop.start(group, step.key, self._carry_out(step, facts))
+        return planned.wake_at
 
     def facts(self, now: datetime) -> AgentFacts:
         """Return everything that the plan looks at."""
@@ -138,7 +122,7 @@ class Reconciler:
             worked_before=self._is.record.worked_before,
             fetch_attempts=dict(self._fetch_attempts),
             apply_attempts=dict(self._apply_attempts),
-            in_flight=frozenset(self._tasks),
+            in_flight=self._loop.in_flight,
             probe_interval=self._is.config.probe_interval,
             quiet=self._is.config.quiet,
         )
@@ -149,16 +133,6 @@ class Reconciler:
             for service, endpoints in endpoints_of(self._is.config, one.certificate, one.identifiers).items():
                 found[service][one.certificate] = endpoints
         return {name: ServiceFacts(frozenset(by), by) for name, by in found.items()}
-
-    def _start(self, group: asyncio.TaskGroup, step: Step, work: Coroutine[Any, Any, None]) -> None:
-        task = group.create_task(work, name="/".join(step.key))
-        self._tasks[step.key] = task
-
-        def ended(_: asyncio.Task[None]) -> None:
-            self._tasks.pop(step.key, None)
-            self.ring()
-
-        task.add_done_callback(ended)
 
     async def _carry_out(self, step: Step, facts: AgentFacts) -> None:
         """The step boundary: the only place that turns any error into a fact."""

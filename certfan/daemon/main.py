@@ -25,12 +25,14 @@ from certfan.daemon.configured import Configured
 from certfan.daemon.enroller import Enroller
 from certfan.daemon.issuer import Issuer
 from certfan.daemon.journal import Journal
+from certfan.daemon.lookout import Lookout
 from certfan.daemon.reconciler import Parts, Reconciler
 from certfan.daemon.share import Share
 from certfan.daemon.state import StateFolder
 from certfan.daemon.status import app
 from certfan.daemon.status.model import StateOfThings
 from certfan.daemon.store import Event, Store
+from certfan.loop import Loop
 
 STALLED = timedelta(minutes=3)  # a reconciler that has not ticked for that long hangs
 LAST_RUNS = 50
@@ -86,9 +88,10 @@ class _Daemon:
         self._store = store
         self._journal = journal
         self._state = state
+        self._loop = Loop(now)
         self._ca = open_ca(state.ca, config.fleet, now())
         self.configured = Configured(
-            config, store=store, journal=journal, take_over=self._take_over, ring=self._ring, clock=now
+            config, store=store, journal=journal, take_over=self._take_over, ring=self._loop.ring, clock=now
         )
         bundles = Bundles(state, lambda: self._ca, config.fleet, self.configured.desired)
         enroller = Enroller(self._ca.ca, store, clock=now, address=config.channel_address)
@@ -114,25 +117,27 @@ class _Daemon:
             enroller=enroller,
             journal=journal,
             desired=self.configured.desired,
-            ring=self._ring,
+            ring=self._loop.ring,
             clock=now,
         )
         self._channel = Channel(self._ca, board, listeners=config.channel)
         self._responder = Responder(self._issuer.key_authorization, self._issuer.fetched)
+        self._lookout = Lookout(self._share, self._accounts, journal, now, self._loop)
         self.reconciler = Reconciler(
             Parts(
                 store=store,
                 state=state,
                 share=self._share,
                 issuer=self._issuer,
-                accounts=self._accounts,
                 journal=journal,
                 bundles=bundles,
                 desired=self.configured.desired,
                 announce=self._channel.announce,
                 clock=now,
                 probe_interval=lambda: self.configured.config.probe_interval,
-            )
+            ),
+            self._loop,
+            self._lookout,
         )
         self._actions = AdminActions(
             store=store,
@@ -141,7 +146,7 @@ class _Daemon:
             desired=self.configured.desired,
             end_sessions=self._channel.end_sessions,
             read_config=self.configured.read_now,
-            ring=self._ring,
+            ring=self._loop.ring,
             clock=now,
         )
 
@@ -152,10 +157,7 @@ class _Daemon:
         if after.share != before.share:
             share = after.share
             await self._share.move(share.path, share_id=share.id, require_mount=share.require_mount)
-            self.reconciler.share_moved()
-
-    def _ring(self) -> None:
-        self.reconciler.ring()
+            self._lookout.share_moved()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[_Daemon]:
@@ -201,8 +203,8 @@ class _Daemon:
             config=await self._store.config(),
             config_problems=self.configured.problems,
             share_problem=self._share.problem,
-            live=self.reconciler.live,
-            in_flight=dict(self.reconciler.in_flight_steps),
+            live=self._lookout.live,
+            in_flight=self.reconciler.steps,
             runs=tuple(await self._store.runs(LAST_RUNS)),
         )
 
@@ -212,7 +214,7 @@ class _Daemon:
         return tuple(await self._store.events(after, limit))
 
     def _alive(self) -> Mapping[str, str | None]:
-        silence = now() - self.reconciler.ticked_at
+        silence = now() - self._loop.ticked_at
         return {"reconciler": f"has not ticked for {silence}" if silence > STALLED else None}
 
     def _ready(self) -> Mapping[str, str | None]:

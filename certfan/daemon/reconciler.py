@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, assert_never
+from typing import assert_never
 
 from certfan import log
 from certfan.core import policy
-from certfan.core.model import Attempt, Authority, Desired, Problem
-from certfan.core.plan import Issue, Key, Observed, Offer, Publish, Retire, Step, Where, Withdraw, plan
-from certfan.daemon.accounts import Accounts
+from certfan.core.model import Attempt, Desired, Problem
+from certfan.core.plan import Issue, Key, Observed, Offer, Publish, Retire, Step, Withdraw, plan
 from certfan.daemon.bundles import Bundles
 from certfan.daemon.issuer import Issuer
 from certfan.daemon.journal import Journal
+from certfan.daemon.lookout import Lookout
 from certfan.daemon.share import Share
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store, StoreFacts
-from certfan.errors import AuthorityUnreachable, CertfanError, InternalError, ShareError
-
-LOOK_AT_SHARE: Key = ("share",)
-AUTHORITY_DOWN_LOOK = timedelta(seconds=15)
-SHARE_UP_LOOK = timedelta(seconds=30)
-SHARE_DOWN_LOOK = timedelta(seconds=3)
-LONGEST_NAP = timedelta(minutes=1)  # level, not edge: look again even when nobody rang
+from certfan.errors import AuthorityUnreachable, CertfanError, InternalError
+from certfan.loop import Loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +36,6 @@ class Parts:
     state: StateFolder
     share: Share
     issuer: Issuer
-    accounts: Accounts
     journal: Journal
     bundles: Bundles
     desired: Callable[[], Desired]
@@ -54,95 +48,46 @@ class Parts:
 class Reconciler:
     """Brings what is so to what is desired, one named task a key."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, loop: Loop, lookout: Lookout) -> None:
         self._is = parts
-        self._bell = asyncio.Event()
-        self._tasks: dict[Key, asyncio.Task[None]] = {}
-        self._published: dict[Where, frozenset[int]] = {}
-        self._live: dict[Where, int] = {}
-        self._look_at_share = parts.clock()
-        self._look_at_authority: dict[str, datetime] = {}  # those that do not answer, and when to look again
-        self._answered: dict[str, datetime] = {}
+        self._loop = loop
+        self._out = lookout
+        self._steps: dict[Key, Step] = {}
         self._log = log.get("reconciler")
-        self.ticked_at = parts.clock()
-        self.in_flight_steps: dict[Key, Step] = {}
 
     @property
-    def live(self) -> Mapping[Where, int]:
-        """Where the share's pointers were last seen."""
-        return dict(self._live)
-
-    def share_moved(self) -> None:
-        """Forget what the old share showed, and look at the new one at once."""
-        self._published, self._live = {}, {}
-        self._look_at_share = self._is.clock()
-        self.ring()
-
-    def ring(self) -> None:
-        """Something may have changed: look soon."""
-        self._bell.set()
+    def steps(self) -> Mapping[Key, Step]:
+        """What is under way."""
+        return {key: self._steps[key] for key in self._loop.in_flight if key in self._steps}
 
     async def run(self) -> None:
-        """Tick for ever. Cancelled, it cancels its steps and waits for their clean-up."""
-        async with asyncio.TaskGroup() as group:
-            while True:
-                wake_at = await self.tick(group)
-                nap = min(max(wake_at - self._is.clock(), timedelta(0)), LONGEST_NAP)
-                try:
-                    async with asyncio.timeout(nap.total_seconds()):
-                        await self._bell.wait()
-                except TimeoutError:
-                    pass
+        """Reconcile for ever. Cancelled, it cancels its steps and waits for their clean-up."""
+        await self._loop.run(self.tick)
 
     async def tick(self, group: asyncio.TaskGroup) -> datetime:
         """Observe, plan, start; return when to look again at the latest."""
-        self._bell.clear()
-        # Taken before the facts: a step that ends while they are read is started again next time, not twice.
-        in_flight = frozenset(self._tasks)
+        in_flight = self._loop.in_flight
         facts = await self._is.store.facts()
-        now = self._is.clock()
-        planned = plan(self._is.desired(), self._observed(facts, in_flight), now)
+        desired, now = self._is.desired(), self._is.clock()
+        planned = plan(desired, self._observed(facts, in_flight), now)
+        self._steps = {key: step for key, step in self._steps.items() if key in in_flight}
         for step in planned.steps:
-            self.in_flight_steps[step.key] = step
-            self._start(group, step.key, self._carry_out(step))
-        if now >= self._look_at_share and LOOK_AT_SHARE not in in_flight:
-            self._start(group, LOOK_AT_SHARE, self._see_share())
-        self._look_at_silent(group, facts, now)
-        self.ticked_at = now
-        return min(filter(None, (planned.wake_at, self._next_look(now))))
-
-    def _next_look(self, now: datetime) -> datetime:
-        looks = (self._look_at_share, *self._look_at_authority.values())
-        return min((at for at in looks if at > now), default=now + LONGEST_NAP)
-
-    def _look_at_silent(self, group: asyncio.TaskGroup, facts: StoreFacts, now: datetime) -> None:
-        """Ask authorities that did not answer for their directory, so that one request ends every order's wait."""
-        desired = self._is.desired()
-        silent = set()
-        for name, attempt in facts.attempts.items():
-            certificate = desired.certificates.get(name)
-            if certificate is None or attempt.problem.code != AuthorityUnreachable.code:
-                continue
-            if attempt.at >= self._answered.get(certificate.authority, attempt.at):
-                silent.add(certificate.authority)
-        looks = {name: self._look_at_authority.get(name, now + AUTHORITY_DOWN_LOOK) for name in silent}
-        self._look_at_authority = looks
-        for name in silent:
-            key = ("look", name, "authority")
-            if looks[name] <= now and key not in self._tasks:
-                self._start(group, key, self._see_authority(desired.authorities[name]))
+            self._steps[step.key] = step
+            self._loop.start(group, step.key, self._carry_out(step))
+        next_look = self._out.look_where_due(group, desired, facts.attempts, now)
+        return min(planned.wake_at or next_look, next_look)
 
     def _observed(self, facts: StoreFacts, in_flight: frozenset[Key]) -> Observed:
         newest = {name: generations[-1].number for name, generations in facts.generations.items()}
         return Observed(
             generations=facts.generations,
-            published=dict(self._published),
-            live=dict(self._live),
+            published=self._out.published,
+            live=self._out.live,
             offered=facts.offered,
             attempts=facts.attempts,
             asked=facts.asked,
             config_changed=facts.config_changed,
-            answered=dict(self._answered),
+            answered=self._out.answered,
             proofs=facts.proofs,
             renewals={
                 name: info
@@ -152,20 +97,9 @@ class Reconciler:
             revoked=frozenset(facts.revoked),
             open_orders={issuance.certificate: issuance for issuance in facts.issuances},
             in_flight=in_flight,
-            share_up=self._is.share.problem is None,
+            share_up=self._out.share_up,
             probe_interval=self._is.probe_interval(),
         )
-
-    def _start(self, group: asyncio.TaskGroup, key: Key, work: Coroutine[Any, Any, None]) -> None:
-        task = group.create_task(work, name="/".join(key))
-        self._tasks[key] = task
-
-        def ended(_: asyncio.Task[None]) -> None:
-            self._tasks.pop(key, None)
-            self.in_flight_steps.pop(key, None)
-            self.ring()
-
-        task.add_done_callback(ended)
 
     async def _carry_out(self, step: Step) -> None:
         """The step boundary: the only place that turns any error into a fact."""
@@ -181,9 +115,8 @@ class Reconciler:
     async def _do(self, step: Step) -> None:
         match step:
             case Issue():
-                await self._is.issuer.issue(
-                    self._is.desired(), step.certificate, floor=self._floor(step.certificate)
-                )
+                floor = await self._floor(step.certificate)
+                await self._is.issuer.issue(self._is.desired(), step.certificate, floor=floor)
             case Publish():
                 await self._publish(step)
             case Offer():
@@ -194,20 +127,18 @@ class Reconciler:
                 await self._told(step.consumer, "certificate.withdrawn", step.certificate)
             case Retire():
                 await self._is.share.retire(step.consumer, step.certificate, step.generation)
-                where = (step.certificate, step.consumer)
-                self._published[where] = self._published.get(where, frozenset()) - {step.generation}
+                self._out.taken((step.certificate, step.consumer), step.generation)
                 await self._is.journal.note(
                     "generation.retired", f"{step.certificate}@{step.generation}", consumer=step.consumer
                 )
             case _:
                 assert_never(step)
 
-    def _floor(self, certificate: str) -> int:
+    async def _floor(self, certificate: str) -> int:
         """Return the highest number that the share or a consumer has seen of a certificate."""
-        shown = (
-            number for where, all_ in self._published.items() if where[0] == certificate for number in all_
-        )
-        return max([0, *shown, *(n for where, n in self._live.items() if where[0] == certificate)])
+        said = (await self._is.store.deployments()).items()
+        reported = [d.generation for where, all_ in said if where[0] == certificate for d in all_]
+        return max([self._out.highest(certificate), *reported])
 
     async def _publish(self, step: Publish) -> None:
         consumer = self._is.desired().consumers.get(step.consumer)
@@ -215,9 +146,7 @@ class Reconciler:
             return  # left the config while the step waited for its turn
         bundle = self._is.bundles.pack(step.consumer, step.certificate, step.generation)
         await self._is.share.publish(consumer, step.certificate, step.generation, bundle)
-        where = (step.certificate, step.consumer)
-        self._published[where] = self._published.get(where, frozenset()) | {step.generation}
-        self._live[where] = step.generation
+        self._out.put((step.certificate, step.consumer), step.generation)
         store, now = self._is.store, self._is.clock()
         await store.record_published(step.certificate, step.consumer, step.generation, now)
         await store.clear_attempt(f"{step.certificate}/{step.consumer}")
@@ -228,32 +157,6 @@ class Reconciler:
     async def _told(self, consumer: str, event: str, subject: str) -> None:
         self._is.announce(consumer)
         await self._is.journal.note(event, subject, consumer=consumer)
-
-    async def _see_share(self) -> None:
-        was = self._is.share.problem
-        try:
-            seen = await self._is.share.look()
-        except ShareError as error:
-            self._look_at_share = self._is.clock() + SHARE_DOWN_LOOK
-            if was is None:
-                await self._is.journal.warn(
-                    "share.lost", str(error.subject), code=error.code, detail=error.text, hint=error.hint
-                )
-            return
-        self._published, self._live = dict(seen.published), dict(seen.live)
-        self._look_at_share = self._is.clock() + SHARE_UP_LOOK
-        if was is not None:
-            await self._is.journal.note("share.found", "share")
-
-    async def _see_authority(self, authority: Authority) -> None:
-        try:
-            await self._is.accounts.look(authority)
-        except CertfanError as error:
-            self._log.info("authority.silent", subject=authority.name, code=error.code, detail=error.text)
-        else:
-            self._answered[authority.name] = self._is.clock()
-            await self._is.journal.note("authority.found", authority.name)
-        self._look_at_authority[authority.name] = self._is.clock() + AUTHORITY_DOWN_LOOK
 
     async def _record_failure(self, step: Step, error: CertfanError) -> None:
         subject = step.certificate if isinstance(step, Issue) else f"{step.certificate}/{step.consumer}"

@@ -1,0 +1,145 @@
+"""What was last seen outside: the share's contents, and whether authorities that were silent answer again.
+
+Looks are tasks on the reconciler's loop, like steps. What must never come in: what to do about what was seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+
+from certfan import log
+from certfan.core.model import Attempt, Authority, Desired
+from certfan.core.plan import Key, Where
+from certfan.daemon.accounts import Accounts
+from certfan.daemon.journal import Journal
+from certfan.daemon.share import Share
+from certfan.errors import AuthorityUnreachable, CertfanError, ShareError
+from certfan.loop import Loop
+
+SHARE_UP = timedelta(seconds=30)
+SHARE_DOWN = timedelta(seconds=3)
+SHARE_SWEEP = timedelta(hours=1)
+AUTHORITY_DOWN = timedelta(seconds=15)
+AT_SHARE: Key = ("share",)
+
+
+class Lookout:
+    """Looks when it is time, and remembers what the last look showed."""
+
+    def __init__(
+        self, share: Share, accounts: Accounts, journal: Journal, clock: Callable[[], datetime], loop: Loop
+    ) -> None:
+        self._share = share
+        self._accounts = accounts
+        self._journal = journal
+        self._clock = clock
+        self._loop = loop
+        self._published: dict[Where, frozenset[int]] = {}
+        self._live: dict[Where, int] = {}
+        self._share_at = self._sweep_at = clock()
+        self._authority_at: dict[str, datetime] = {}  # those that are silent, and when to look again
+        self._answered: dict[str, datetime] = {}
+        self._log = log.get("lookout")
+
+    @property
+    def published(self) -> Mapping[Where, frozenset[int]]:
+        """Every generation that is complete on the share."""
+        return dict(self._published)
+
+    @property
+    def live(self) -> Mapping[Where, int]:
+        """Where the share's pointers were."""
+        return dict(self._live)
+
+    @property
+    def share_up(self) -> bool:
+        """Whether the share answered when it was last used."""
+        return self._share.problem is None
+
+    @property
+    def answered(self) -> Mapping[str, datetime]:
+        """When authorities that had been silent answered again."""
+        return dict(self._answered)
+
+    def highest(self, certificate: str) -> int:
+        """Return the highest number that the share shows of a certificate, 0 for none."""
+        numbers = [n for where, all_ in self._published.items() if where[0] == certificate for n in all_]
+        return max([0, *numbers, *(n for where, n in self._live.items() if where[0] == certificate)])
+
+    def put(self, where: Where, generation: int) -> None:
+        """Take in what was just published."""
+        self._published[where] = self._published.get(where, frozenset()) | {generation}
+        self._live[where] = generation
+
+    def taken(self, where: Where, generation: int) -> None:
+        """Take in what was just removed."""
+        self._published[where] = self._published.get(where, frozenset()) - {generation}
+
+    def share_moved(self) -> None:
+        """Forget what the old share showed, and look at the new one at once."""
+        self._published, self._live = {}, {}
+        self._share_at = self._clock()
+        self._loop.ring()
+
+    def look_where_due(
+        self, group: asyncio.TaskGroup, desired: Desired, attempts: Mapping[str, Attempt], now: datetime
+    ) -> datetime:
+        """Start the looks that are due; return when the next one is."""
+        if now >= self._share_at and AT_SHARE not in self._loop.in_flight:
+            self._loop.start(group, AT_SHARE, self._see_share())
+        silent = self._silent(desired, attempts)
+        self._authority_at = {name: self._authority_at.get(name, now + AUTHORITY_DOWN) for name in silent}
+        for name, at in self._authority_at.items():
+            key = ("look", name, "authority")
+            if now >= at and key not in self._loop.in_flight:
+                self._loop.start(group, key, self._see_authority(desired.authorities[name]))
+        ahead = (at for at in (self._share_at, *self._authority_at.values()) if at > now)
+        return min(ahead, default=now + SHARE_UP)
+
+    def _silent(self, desired: Desired, attempts: Mapping[str, Attempt]) -> frozenset[str]:
+        """Return the authorities that have not answered since an order failed for that."""
+        found = set()
+        for name, attempt in attempts.items():
+            certificate = desired.certificates.get(name)
+            if certificate is None or attempt.problem.code != AuthorityUnreachable.code:
+                continue
+            if attempt.at >= self._answered.get(certificate.authority, attempt.at):
+                found.add(certificate.authority)
+        return frozenset(found)
+
+    async def _see_share(self) -> None:
+        was_up = self.share_up
+        try:
+            seen = await self._share.look()
+            if self._clock() >= self._sweep_at:
+                await self._sweep()
+        except ShareError as error:
+            self._share_at = self._clock() + SHARE_DOWN
+            if was_up:
+                await self._journal.warn(
+                    "share.lost", error.subject, code=error.code, detail=error.text, hint=error.hint
+                )
+            return
+        self._published, self._live = dict(seen.published), dict(seen.live)
+        self._share_at = self._clock() + SHARE_UP
+        if not was_up:
+            await self._journal.note("share.found", "share")
+
+    async def _sweep(self) -> None:
+        """Remove what interrupted publishing left behind."""
+        if swept := await self._share.sweep():
+            await self._journal.note("share.swept", "share", count=swept)
+        self._sweep_at = self._clock() + SHARE_SWEEP
+
+    async def _see_authority(self, authority: Authority) -> None:
+        """Ask for its directory only: one request then ends the wait of every order there."""
+        try:
+            await self._accounts.look(authority)
+        except CertfanError as error:
+            self._log.info("authority.silent", subject=authority.name, code=error.code, detail=error.text)
+        else:
+            self._answered[authority.name] = self._clock()
+            await self._journal.note("authority.found", authority.name)
+        self._authority_at[authority.name] = self._clock() + AUTHORITY_DOWN

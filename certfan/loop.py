@@ -1,0 +1,68 @@
+"""The shape of both reconcilers: a bell, one named task a key, and a nap that ends when something happened.
+
+What must never come in: what a step is, or why it is wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime, timedelta
+from typing import Any
+
+LONGEST_NAP = timedelta(minutes=1)  # level, not edge: look again even when nobody rang
+
+Key = tuple[str, ...]
+Tick = Callable[[asyncio.TaskGroup], Awaitable[datetime | None]]  # returns when to tick again at the latest
+
+
+class Loop:
+    """Ticks whenever the bell was rung, a task has ended, or it is time."""
+
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        self._clock = clock
+        self._bell = asyncio.Event()
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self.ticked_at = clock()
+
+    def ring(self) -> None:
+        """Something may have changed: look soon. Rings before a tick has begun are one."""
+        self._bell.set()
+
+    @property
+    def in_flight(self) -> frozenset[Key]:
+        """The keys of the tasks that have not ended.
+
+        Take it before the facts are read: a task that ends meanwhile is then started at the next tick, not twice.
+        """
+        return frozenset(self._tasks)
+
+    def start(self, group: asyncio.TaskGroup, key: Key, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` as the one task of its key; when it ends, the bell rings."""
+        assert key not in self._tasks, key
+        task = group.create_task(work, name="/".join(key))
+        self._tasks[key] = task
+
+        def ended(_: asyncio.Task[None]) -> None:
+            del self._tasks[key]
+            self.ring()
+
+        task.add_done_callback(ended)
+
+    async def run(self, tick: Tick) -> None:
+        """Tick for ever; an error of `tick` ends it. Cancelled, it cancels its tasks and waits for their clean-up."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._bell.clear()
+                self.ticked_at = self._clock()
+                wake_at = await tick(group)
+                await self._nap(wake_at)
+
+    async def _nap(self, wake_at: datetime | None) -> None:
+        now = self._clock()
+        nap = min(max((wake_at or now + LONGEST_NAP) - now, timedelta(0)), LONGEST_NAP)
+        try:
+            async with asyncio.timeout(nap.total_seconds()):
+                await self._bell.wait()
+        except TimeoutError:
+            pass

@@ -1,0 +1,113 @@
+"""The loop of both reconcilers: ticks when rung, when a task ended, when it is time; and ends cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from certfan.loop import Loop
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Ticks:
+    """Counts ticks and lets a test wait for the next one."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.wake_at: datetime | None = None
+        self._ticked = asyncio.Event()
+        self.todo: list[tuple[tuple[str, ...], asyncio.Event]] = []
+        self.loop = Loop(now)
+        self.cleaned = 0
+
+    async def __call__(self, group: asyncio.TaskGroup) -> datetime | None:
+        self.count += 1
+        for key, gate in self.todo:
+            if key not in self.loop.in_flight:
+                self.loop.start(group, key, self._work(gate))
+        self._ticked.set()
+        return self.wake_at
+
+    async def _work(self, gate: asyncio.Event) -> None:
+        try:
+            await gate.wait()
+        finally:
+            self.cleaned += 1
+
+    async def next(self) -> None:
+        async with asyncio.timeout(5):
+            await self._ticked.wait()
+        self._ticked.clear()
+
+
+async def test_it_ticks_when_rung_and_rings_in_between_are_one() -> None:
+    """A ring is a hint to look, never a piece of work."""
+    ticks = Ticks()
+    running = asyncio.create_task(ticks.loop.run(ticks))
+    await ticks.next()
+
+    for _ in range(5):
+        ticks.loop.ring()
+    await ticks.next()
+
+    assert ticks.count == 2
+    running.cancel()
+
+
+async def test_it_ticks_when_a_task_has_ended_and_its_key_is_free_again() -> None:
+    """One task a key; its end is a reason to look."""
+    ticks, gate = Ticks(), asyncio.Event()
+    ticks.todo = [(("www",), gate)]
+    running = asyncio.create_task(ticks.loop.run(ticks))
+    await ticks.next()
+    assert ticks.loop.in_flight == {("www",)}
+
+    ticks.todo = []
+    gate.set()
+    await ticks.next()
+
+    assert (ticks.count, ticks.loop.in_flight) == (2, frozenset())
+    running.cancel()
+
+
+async def test_it_ticks_at_the_instant_that_the_last_tick_named() -> None:
+    """Nobody has to ring when it is time; an instant that is past means at once."""
+    ticks = Ticks()
+    ticks.wake_at = now() - timedelta(hours=1)
+    running = asyncio.create_task(ticks.loop.run(ticks))
+
+    await ticks.next()
+    await ticks.next()
+
+    assert ticks.count >= 2
+    running.cancel()
+
+
+async def test_cancelled_it_waits_for_its_tasks_to_clean_up() -> None:
+    """A stop leaves no task behind."""
+    ticks, gate = Ticks(), asyncio.Event()
+    ticks.todo = [(("www",), gate), (("mail",), gate)]
+    running = asyncio.create_task(ticks.loop.run(ticks))
+    await ticks.next()
+
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert ticks.cleaned == 2
+
+
+async def test_an_error_of_the_tick_itself_ends_it() -> None:
+    """A loop that cannot look must not pretend to run."""
+
+    async def broken(_: asyncio.TaskGroup) -> datetime | None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await Loop(now).run(broken)
+    assert caught.group_contains(ZeroDivisionError)
