@@ -9,7 +9,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from certfan.daemon.store import tables
 from certfan.daemon.store.facts import ConsumerFact, EnrolmentFact, IdentityFact
-from certfan.errors import EnrolmentRefused, UnknownName
+from certfan.errors import EnrolmentRefused, NotAuthenticated, RequestInvalid, UnknownName
 
 
 def add_consumer(db: Connection, name: str, now: datetime) -> None:
@@ -94,8 +94,69 @@ def identities(db: Connection, consumer: str) -> tuple[IdentityFact, ...]:
     return tuple(IdentityFact(**row) for row in db.execute(query).mappings())
 
 
+def renew_identity(db: Connection, serial: str, now: datetime, successor: IdentityFact) -> bytes:
+    """Store the successor of a live identity; return its certificate (PEM). Both count until it is used.
+
+    The key of a successor that waits for its first use gets the same certificate again; another new key
+    ends that one.
+
+    Raises:
+        NotAuthenticated: the identity has ended.
+        RequestInvalid: the key is not new: an identity of the consumer has, or had, it.
+    """
+    known = {fact.serial: fact for fact in identities(db, successor.consumer)}
+    if serial not in known or known[serial].ended_at is not None:
+        raise NotAuthenticated(f"identity {serial} has ended", subject=successor.consumer)
+    waiting = [
+        f for f in known.values() if f.used_at is None and f.ended_at is None and f.serial != serial
+    ]
+    for fact in waiting:
+        if fact.spki == successor.spki:
+            return fact.certificate_pem
+    if any(fact.spki == successor.spki for fact in known.values()):
+        raise RequestInvalid("renewal of an identity needs a new key", subject=successor.consumer)
+    _end(db, successor.consumer, now, but=serial)
+    db.execute(insert(tables.identities).values(asdict(successor)))
+    return successor.certificate_pem
+
+
+def use_identity(db: Connection, serial: str, now: datetime) -> tuple[str, ...]:
+    """Note the first use of an identity, which ends the consumer's others; return their serials. Repeatable."""
+    table = tables.identities
+    first = db.execute(
+        update(table)
+        .where(table.c.serial == serial, table.c.used_at.is_(None), table.c.ended_at.is_(None))
+        .values(used_at=now)
+    )
+    fact = identity(db, serial)
+    return _end(db, fact.consumer, now, but=serial) if fact and first.rowcount == 1 else ()
+
+
+def adopt_identity(db: Connection, found: IdentityFact, issued_at: datetime, now: datetime) -> bool:
+    """Take in an identity that was issued after this database was backed up; False if it cannot be one.
+
+    It must fall between what a run found remembered here and that run's beginning: what was issued then can
+    only have been lost. Nothing is taken in from before the consumer's newest identity or its last revocation.
+    """
+    runs = tables.runs
+    lost = select(runs.c.number).where(runs.c.remembered_until <= issued_at, runs.c.began_at >= issued_at)
+    if db.execute(lost.limit(1)).first() is None:
+        return False
+    consumer = consumers(db).get(found.consumer)
+    revoked = consumer is not None and consumer.revoked_at is not None and consumer.revoked_at >= issued_at
+    newer = any(fact.not_before >= found.not_before for fact in identities(db, found.consumer))
+    if revoked or newer:
+        return False
+    add_consumer(db, found.consumer, now)
+    db.execute(insert(tables.identities).values(asdict(found)))
+    return True
+
+
 def end_identities(db: Connection, consumer: str, now: datetime) -> tuple[str, ...]:
     """End what the consumer can show and every token that would give it more; return the serials ended."""
+    # Also one that is not known yet: its identity may be in a backup's future (adopt_identity).
+    add_consumer(db, consumer, now)
+    db.execute(update(tables.consumers).where(tables.consumers.c.name == consumer).values(revoked_at=now))
     table = tables.enrolments
     db.execute(
         update(table).where(table.c.consumer == consumer, table.c.state == "open").values(state="ended")
@@ -103,9 +164,9 @@ def end_identities(db: Connection, consumer: str, now: datetime) -> tuple[str, .
     return _end(db, consumer, now)
 
 
-def _end(db: Connection, consumer: str, now: datetime) -> tuple[str, ...]:
+def _end(db: Connection, consumer: str, now: datetime, *, but: str = "") -> tuple[str, ...]:
     table = tables.identities
-    live = (table.c.consumer == consumer, table.c.ended_at.is_(None))
+    live = (table.c.consumer == consumer, table.c.ended_at.is_(None), table.c.serial != but)
     serials = tuple(db.execute(select(table.c.serial).where(*live).order_by(table.c.serial)).scalars())
     db.execute(update(table).where(*live).values(ended_at=now))
     return serials

@@ -23,6 +23,7 @@ class Run:
     boot_id: str
     pid: int = field(kw_only=True)
     epoch: str = field(kw_only=True)  # random; the first half of every revision handed out in this run
+    remembered_until: datetime = field(kw_only=True)  # the last that the store knew of when the run began
     began_at: datetime = field(kw_only=True)
     ended_at: datetime | None = field(default=None, kw_only=True)  # None: still runs, or ended uncleanly
 
@@ -49,10 +50,11 @@ class ClosedIssuance:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerFact:
-    """A consumer that the admin added."""
+    """A consumer that the admin added; `revoked_at` is when all that it could show was last ended."""
 
     name: str
     added_at: datetime
+    revoked_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,10 @@ class EnrolmentFact:
 
 @dataclass(frozen=True, slots=True)
 class IdentityFact:
-    """A certificate of the internal CA that a consumer shows; the store ends it, not its date."""
+    """A certificate of the internal CA that a consumer shows; the store ends it, not its date.
+
+    `used_at` is its first use, which ended the consumer's others.
+    """
 
     serial: str
     consumer: str
@@ -76,6 +81,7 @@ class IdentityFact:
     certificate_pem: bytes = field(kw_only=True)
     not_before: datetime = field(kw_only=True)
     not_after: datetime = field(kw_only=True)
+    used_at: datetime | None = field(default=None, kw_only=True)
     ended_at: datetime | None = field(default=None, kw_only=True)
 
 

@@ -21,8 +21,22 @@ def begin_run(db: Connection, boot_id: str, pid: int, now: datetime) -> Run | No
     Each run draws a new epoch, so a database restored from yesterday never repeats a revision.
     """
     previous = runs(db, 1)
-    db.execute(insert(tables.runs).values(boot_id=boot_id, pid=pid, epoch=secrets.token_hex(8), began_at=now))
+    run = {
+        "boot_id": boot_id,
+        "pid": pid,
+        "epoch": secrets.token_hex(8),
+        "remembered_until": _remembered_until(db) or now,
+        "began_at": now,
+    }
+    db.execute(insert(tables.runs).values(run))
     return previous[0] if previous and previous[0].ended_at is None else None
+
+
+def _remembered_until(db: Connection) -> datetime | None:
+    """Return the last instant, by our own clock, that anything here speaks of; None when nothing does."""
+    columns = (tables.runs.c.began_at, tables.runs.c.ended_at, tables.agent_boots.c.heard_at)
+    found = [db.execute(select(func.max(column))).scalar() for column in columns]
+    return max(filter(None, found), default=None)
 
 
 def end_run(db: Connection, now: datetime) -> None:

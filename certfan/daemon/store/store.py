@@ -135,6 +135,9 @@ class Store:
     redeem = transaction(enrolling.redeem)
     identity = transaction(enrolling.identity)
     identities = transaction(enrolling.identities)
+    renew_identity = transaction(enrolling.renew_identity)
+    use_identity = transaction(enrolling.use_identity)
+    adopt_identity = transaction(enrolling.adopt_identity)
     end_identities = transaction(enrolling.end_identities)
 
     offer = transaction(deploying.offer)

@@ -78,6 +78,7 @@ runs = _table(
     _required("boot_id", String),
     _required("pid", Integer),
     _required("epoch", String),
+    _required("remembered_until", Instant),
     _required("began_at", Instant),
     Column("ended_at", Instant),
 )
@@ -183,7 +184,9 @@ configs = _table(
     _required("problems", JSON),
     Column("problems_at", Instant),
 )
-consumers = _table("consumers", _key("name", String), _required("added_at", Instant))
+consumers = _table(
+    "consumers", _key("name", String), _required("added_at", Instant), Column("revoked_at", Instant)
+)
 
 # Counts up with every change of what a consumer is offered.
 revisions = _table("revisions", _key("consumer", String), _required("revision", Integer))
@@ -207,6 +210,7 @@ identities = _table(
     _required("certificate_pem", LargeBinary),
     _required("not_before", Instant),
     _required("not_after", Instant),
+    Column("used_at", Instant),
     Column("ended_at", Instant),
     Index(None, "consumer"),
 )

@@ -65,6 +65,7 @@ def upgrade() -> None:
         "consumers",
         sa.Column("name", sa.String(), autoincrement=False, nullable=False),
         sa.Column("added_at", sa.DateTime(), nullable=False),
+        sa.Column("revoked_at", sa.DateTime(), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_consumers")),
     )
     op.create_table(
@@ -192,6 +193,7 @@ def upgrade() -> None:
         sa.Column("boot_id", sa.String(), nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),
         sa.Column("epoch", sa.String(), nullable=False),
+        sa.Column("remembered_until", sa.DateTime(), nullable=False),
         sa.Column("began_at", sa.DateTime(), nullable=False),
         sa.Column("ended_at", sa.DateTime(), nullable=True),
         sa.PrimaryKeyConstraint("number", name=op.f("pk_runs")),
@@ -232,6 +234,7 @@ def upgrade() -> None:
         sa.Column("certificate_pem", sa.LargeBinary(), nullable=False),
         sa.Column("not_before", sa.DateTime(), nullable=False),
         sa.Column("not_after", sa.DateTime(), nullable=False),
+        sa.Column("used_at", sa.DateTime(), nullable=True),
         sa.Column("ended_at", sa.DateTime(), nullable=True),
         sa.ForeignKeyConstraint(["consumer"], ["consumers.name"], name=op.f("fk_identities_consumer")),
         sa.PrimaryKeyConstraint("serial", name=op.f("pk_identities")),
