@@ -19,10 +19,11 @@ from certfan.core.agent_steps import (
     Why,
 )
 from certfan.core.model import Attempt, Endpoint, Health, Problem, Proof
-from certfan.core.policy import next_apply, next_look, next_repair
+from certfan.core.policy import next_apply, next_look, next_repair, next_short_try
 
-# Neither is the pair's fault, and somebody is at it: tried again soon, however often it failed.
-SOON_MENDED = frozenset({"service.config_test_failed", "service.apply_unavailable"})
+# Not the pair's fault, and somebody is at it: tried again soon, however often it failed.
+SOON_MENDED = frozenset({"service.config_test_failed"})
+UNAVAILABLE = "service.apply_unavailable"
 
 
 class Verdict(StrEnum):
@@ -73,7 +74,7 @@ def setback(
 
     A pair that was being installed has failed, unless the privileged half did not answer: then nothing was tried.
     """
-    tried = step.why is Why.INSTALL and problem.code != "service.apply_unavailable"
+    tried = step.why is Why.INSTALL and problem.code != UNAVAILABLE
     outcomes: dict[Pair, Outcome] = {}
     attempts: dict[str, Attempt] = {}
     for pair in step.pairs:
@@ -91,8 +92,13 @@ def _next_attempt(
     before: Attempt | None, certificate: str, problem: Problem, now: datetime, jitter: float
 ) -> Attempt:
     failures = before.failures + 1 if before is not None else 1
-    soon = problem.code in SOON_MENDED
-    not_before = next_look(now, jitter=jitter) if soon else next_repair(failures, now, jitter=jitter)
+    if problem.code == UNAVAILABLE:
+        # It may have died with a pointer moved and a service down; the next request completes what was begun.
+        not_before = next_short_try(failures, now, jitter=jitter)
+    elif problem.code in SOON_MENDED:
+        not_before = next_look(now, jitter=jitter)
+    else:
+        not_before = next_repair(failures, now, jitter=jitter)
     return Attempt(certificate, problem, failures, now, not_before)
 
 
