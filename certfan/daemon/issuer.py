@@ -36,7 +36,7 @@ from certfan.daemon.accounts import Accounts, AcmeClient
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store
-from certfan.errors import AuthorityRefused, ChallengeFailed
+from certfan.errors import AuthorityRefused, ChallengeFailed, PairMismatch, PkiError
 
 # A CA validates from several places; look once none of them has come for this long.
 AFTER_LAST_FETCH = timedelta(milliseconds=30)
@@ -264,12 +264,8 @@ class Issuer:
     async def _keep(self, order: _Order, fullchain: bytes, authority: Authority) -> Generation:
         """Verify what came, make it durable beside its key, and record it."""
         name, number = order.certificate.name, order.issuance.generation
-        pair = pki.load_pair(order.key, fullchain)
-        roots = (
-            await asyncio.to_thread(Path(authority.roots_file).read_bytes) if authority.roots_file else None
-        )
-        names = [str(i) for i in order.certificate.identifiers]
-        leaf = pki.verify_chain(pair.fullchain_pem, names=names, now=self._clock(), roots_pem=roots)
+        pair = await self._verified(order, fullchain, authority)
+        leaf = pair.leaf
         self._state.save_chain(
             name, number, cert=pair.cert_pem, chain=pair.chain_pem, fullchain=pair.fullchain_pem
         )
@@ -291,6 +287,25 @@ class Issuer:
             "generation.issued", str(generation), serial=leaf.serial, not_after=leaf.not_after.isoformat()
         )
         return generation
+
+    async def _verified(self, order: _Order, fullchain: bytes, authority: Authority) -> pki.Pair:
+        roots = (
+            await asyncio.to_thread(Path(authority.roots_file).read_bytes) if authority.roots_file else None
+        )
+        names = [str(i) for i in order.certificate.identifiers]
+        try:
+            pair = pki.load_pair(order.key, fullchain)
+            pki.verify_chain(pair.fullchain_pem, names=names, now=self._clock(), roots_pem=roots)
+        except PkiError as error:
+            name = order.certificate.name
+            error.hint = (
+                f"check roots_file of authority {authority.name} and the clock; run: certfan renew {name}"
+            )
+            if isinstance(error, PairMismatch):  # nothing here can make it ours: the next try orders anew
+                error.hint = f"{authority.name} mixed up two orders; tried again by itself, or run: certfan renew {name}"
+                await self._abandon(order, Problem(error.code, error.text, error.hint))
+            raise
+        return pair
 
     async def _note_places(self, order: _Order) -> None:
         """Tell through which vhosts the authority came; each place once, when it came first."""

@@ -1,0 +1,232 @@
+"""A certificate authority in memory that follows a script: an AcmeClient, and gates at which a process can be cut off."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certfan.core.issuance import (
+    AuthorizationSeen,
+    AuthorizationStatus,
+    ChallengeSeen,
+    ChallengeStatus,
+    OrderSeen,
+    OrderStatus,
+)
+from certfan.core.model import Authority, Identifier, Problem
+from certfan.errors import AuthorityRefused
+
+PREFIX = "urn:ietf:params:acme:error:"
+HOST = "https://ca.example"
+READS = frozenset(
+    {"account", "open_issuances", "generations", "tokens", "order", "authorization", "certificate"}
+)
+
+
+def refused(kind: str, status: int = 400, *, not_before: datetime | None = None) -> AuthorityRefused:
+    """Return what the real client raises for a problem document."""
+    return AuthorityRefused(kind, type=PREFIX + kind, status=status, subject="lab", not_before=not_before)
+
+
+class Gate:
+    """Counts the points that are passed; at the `shut_at`-th the caller hangs for ever, as a killed process does."""
+
+    def __init__(self, shut_at: int = 0) -> None:
+        self.passed = 0
+        self.names: list[str] = []
+        self.reached = asyncio.Event()
+        self._shut_at = shut_at
+
+    async def passes(self, name: str) -> None:
+        """Pass a point, or stop there."""
+        self.passed += 1
+        self.names.append(name)
+        if self.passed == self._shut_at:
+            self.reached.set()
+            await asyncio.Event().wait()
+
+    def around(self, real: Any) -> Any:
+        """Return `real` with a point after each of its coroutines that has an effect.
+
+        Before it is after the one before it: nothing happens in between.
+        """
+        return _Gated(real, self)
+
+
+class _Gated:
+    def __init__(self, real: Any, gate: Gate) -> None:
+        self._real, self._gate = real, gate
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._real, name)
+        if name in READS or not asyncio.iscoroutinefunction(found):
+            return found
+
+        async def gated(*args: Any, **kwargs: Any) -> Any:
+            answer = await found(*args, **kwargs)
+            await self._gate.passes(name)
+            return answer
+
+        return gated
+
+
+@dataclass(slots=True)
+class Order:
+    """What the authority knows of one order."""
+
+    account: str
+    names: tuple[str, ...]
+    valid: set[str] = field(default_factory=set)
+    broken: set[str] = field(default_factory=set)
+    chain: bytes = b""
+
+    @property
+    def status(self) -> OrderStatus:
+        if self.broken:
+            return OrderStatus.INVALID
+        if self.chain:
+            return OrderStatus.VALID
+        return OrderStatus.READY if len(self.valid) == len(self.names) else OrderStatus.PENDING
+
+
+class ScriptedCa:
+    """Follows RFC 8555 where the tests look; `scripts` hold what each next call of a method raises instead."""
+
+    def __init__(self, now: datetime) -> None:
+        self.accounts: dict[bytes, str] = {}
+        self.orders: dict[str, Order] = {}
+        self.calls: Counter[str] = Counter()
+        self.scripts: dict[str, list[Exception]] = {}
+        self.unreachable_names: set[str] = set()
+        self.fetched: Callable[[str, str], None] = lambda _token, _place: None
+        self.connected: list[str | None] = []
+        self._now = now
+        self._key = ec.generate_private_key(ec.SECP256R1())
+
+    def connect(self, _spec: Authority, key: bytes, uri: str | None) -> "Client":
+        """Return a client, as the composition root does."""
+        self.connected.append(uri)
+        return Client(self, key, uri)
+
+    def lose_accounts(self) -> None:
+        """Forget everybody, as a test CA does when it restarts."""
+        self.accounts.clear()
+        self.orders.clear()
+
+    def sign(self, csr_der: bytes, key: Any = None) -> bytes:
+        """Return a chain (PEM) for a request; with `key` for that one instead of the request's."""
+        request = x509.load_der_x509_csr(csr_der)
+        names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        leaf = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([]))
+            .issuer_name(x509.Name([]))
+            .public_key(key or request.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(self._now - timedelta(hours=1))
+            .not_valid_after(self._now + timedelta(days=90))
+            .add_extension(names, critical=True)
+            .sign(self._key, SHA256())
+        )
+        return leaf.public_bytes(Encoding.PEM)
+
+
+class Client:
+    """One account there."""
+
+    def __init__(self, ca: ScriptedCa, key: bytes, uri: str | None) -> None:
+        self._ca, self._key, self._uri = ca, key, uri
+
+    def _enter(self, method: str) -> None:
+        self._ca.calls[method] += 1
+        if script := self._ca.scripts.get(method):
+            raise script.pop(0)
+        if method not in {"register", "look"} and self._uri not in self._ca.accounts.values():
+            raise refused("accountDoesNotExist")
+
+    def _order(self, url: str) -> Order:
+        if url not in self._ca.orders:
+            raise refused("malformed", 404)
+        return self._ca.orders[url]
+
+    async def look(self) -> None:
+        self._enter("look")
+
+    async def register(self) -> str:
+        self._enter("register")
+        number = self._ca.calls["register"]
+        self._uri = self._ca.accounts.setdefault(self._key, f"{HOST}/account/{number}")
+        return self._uri
+
+    async def new_order(self, csr_der: bytes, *, profile: str | None = None) -> OrderSeen:
+        self._enter("new_order")
+        names = x509.load_der_x509_csr(csr_der).extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        )
+        url = f"{HOST}/order/{self._ca.calls['new_order']}"
+        assert self._uri is not None
+        self._ca.orders[url] = Order(self._uri, tuple(names.value.get_values_for_type(x509.DNSName)))
+        return self._seen(url)
+
+    async def order(self, url: str) -> OrderSeen:
+        self._enter("order")
+        return self._seen(url)
+
+    def _seen(self, url: str) -> OrderSeen:
+        order = self._order(url)
+        seen = OrderSeen(
+            url,
+            order.status,
+            tuple(f"{url}/authz/{name}" for name in order.names),
+            f"{url}/finalize",
+            certificate=f"{url}/certificate" if order.chain else None,
+        )
+        # As Pebble does: an order's own problem does not say whose it is.
+        lost = Problem("authority.refused", "some authorization failed") if order.broken else None
+        return replace(seen, problem=lost)
+
+    async def authorization(self, url: str) -> AuthorizationSeen:
+        self._enter("authorization")
+        base, _, name = url.rpartition("/authz/")
+        order = self._order(base)
+        status = ChallengeStatus.VALID if name in order.valid else ChallengeStatus.PENDING
+        problem = None
+        if name in order.broken:
+            status, problem = (
+                ChallengeStatus.INVALID,
+                Problem("challenge.failed", "got 404", "look at the vhost"),
+            )
+        token = f"{base.rpartition('/')[2]}-{name.replace('.', '_')}"
+        challenge = ChallengeSeen("http-01", f"{base}/challenge/{name}", status, token, problem)
+        return AuthorizationSeen(url, AuthorizationStatus(status.value), Identifier(name), (challenge,))
+
+    async def answer(self, challenge_url: str) -> ChallengeSeen:
+        self._enter("answer")
+        base, _, name = challenge_url.rpartition("/challenge/")
+        order = self._order(base)
+        (order.broken if name in self._ca.unreachable_names else order.valid).add(name)
+        challenge = (await self.authorization(f"{base}/authz/{name}")).challenges[0]
+        self._ca.fetched(challenge.token, "web1")
+        return challenge
+
+    async def finalize(self, url: str, csr_der: bytes, *, order_url: str) -> OrderSeen:
+        self._enter("finalize")
+        self._order(order_url).chain = self._ca.sign(csr_der)
+        return self._seen(order_url)
+
+    async def certificate(self, url: str) -> bytes:
+        self._enter("certificate")
+        return self._order(url.removesuffix("/certificate")).chain
+
+    def key_authorization(self, token: str) -> str:
+        return f"{token}.thumbprint"
+
+    async def close(self) -> None:
+        pass

@@ -1,0 +1,368 @@
+"""Orders on the real store and state folder: cut off anywhere and resumed, refused, mixed up, and what is kept."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from certfan import pki
+from certfan.core.model import Authority, Certificate, Desired, Generation, Identifier
+from certfan.daemon.accounts import Accounts
+from certfan.daemon.authority import AcmeAuthority, make_account_key
+from certfan.daemon.issuer import Issuer
+from certfan.daemon.journal import Journal
+from certfan.daemon.state import StateFolder
+from certfan.daemon.store import Store
+from certfan.errors import AuthorityRefused, ChainInvalid, ChallengeFailed, PairMismatch
+from tests.unit.odd_authority import OddAuthority, problem
+from tests.unit.scripted_authority import Gate, ScriptedCa, refused
+
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+LATER = NOW + timedelta(minutes=90)
+NAME, OTHER = "a.example", "b.example"
+LAB = Authority("lab", "https://ca.example/dir")
+
+
+def clock() -> datetime:
+    return NOW
+
+
+def wanted(*names: str, authority: Authority = LAB) -> Desired:
+    """A config with one certificate called NAME."""
+    certificate = Certificate(
+        NAME, tuple(map(Identifier, names or (NAME, OTHER))), consumers=("web1",), authority=authority.name
+    )
+    return Desired({authority.name: authority}, {NAME: certificate}, {})
+
+
+@dataclass
+class Place:
+    """A daemon's disk, and as many lives of its issuer as a test wants."""
+
+    store: Store
+    state: StateFolder
+    ca: ScriptedCa = field(default_factory=lambda: ScriptedCa(NOW))
+
+    def life(self, gate: Gate | None = None, connect: Any = None) -> Issuer:
+        """Start anew, with nothing but what is on disk."""
+        gate = gate or Gate()
+        store = gate.around(self.store)
+
+        def connected(*given: Any) -> Any:
+            return gate.around((connect or self.ca.connect)(*given))
+
+        journal = Journal(self.store, clock)
+        accounts = Accounts(
+            store=store,
+            state=self.state,
+            journal=journal,
+            connect=connected,
+            make_key=make_account_key,
+            clock=clock,
+        )
+        issuer = Issuer(store=store, state=self.state, journal=journal, accounts=accounts, clock=clock)
+        self.ca.fetched = issuer.fetched
+        return issuer
+
+    async def issue(self, desired: Desired | None = None) -> Generation:
+        """Issue in a life of its own."""
+        issuer = self.life()
+        await issuer.open()
+        return await issuer.issue(desired or wanted(), NAME, floor=0)
+
+    async def cut_at(self, point: int, desired: Desired | None = None) -> bool:
+        """Issue, and be killed at that point; False when the order ended before."""
+        gate = Gate(point)
+        issuer = self.life(gate)
+        trying = asyncio.create_task(issuer.issue(desired or wanted(), NAME, floor=0))
+        stopped = asyncio.create_task(gate.reached.wait())
+        async with asyncio.timeout(10):
+            await asyncio.wait({trying, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (trying, stopped):
+            task.cancel()
+        await asyncio.wait({trying, stopped})
+        return gate.reached.is_set()
+
+    async def cut_after(self, name: str) -> None:
+        """Issue, and be killed right after the first call of that name."""
+        gate = Gate()
+        await Place(self.store, self.state, ScriptedCa(NOW)).rehearse(gate)
+        assert await self.cut_at(gate.names.index(name) + 1)
+
+    async def rehearse(self, gate: Gate) -> None:
+        """Pass every point once, on a disk of its own."""
+        folder = self.state.path.parent / f"rehearsal-{id(gate)}"
+        store = await Store.open(_made(folder) / "certfan.db", clock)
+        try:
+            with StateFolder(folder) as state:
+                await Place(store, state, self.ca).life(gate).issue(wanted(), NAME, floor=0)
+        finally:
+            await store.close()
+
+    def key(self, number: int = 1) -> bytes:
+        """The private key of a generation."""
+        return self.state.read_generation(NAME, number)["privkey.pem"]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    async for one in _places(tmp_path / "state"):
+        yield one
+
+
+async def _places(folder: Path) -> AsyncIterator[Place]:
+    with StateFolder(_made(folder)) as state:
+        store = await Store.open(state.database, clock)
+        yield Place(store, state)
+        await store.close()
+
+
+# Cut off and resumed
+
+
+async def test_an_order_cut_off_after_any_effect_is_resumed(tmp_path: Path) -> None:
+    """Killed after any call that changes store or authority: one account, one key, at most one order more."""
+    rehearsal = Gate()
+    async for place in _places(tmp_path / "whole"):
+        await place.life(rehearsal).issue(wanted(), NAME, floor=0)
+    doubled = []
+    for point, name in enumerate(rehearsal.names, 1):
+        async for place in _places(tmp_path / str(point)):
+            assert await place.cut_at(point), name
+            if not await place.store.generations():
+                await place.issue()
+
+            assert [str(one) for one in (await place.store.generations())[NAME]] == [f"{NAME}@1"]
+            assert len(place.ca.accounts) == 1
+            assert await place.store.open_issuances() == ()
+            assert await place.store.tokens() == {}
+            assert pki.load_pair(place.key(), place.state.read_generation(NAME, 1)["fullchain.pem"])
+            doubled += [name] * (place.ca.calls["new_order"] - 1)
+
+    print(f"issuer: cut off at {rehearsal.passed} points, a second order after {doubled}")
+    assert doubled == ["new_order"]
+    assert {"begin_issuance", "register", "record_token", "answer", "finalize", "record_generation"} <= set(
+        rehearsal.names
+    )
+
+
+async def test_a_token_promised_by_an_earlier_life_is_still_answered(place: Place) -> None:
+    """The authority may come for it while nobody has looked at the order yet."""
+    await place.cut_after("record_token")
+
+    issuer = place.life()
+    await issuer.open()
+
+    assert issuer.key_authorization("1-a_example") == "1-a_example.thumbprint"
+    assert issuer.key_authorization("unheard-of") is None
+
+
+# Accounts
+
+
+async def test_an_account_is_registered_once_and_then_used_by_its_url(place: Place) -> None:
+    """The second life connects with the URL that the first has recorded, and registers nothing."""
+    await place.issue()
+    await place.store.ask_renewal(NAME, NOW)
+    await place.issue()
+
+    assert place.ca.calls["register"] == 1
+    assert place.ca.connected == [None, "https://ca.example/account/1"]
+
+
+async def test_a_lost_account_is_registered_again_with_its_key_at_once(place: Place) -> None:
+    """No try is spent on it, and the order of the lost account is forgotten with it."""
+    await place.cut_after("record_order_url")
+    (key,) = place.ca.accounts
+    place.ca.lose_accounts()
+
+    generation = await place.issue()
+
+    assert generation.number == 1
+    assert list(place.ca.accounts) == [key]
+    (closed, _) = await place.store.closed_issuances(NAME)
+    assert closed.problem is not None
+    assert "account.lost" in [event.name for event in await place.store.last_events(10)]
+
+
+async def test_many_orders_that_hear_of_the_loss_register_once(place: Place) -> None:
+    """They share one client: the first one's remedy is everybody's."""
+    await place.issue()
+    names = [f"n{number}.example" for number in range(5)]
+    certificates = {
+        name: Certificate(name, (Identifier(name),), consumers=("web1",), authority="lab") for name in names
+    }
+    desired = Desired({"lab": LAB}, certificates, {})
+    place.ca.lose_accounts()
+
+    issuer = place.life()
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(issuer.issue(desired, name, floor=0)) for name in names]
+
+    assert [str(task.result()) for task in tasks] == [f"{name}@1" for name in names]
+    assert place.ca.calls["register"] == 2
+
+
+# Refusals
+
+
+async def test_the_key_is_kept_across_tries_that_failed(place: Place) -> None:
+    """Twice refused, then issued: the same number and the key of the first try."""
+    place.ca.scripts["new_order"] = [refused("rejectedIdentifier"), refused("rejectedIdentifier")]
+    for _ in range(2):
+        with pytest.raises(AuthorityRefused, match="rejectedIdentifier"):
+            await place.issue()
+    key = place.key()
+
+    generation = await place.issue()
+
+    assert (generation.number, place.key()) == (1, key)
+    assert place.state.generation_numbers(NAME) == {1}
+
+
+async def test_a_changed_definition_abandons_the_order_under_way(place: Place) -> None:
+    """The order for the old names is closed with its reason; the generation has the new ones."""
+    await place.cut_after("record_order_url")
+
+    generation = await place.issue(wanted(NAME, "c.example"))
+
+    assert {str(i) for i in generation.identifiers} == {NAME, "c.example"}
+    (closed, _) = await place.store.closed_issuances(NAME)
+    assert closed.problem is not None
+    assert closed.problem.detail == f"{NAME}: its definition has changed"
+    assert [order.names for order in place.ca.orders.values()] == [(NAME, OTHER), (NAME, "c.example")]
+
+
+async def test_a_rate_limit_keeps_the_order(place: Place) -> None:
+    """What was validated stays validated: the try after Retry-After goes on with the same order."""
+    place.ca.scripts["finalize"] = [refused("rateLimited", 429, not_before=LATER)]
+    with pytest.raises(AuthorityRefused) as caught:
+        await place.issue()
+
+    generation = await place.issue()
+
+    assert caught.value.not_before == LATER
+    assert generation.number == 1
+    assert (place.ca.calls["new_order"], place.ca.calls["answer"]) == (1, 2)
+
+
+async def test_an_order_that_the_authority_has_lost_is_ordered_again_with_the_same_key(place: Place) -> None:
+    """404 is a failed try; the next one begins anew."""
+    await place.cut_after("record_order_url")
+    key = place.key()
+    place.ca.orders.clear()
+
+    with pytest.raises(AuthorityRefused, match="malformed"):
+        await place.issue()
+    generation = await place.issue()
+
+    assert (generation.number, place.key()) == (1, key)
+    assert place.ca.calls["new_order"] == 2
+
+
+async def test_a_failed_challenge_names_its_identifier_and_the_look_to_take(place: Place) -> None:
+    """Also when the order became invalid while it was waited for, whose own problem names nobody."""
+    place.ca.unreachable_names = {OTHER}
+
+    with pytest.raises(ChallengeFailed) as caught:
+        await place.issue()
+
+    assert caught.value.text == f"{NAME}: {OTHER}: got 404"
+    url = f"http://{OTHER}/.well-known/acme-challenge/"
+    assert (
+        caught.value.hint == f"look at the vhost; look with: curl -v {url} , then run: certfan renew {NAME}"
+    )
+    assert await place.store.tokens() == {}
+
+
+# Chains
+
+
+async def test_a_chain_for_another_key_is_refused_and_never_recorded(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it reaches the disk; the next try orders anew with the same key."""
+    sign = place.ca.sign
+    theirs = ec.generate_private_key(ec.SECP256R1()).public_key()
+    monkeypatch.setattr(place.ca, "sign", lambda csr: sign(csr, theirs))
+    with pytest.raises(PairMismatch, match="private key does not belong"):
+        await place.issue()
+    assert await place.store.generations() == {}
+    assert set(place.state.read_generation(NAME, 1)) == {"privkey.pem"}
+    monkeypatch.undo()
+    key = place.key()
+
+    assert (await place.issue()).number == 1
+    assert place.key() == key
+
+
+async def test_a_chain_that_does_not_end_in_the_roots_waits_for_its_mending(
+    place: Place, tmp_path: Path
+) -> None:
+    """The wrong roots_file costs no second order: once mended, the same certificate is taken."""
+    roots = tmp_path / "roots.pem"
+    roots.write_bytes(pki.make_placeholder([NAME], NOW)[1])
+    with pytest.raises(ChainInvalid, match="ends in none of the roots") as caught:
+        await place.issue(wanted(authority=replace(LAB, roots_file=str(roots))))
+
+    generation = await place.issue()
+
+    assert caught.value.hint == f"check roots_file of authority lab and the clock; run: certfan renew {NAME}"
+    assert generation.number == 1
+    assert place.ca.calls["new_order"] == 1
+
+
+# The real client, over HTTPS
+
+
+@pytest.fixture
+async def odd(tmp_path: Path) -> AsyncIterator[OddAuthority]:
+    odd = OddAuthority(tmp_path)
+    await odd.start()
+    yield odd
+    await odd.stop()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "status", "orders_open"),
+    [
+        ("/newOrder", "rateLimited", 429, 1),
+        ("/finalize/1", "rateLimited", 429, 1),
+        ("/finalize/1", "badCSR", 400, 0),
+    ],
+)
+async def test_a_refusal_over_https_names_the_authority_the_reason_and_the_remedy(
+    place: Place, odd: OddAuthority, path: str, kind: str, status: int, orders_open: int
+) -> None:
+    """A rate limit tells until when and keeps the order; a request that is bad for good gives it up; the key stays."""
+    odd.order = {"status": "ready", "expires": "2026-12-01T00:00:00Z"}
+    answer = {"detail": "too many" if status == 429 else "no", "headers": {"Retry-After": "5400"}}
+    odd.twist = lambda _method, asked: problem(kind, status, **answer) if asked == path else None
+    authority = Authority("lab", f"{odd.url}/dir", ca_file=str(odd.ca_file))
+    clients: list[AcmeAuthority] = []
+
+    def connect(spec: Authority, key: bytes, uri: str | None) -> AcmeAuthority:
+        clients.append(AcmeAuthority(spec, account_key_pem=key, account_uri=uri, clock=clock))
+        return clients[-1]
+
+    with pytest.raises(AuthorityRefused) as caught:
+        await place.life(connect=connect).issue(wanted(NAME, authority=authority), NAME, floor=0)
+    for client in clients:
+        await client.close()
+
+    assert "authority lab refused " in caught.value.text
+    assert kind in caught.value.text
+    assert caught.value.hint
+    assert caught.value.not_before == LATER
+    assert len(await place.store.open_issuances()) == orders_open
+    assert place.key()
