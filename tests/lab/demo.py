@@ -90,6 +90,7 @@ class Story:
         known = place.events(-1)
         self._last = max((int(event["id"]) for event in known), default=0)
         self._began: datetime | None = None
+        self._before: datetime | None = None
 
     def tell(self, begin: Any, *, generation: int) -> None:
         """Do `begin`, print the timeline until all endpoints serve that generation, and confirm each by openssl.
@@ -97,7 +98,7 @@ class Story:
         Raises:
             NotProven: naming the endpoints that lack it.
         """
-        self._began = None
+        self._began = self._before = None
         before = time.monotonic()
         begin()
         deadline = before + PATIENCE
@@ -114,15 +115,19 @@ class Story:
         )
 
     def _print_news(self) -> None:
-        for event in self._place.events(self._last):
-            self._last = int(event["id"])
+        news = self._place.events(self._last)
+        self._last = max((int(event["id"]) for event in news), default=self._last)
+        # An agent's word reaches the journal later than what it speaks of.
+        for event in sorted(news, key=lambda event: str(event["at"])):
             at = datetime.fromisoformat(event["at"])
             self._began = self._began or at
+            since, between = (at - then for then in (self._began, self._before or at))
             if word := WORDS.get(event["name"]):
                 fields = event["fields"]
                 details = "  ".join(str(fields[key]) for key in DETAILS if key in fields)
-                seconds = (at - self._began).total_seconds()
-                print(f"  {seconds:6.2f} s  {word:<19} {event['subject']:<16} {details}", flush=True)
+                seconds = f"{since.total_seconds():6.2f} s {between.total_seconds():+6.2f}"
+                print(f"  {seconds}  {word:<19} {event['subject']:<16} {details}", flush=True)
+                self._before = at
             elif event["name"].endswith((".failed", ".problem", ".lost")):
                 print(f"           {event['name']} {event['subject']} {event['fields']}", flush=True)
 
