@@ -3,6 +3,8 @@
 TRUST/fleet.json TRUST/ca.pem          root's, 0644: fleet, consumer, address, pinned CA
 IDENTITY/key.pem IDENTITY/cert.pem     the agent's own, 0600
 IDENTITY/enrolling-<hash>.pem          the key of the last line that was used, so that it can be used again
+IDENTITY/renewing.pem                  the key that a renewal was, or may have been, asked for with
+IDENTITY/renewed.pem                   the pair that a renewal brought, until key.pem and cert.pem are it
 """
 
 from __future__ import annotations
@@ -136,8 +138,46 @@ class IdentityFolder:
 
     def store(self, key_pem: bytes, cert_pem: bytes) -> None:
         """Make a pair the agent's identity. Cut short, the two do not match; the same line mends it."""
+        # A renewal of the identity before must not come back over this one.
+        self._drop("renewed.pem", "renewing.pem")
         self._write("key.pem", key_pem)
         self._write("cert.pem", cert_pem)
+
+    def renewal_key(self) -> bytes:
+        """Return the key that the identity's successor is asked for with, the same until there is one."""
+        try:
+            return files.read_private("renewing.pem", uid=self._uid, dir_fd=self._fd)
+        except FileNotFoundError:
+            key_pem = pki.make_key()
+            self._write("renewing.pem", key_pem)
+            return key_pem
+
+    def drop_renewal_key(self) -> None:
+        """Let the next renewal be asked for with another key."""
+        self._drop("renewing.pem")
+
+    def succeed(self, key_pem: bytes, cert_pem: bytes) -> None:
+        """Make a renewed pair the agent's identity; cut short anywhere, `settle` finishes it."""
+        self._write("renewed.pem", key_pem + cert_pem)
+        self.settle()
+
+    def settle(self) -> None:
+        """Finish a succession that was cut short; repeatable, and nothing to do mostly."""
+        try:
+            pair = files.read_private("renewed.pem", uid=self._uid, dir_fd=self._fd)
+        except FileNotFoundError:
+            return
+        start = pair.index(b"-----BEGIN CERTIFICATE-----")
+        self._write("key.pem", pair[:start])
+        self._write("cert.pem", pair[start:])
+        self._drop("renewing.pem", "renewed.pem")
+
+    def _drop(self, *names: str) -> None:
+        """Remove files, durably and in their order."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._fd)
+                os.fsync(self._fd)
 
     def _write(self, name: str, data: bytes) -> None:
         files.write_private(name, data, uid=self._uid, gid=self._gid, dir_fd=self._fd)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -22,7 +22,10 @@ from certfan.errors import BundleInvalid, ChannelError, ShareError
 from certfan.protocol.messages import Assignments, Report
 
 WAIT = 60  # seconds that a blocking query may last
-SHORTEST_PAUSE = timedelta(seconds=1)
+SHORTEST_PAUSE = timedelta(seconds=0.5)
+FIRST_PAUSE = timedelta(
+    seconds=4
+)  # at most: a fleet that lost its daemon at one instant comes back over these
 LONGEST_PAUSE = timedelta(seconds=30)
 SHARE_PATIENCE = timedelta(seconds=60)  # a bundle that has not appeared by then comes over the channel
 
@@ -51,6 +54,10 @@ class Supply:
             return await self._link.bundle(certificate, generation)
 
 
+async def _nothing() -> None:
+    pass
+
+
 class Liaison:
     """Two loops over one link; both end only when cancelled."""
 
@@ -61,8 +68,10 @@ class Liaison:
         clock: Callable[[], datetime],
         heartbeat: timedelta,
         jitter: Callable[[], float] = random.random,
+        look_after_identity: Callable[[], Awaitable[None]] = _nothing,
     ) -> None:
         self._link = link
+        self._look_after_identity = look_after_identity
         self._clock = clock
         self._heartbeat = heartbeat
         self._jitter = jitter
@@ -92,6 +101,8 @@ class Liaison:
                 self._log.info("assignments.heard", revision=found.revision, count=len(found.assignments))
                 assigned(_assignments(found))
             revision = found.revision
+            # Here, where no query of ours is under way, because a new identity means a new session.
+            await self._look_after_identity()
 
     async def tell(
         self, said: Callable[[], tuple[tuple[Deployment, ...], Mapping[tuple[str, Endpoint], Proof]]]
@@ -129,8 +140,8 @@ class Liaison:
 
     async def _pause(self, failures: int, error: ChannelError) -> None:
         """Come back later and later, never all agents at once."""
-        longest = min(SHORTEST_PAUSE * 2 ** min(failures, 10), LONGEST_PAUSE)
-        pause = longest * (0.5 + self._jitter() / 2)
+        longest = min(FIRST_PAUSE * 2 ** min(failures - 1, 10), LONGEST_PAUSE)
+        pause = SHORTEST_PAUSE + (longest - SHORTEST_PAUSE) * self._jitter()
         self._log.warning(
             "daemon.away", code=error.code, detail=error.text, hint=error.hint, again_in=pause.total_seconds()
         )

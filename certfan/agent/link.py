@@ -11,12 +11,12 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 
-from certfan import pki
-from certfan.agent.identity import ENROL_HINT, Trust
+from certfan import log, pki
+from certfan.agent.identity import ENROL_HINT, IdentityFolder, Trust
 from certfan.errors import (
     CertfanError,
     DaemonUnreachable,
@@ -25,6 +25,7 @@ from certfan.errors import (
     NotAllowed,
     NotAuthenticated,
     PkiError,
+    StateError,
 )
 from certfan.protocol.identity import client_context, consumer_of, find_half_open
 from certfan.protocol.messages import (
@@ -34,12 +35,15 @@ from certfan.protocol.messages import (
     BundleMessage,
     Message,
     ProblemAnswer,
+    RenewReply,
+    RenewRequest,
     Report,
     decode,
 )
 
 _CONNECT = 10  # seconds
 _ANSWER = 30  # seconds that an answer may take beyond what it was told to wait
+M = TypeVar("M", bound=Message)
 
 
 class Link:
@@ -54,6 +58,9 @@ class Link:
         """Speak as whoever `identity` is, which must be `consumer` if one is named."""
 
         def context() -> ssl.SSLContext:
+            if (identity / "renewed.pem").exists():
+                with IdentityFolder(identity).opened() as folder:
+                    folder.settle()
             if consumer is not None:
                 _check_owner(identity / "cert.pem", consumer)
             return client_context(ca_pem, cert=identity / "cert.pem", key=identity / "key.pem")
@@ -64,6 +71,8 @@ class Link:
             context,
             without=lambda: client_context(ca_pem),
         )
+        self._unknown: set[str] = set()
+        self._log = log.get("link")
 
     @classmethod
     def of(cls, trust: Trust, identity: Path) -> Link:
@@ -91,7 +100,7 @@ class Link:
         """
         query = {"after": after, "wait": str(wait)}
         body = await self._caller.call("GET", "/v1/assignments", params=query, patience=wait + _ANSWER)
-        return decode(Assignments, body)
+        return self._decode(Assignments, body)
 
     async def report(self, report: Report) -> None:
         """Tell the daemon what this agent knows. Repeatable; cancelled, it may have been heard.
@@ -111,7 +120,28 @@ class Link:
             DaemonUnreachable, NotAuthenticated, MessageInvalid: see the module.
         """
         body = await self._caller.call("GET", f"/v1/bundles/{certificate}/{generation}")
-        return decode(BundleMessage, body).contents()
+        return self._decode(BundleMessage, body).contents()
+
+    async def renew(self, csr_pem: str) -> bytes:
+        """Return the certificate (PEM) of our identity's successor, for a new key. Repeatable with that key.
+
+        The next session shows whatever identity lies in the folder then.
+
+        Raises:
+            NotAllowed: the daemon does not renew it now.
+            DaemonUnreachable, NotAuthenticated, MessageInvalid: see the module.
+        """
+        body = await self._caller.call("POST", "/v1/identity", message=RenewRequest(csr=csr_pem))
+        return self._decode(RenewReply, body).certificate.encode()
+
+    def _decode(self, kind: type[M], body: bytes) -> M:
+        return decode(kind, body, self._tell_unknown)
+
+    def _tell_unknown(self, field: str) -> None:
+        """Say once that a daemon of a newer release says what we do not understand."""
+        if field not in self._unknown:
+            self._unknown.add(field)
+            self._log.warning("field.unknown", field=field, hint="bring the agent to the daemon's release")
 
 
 class Caller:
@@ -221,7 +251,7 @@ class Caller:
             return self._context()
         except FileNotFoundError as error:
             raise NotAuthenticated("this agent has no identity", hint=ENROL_HINT) from error
-        except (OSError, ValueError, PkiError) as error:
+        except (OSError, ValueError, PkiError, StateError) as error:
             # A pair that was half replaced is one such case: the same line mends it.
             raise NotAuthenticated(
                 f"identity of this agent does not load: {error}", hint=ENROL_HINT

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from certfan import __version__, files, log, systemd
+from certfan import __version__, files, log, systemd, tls
 from certfan.agent import enrolment, installer
 from certfan.agent.config import AgentConfig, load
 from certfan.agent.config_schema import Delivery
@@ -22,6 +22,7 @@ from certfan.agent.privileged import Privileged
 from certfan.agent.prober import Prober
 from certfan.agent.reconciler import Parts, Reconciler
 from certfan.agent.record import Record
+from certfan.agent.renewal import Renewal
 from certfan.agent.shelf import Shelf
 from certfan.agent.staging import Staging
 from certfan.errors import ConfigInvalid
@@ -44,6 +45,7 @@ def run(path: Path) -> int:
         ConfigError, NotAuthenticated, StateError: it cannot start.
     """
     log.set_up()
+    tls.shrink_buffers()
     config = load(path)
     trust = read_trust(config.trust)
     asyncio.run(serve(config, trust))
@@ -92,7 +94,13 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with _opened(config, trust) as (link, supply):
-        liaison = Liaison(link, clock=now, heartbeat=min(HEARTBEAT, config.probe_interval / 2))
+        renewal = Renewal(link, config.state / "identity", trust, clock=now)
+        liaison = Liaison(
+            link,
+            clock=now,
+            heartbeat=min(HEARTBEAT, config.probe_interval / 2),
+            look_after_identity=renewal.look,
+        )
         loop = Loop(now)
         prober = Prober(now)
         reconciler = Reconciler(

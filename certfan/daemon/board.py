@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
+from certfan import pki
 from certfan.core.model import Deployment, DeploymentState, Desired, Health, Problem, Proof
 from certfan.daemon.bundles import Bundles
+from certfan.daemon.doubles import Doubles
 from certfan.daemon.enroller import Enroller
 from certfan.daemon.journal import Journal
 from certfan.daemon.store import IdentityFact, Store, StoreFacts
-from certfan.errors import CertfanError
+from certfan.errors import CertfanError, NotAllowed
+from certfan.protocol.identity import consumer_of
 from certfan.protocol.messages import AssignmentMessage, Assignments, EnrolReply, Report
 
 # How far a deployment has come; a report tells every state that it went through.
@@ -44,10 +47,41 @@ class Noticeboard:
         self._desired = desired
         self._ring = ring
         self._clock = clock
+        self.doubles = Doubles(clock)
 
     async def identity(self, serial: str) -> IdentityFact | None:
         """Return the identity of a serial."""
         return await self._store.identity(serial)
+
+    async def adopt(self, cert_der: bytes) -> IdentityFact | None:
+        """Take in an identity that was issued after the database's backup, of a consumer that is still wanted."""
+        if consumer_of(cert_der).consumer not in self._desired().consumers:
+            return None
+        if adopted := await self._enroller.adopt(cert_der):
+            await self._journal.warn(
+                "identity.adopted",
+                adopted.consumer,
+                serial=adopted.serial,
+                detail="it was issued after the backup of this database",
+                hint=f"if you revoked it since, run: certfan consumer revoke {adopted.consumer}",
+            )
+        return adopted
+
+    async def used(self, consumer: str, serial: str) -> bool:
+        """Note an identity's first use, which ends the consumer's others."""
+        ended = await self._store.use_identity(serial, self._clock())
+        if ended:
+            await self._journal.note("identity.replaced", consumer, serial=serial, ended=list(ended))
+        return bool(ended)
+
+    async def renew(self, consumer: str, serial: str, csr: bytes) -> bytes:
+        """Issue the successor of an identity, unless two machines show it: that would lock one of them out."""
+        if self.doubles.is_doubled(consumer):
+            problem = self.doubles.problems[consumer]
+            raise NotAllowed(problem.detail, subject=consumer, hint=problem.hint)
+        cert_pem = await self._enroller.renew(consumer, serial, csr)
+        await self._journal.note("identity.renewed", consumer, serial=pki.read_leaf(cert_pem).serial)
+        return cert_pem
 
     async def assignments(self, consumer: str) -> Assignments:
         """Return all that a consumer is to have now."""
@@ -96,6 +130,9 @@ class Noticeboard:
 
     async def report(self, consumer: str, report: Report) -> None:
         """Take in what a consumer says of certificates that are its own; an older report changes nothing."""
+        if self.doubles.heard(consumer, report.boot_id):
+            problem = self.doubles.problems[consumer]
+            await self._journal.warn("consumer.doubled", consumer, detail=problem.detail, hint=problem.hint)
         facts = await self._store.facts()
         own = {certificate for certificate, name in facts.offered if name == consumer}
         deployments = [d.value(consumer) for d in report.deployments if d.certificate in own]

@@ -8,13 +8,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
+import ssl
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from certfan import pki
 from certfan.daemon.store import IdentityFact, Store
 from certfan.errors import EnrolmentRefused
-from certfan.protocol.identity import make_line
+from certfan.protocol.identity import consumer_of, make_line
 from certfan.protocol.messages import EnrolReply
 
 TOKEN_LIFETIME = timedelta(minutes=15)
@@ -61,14 +62,7 @@ class Enroller:
                 hint="run: certfan consumer add NAME on the daemon's machine, and use its line",
             )
         cert_pem, leaf = self._ca.issue_consumer(csr, enrolment.consumer, now)
-        identity = IdentityFact(
-            leaf.serial,
-            enrolment.consumer,
-            spki=request.spki_hash,
-            certificate_pem=cert_pem,
-            not_before=leaf.not_before,
-            not_after=leaf.not_after,
-        )
+        identity = _fact(leaf, enrolment.consumer, spki=request.spki_hash, cert_pem=cert_pem)
         stored = await self._store.redeem(token_hash(token), request.spki_hash, now, identity)
         return EnrolReply(
             certificate=stored.decode("ascii"),
@@ -76,6 +70,44 @@ class Enroller:
             fleet=self._ca.fleet,
             consumer=enrolment.consumer,
         )
+
+    async def renew(self, consumer: str, serial: str, csr: bytes) -> bytes:
+        """Issue the successor (PEM) of a live identity for the new key of a request; repeatable with that key.
+
+        Both count until the successor is used for the first time.
+
+        Raises:
+            RequestInvalid: the request is not signed by its own key, or the key is an old one or of another kind.
+            NotAuthenticated: the identity has ended.
+        """
+        now = self._clock()
+        request = pki.read_csr(csr)
+        cert_pem, leaf = self._ca.issue_consumer(csr, consumer, now)
+        successor = _fact(leaf, consumer, spki=request.spki_hash, cert_pem=cert_pem)
+        return await self._store.renew_identity(serial, now, successor)
+
+    async def adopt(self, cert_der: bytes) -> IdentityFact | None:
+        """Take in an identity of our CA that the store has lost with a restore; None if it cannot be one.
+
+        TLS has verified the certificate, and this CA signs only what the store holds at that time.
+        """
+        leaf = pki.read_leaf(cert_der)
+        consumer = consumer_of(cert_der).consumer
+        cert_pem = ssl.DER_cert_to_PEM_cert(cert_der).encode()
+        found = _fact(leaf, consumer, spki=pki.certified_key_hash(cert_der), cert_pem=cert_pem)
+        adopted = await self._store.adopt_identity(found, pki.issued_at(leaf), self._clock())
+        return found if adopted else None
+
+
+def _fact(leaf: pki.Leaf, consumer: str, *, spki: str, cert_pem: bytes) -> IdentityFact:
+    return IdentityFact(
+        leaf.serial,
+        consumer,
+        spki=spki,
+        certificate_pem=cert_pem,
+        not_before=leaf.not_before,
+        not_after=leaf.not_after,
+    )
 
 
 def token_hash(token: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from certfan import __version__, log, systemd
+from certfan import __version__, log, systemd, tls
 from certfan.core.model import Authority
 from certfan.daemon.accounts import Accounts
 from certfan.daemon.actions import AdminActions
@@ -52,6 +52,7 @@ def run(path: Path) -> int:
     """
     config = load(path)
     log.set_up(level=config.log_level)
+    tls.shrink_buffers()
     asyncio.run(serve(config))
     return 0
 
@@ -111,7 +112,7 @@ class _Daemon:
             share_id=config.share.id,
             require_mount=config.share.require_mount,
         )
-        board = Noticeboard(
+        self._board = Noticeboard(
             store=store,
             bundles=bundles,
             enroller=enroller,
@@ -120,7 +121,7 @@ class _Daemon:
             ring=self._loop.ring,
             clock=now,
         )
-        self._channel = Channel(self._ca, board, listeners=config.channel)
+        self._channel = Channel(self._ca, self._board, listeners=config.channel)
         self._responder = Responder(self._issuer.key_authorization, self._issuer.fetched)
         self._lookout = Lookout(self._share, self._accounts, journal, now, self._loop)
         self.reconciler = Reconciler(
@@ -203,6 +204,7 @@ class _Daemon:
             config=await self._store.config(),
             config_problems=self.configured.problems,
             share_problem=self._share.problem,
+            consumer_problems=self._board.doubles.problems,
             live=self._lookout.live,
             in_flight=self.reconciler.steps,
             runs=tuple(await self._store.runs(LAST_RUNS)),

@@ -4,7 +4,17 @@ Whatever parses or signs X.509 lives here. What must never come in: files, socke
 `core`. Instants are aware UTC, fingerprints and serials lower-case hex.
 """
 
-from certfan.pki.ca import FLEET_NAME, InternalCA, Issued, consumer_of, daemon_name, fleet_of, verify_signer
+from certfan.pki.ca import (
+    FLEET_NAME,
+    InternalCA,
+    Issued,
+    certified_key_hash,
+    consumer_of,
+    daemon_name,
+    fleet_of,
+    issued_at,
+    verify_signer,
+)
 from certfan.pki.chains import (
     PLACEHOLDER_ORGANIZATION,
     Leaf,
@@ -35,9 +45,11 @@ __all__ = [
     "Leaf",
     "Pair",
     "Request",
+    "certified_key_hash",
     "consumer_of",
     "daemon_name",
     "fleet_of",
+    "issued_at",
     "key_type",
     "load_pair",
     "make_csr",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -152,6 +153,11 @@ class InternalCA:
         return builder.sign(key, signing_hash(key))
 
 
+def issued_at(leaf: Leaf) -> datetime:
+    """Return when a certificate of an internal CA was issued, to the second."""
+    return leaf.not_before + _BACKDATED
+
+
 def verify_signer(cert_der: bytes, *, ca_pem: bytes, fleet: str, now: datetime) -> ed25519.Ed25519PublicKey:
     """Return the key that may sign this fleet's manifests, if the certificate shown says so.
 
@@ -225,6 +231,11 @@ def consumer_of(cert_der: bytes) -> tuple[str, str, str]:
     if not found or list(purposes) != [ExtendedKeyUsageOID.CLIENT_AUTH]:
         raise ChainInvalid("certificate is not a consumer's")
     return found["fleet"], found["consumer"], format(certificate.serial_number, "x")
+
+
+def certified_key_hash(cert_der: bytes) -> str:
+    """Return the SHA-256 of a certificate's SubjectPublicKeyInfo, hex; raises ChainInvalid."""
+    return hashlib.sha256(public_bytes(read_chain(cert_der)[0].public_key())).hexdigest()
 
 
 def _builder(

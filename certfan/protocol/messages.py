@@ -1,18 +1,20 @@
 """What is said on the channel: strict messages, and their way to and from the nouns of `core.model`.
 
-Unknown fields are refused, sizes are capped, instants carry an offset. Private keys travel in `BundleMessage`
-only, tokens in `EnrolRequest` only; neither shows them in its repr.
+Sizes are capped, instants carry an offset, values are exact. A field that we do not know is a newer release's: it
+is dropped, and named to whoever decodes. Private keys travel in `BundleMessage` only, tokens in `EnrolRequest`
+only; neither shows them in its repr.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -63,8 +65,12 @@ class Message(BaseModel):
 M = TypeVar("M", bound=Message)
 
 
-def decode(kind: type[M], data: bytes) -> M:
-    """Parse a message.
+def _forget(_: str) -> None:
+    pass
+
+
+def decode(kind: type[M], data: bytes, unknown: Callable[[str], None] = _forget) -> M:
+    """Parse a message without the fields that we do not know; `unknown` is told each of them.
 
     Raises:
         MessageInvalid: names the first field that is wrong; never holds what was sent.
@@ -72,9 +78,30 @@ def decode(kind: type[M], data: bytes) -> M:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        place = ".".join(str(step) for step in first["loc"]) or "the whole"
-        raise MessageInvalid(f"{kind.__name__} is malformed: {place}: {first['type']}") from None
+        problems = error.errors(include_input=False, include_url=False, include_context=False)
+    surplus = [problem["loc"] for problem in problems if problem["type"] == "extra_forbidden"]
+    wrong = next((problem for problem in problems if problem["type"] != "extra_forbidden"), None)
+    if wrong is not None:
+        place = ".".join(str(step) for step in wrong["loc"]) or "the whole"
+        raise MessageInvalid(f"{kind.__name__} is malformed: {place}: {wrong['type']}")
+    found = kind.model_validate_json(_without(data, surplus, kind.__name__))
+    for loc in surplus:
+        unknown(".".join([kind.__name__, *(step for step in loc if isinstance(step, str))]))
+    return found
+
+
+def _without(data: bytes, places: Iterable[tuple[int | str, ...]], name: str) -> bytes:
+    try:
+        document: Any = json.loads(data)
+        for *way, last in places:
+            target = document
+            for step in way:
+                target = target[step]
+            target.pop(last, None)
+    except (ValueError, LookupError, TypeError):
+        # Python reads JSON otherwise than pydantic: numbers of very many digits, the same key twice.
+        raise MessageInvalid(f"{name} is malformed: the whole: json_invalid") from None
+    return json.dumps(document).encode()
 
 
 class AssignmentMessage(Message):
@@ -243,6 +270,18 @@ class EnrolReply(Message):
     ca: Text  # PEM
     fleet: Short
     consumer: ConsumerName
+
+
+class RenewRequest(Message):
+    """Asks for a successor of the identity that sends it; the key of the request is a new one."""
+
+    csr: Text  # PEM
+
+
+class RenewReply(Message):
+    """Who the agent is from the first use on; until then, its present identity counts too."""
+
+    certificate: Text  # PEM
 
 
 class BundleMessage(Message):

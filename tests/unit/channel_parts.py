@@ -53,6 +53,15 @@ class Yard:
     async def identity(self, serial: str) -> IdentityFact | None:
         return await self.store.identity(serial)
 
+    async def adopt(self, cert_der: bytes) -> IdentityFact | None:
+        return await self.enroller.adopt(cert_der)
+
+    async def used(self, consumer: str, serial: str) -> bool:
+        return bool(await self.store.use_identity(serial, self.now))
+
+    async def renew(self, consumer: str, serial: str, csr: bytes) -> bytes:
+        return await self.enroller.renew(consumer, serial, csr)
+
     async def assignments(self, consumer: str) -> Assignments:
         self.reads += 1
         self.read.set()

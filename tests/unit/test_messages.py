@@ -77,10 +77,46 @@ def test_files_survive_the_wire() -> None:
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
-def test_an_unknown_field_is_refused(message: Message) -> None:
-    """A typo, or a newer peer's field, is not silently dropped."""
-    with pytest.raises(MessageInvalid, match="surplus"):
-        decode(type(message), json.dumps(json.loads(message.encode()) | {"surplus": 1}).encode())
+def test_an_unknown_field_is_dropped_and_named(message: Message) -> None:
+    """A newer peer's field changes nothing, and whoever decodes hears of it."""
+    named: list[str] = []
+    found = decode(
+        type(message), json.dumps(json.loads(message.encode()) | {"surplus": 1}).encode(), named.append
+    )
+
+    assert (found, named) == (message, [f"{type(message).__name__}.surplus"])
+
+
+def test_unknown_fields_of_inner_messages_are_dropped_too() -> None:
+    """In a list, below an optional field, holding anything: each is named by its way, without numbers."""
+    document = json.loads(REPORT.encode())
+    document["deployments"][0]["problem"]["more"] = {"a": [1, {"b": None}]}
+    document["proofs"][0]["more"] = document["also"] = None
+    named: list[str] = []
+    found = decode(Report, json.dumps(document).encode(), named.append)
+
+    assert found == REPORT
+    assert sorted(named) == ["Report.also", "Report.deployments.problem.more", "Report.proofs.more"]
+
+
+def test_an_unknown_field_excuses_nothing() -> None:
+    """What is wrong beside it is refused, and the wrong field is the one that is named."""
+    data = REPORT.encode().replace(b'"sequence":4', b'"more":1,"sequence":"x"')
+    with pytest.raises(MessageInvalid, match="sequence"):
+        decode(Report, data)
+
+
+@pytest.mark.parametrize(
+    "odd", [b'"more":1' + b"0" * 5000, b'"proofs":[{"more":1}],"proofs":[]', b'"more":NaN', b'"a":1,"a":2']
+)
+def test_json_that_two_parsers_read_otherwise_is_refused_or_understood(odd: bytes) -> None:
+    """Long numbers, keys twice, NaN: never a foreign exception, never another report."""
+    try:
+        found = decode(Report, b'{"more":1,' + odd + b"," + REPORT.encode()[1:])
+    except MessageInvalid as error:
+        assert "malformed" in error.text
+    else:
+        assert found == REPORT
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)

@@ -17,6 +17,10 @@ class Identity(Protocol):
         """Whose it is."""
 
     @property
+    def used_at(self) -> datetime | None:
+        """None before its first use."""
+
+    @property
     def ended_at(self) -> datetime | None:
         """None while it counts."""
 
@@ -26,6 +30,15 @@ class Board(Protocol):
 
     async def identity(self, serial: str) -> Identity | None:
         """Return the identity of a serial; asked at every request, so it must be cheap."""
+
+    async def adopt(self, cert_der: bytes) -> Identity | None:
+        """Return the identity of a certificate of ours that the store has lost with a restore, known from now on."""
+
+    async def used(self, consumer: str, serial: str) -> bool:
+        """Note an identity's first use; True if that ended others of the consumer."""
+
+    async def renew(self, consumer: str, serial: str, csr: bytes) -> bytes:
+        """Return the certificate (PEM) that follows an identity; raises RequestInvalid, NotAuthenticated, NotAllowed."""
 
     async def assignments(self, consumer: str) -> Assignments:
         """Return all that a consumer is to have now, with the revision it has."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from aiohttp import web
 
@@ -20,18 +20,22 @@ from certfan.errors import (
     RequestInvalid,
     UnknownName,
 )
-from certfan.protocol.identity import consumer_of
+from certfan.protocol.identity import Caller, consumer_of
 from certfan.protocol.messages import (
     MAX_REPORT,
     BundleMessage,
     EnrolRequest,
+    Message,
     ProblemAnswer,
+    RenewReply,
+    RenewRequest,
     Report,
     decode,
 )
 
-MAX_ENROLMENT = 16 << 10  # bytes
-_PATIENCE = 30  # seconds that a body may take, and that anything but a blocking query may
+MAX_ENROLMENT = 16 << 10  # bytes; the request for a successor is no longer
+PATIENCE = 30.0  # seconds that a body may take, and that anything but a blocking query may
+_MOST_UNKNOWN = 100  # fields of newer agents that are told of; one is told once
 _STATUS: tuple[tuple[type[CertfanError], int], ...] = (
     (NotAuthenticated, 401),
     (NotAllowed, 403),
@@ -41,6 +45,7 @@ _STATUS: tuple[tuple[type[CertfanError], int], ...] = (
     (RequestInvalid, 400),
 )
 _log = log.get("channel")
+M = TypeVar("M", bound=Message)
 
 
 class TooLarge(MessageInvalid):
@@ -54,18 +59,34 @@ def peer_certificate(transport: asyncio.BaseTransport | None) -> bytes | None:
     return shown
 
 
+class EndSessions(Protocol):
+    """How live connections of a consumer are closed."""
+
+    def __call__(self, consumer: str, *, but: str = "") -> None:
+        """Close them, those aside that show the identity with the serial `but`."""
+
+
 class Routes:
     """Answers one request at a time; keeps nothing a connection."""
 
     def __init__(
-        self, board: Board, waiting: Waiting, *, fleet: str, ca_pem: bytes, end: Callable[[str], None]
+        self,
+        board: Board,
+        waiting: Waiting,
+        *,
+        fleet: str,
+        ca_pem: bytes,
+        end: EndSessions,
+        patience: float = PATIENCE,
     ) -> None:
         self._board = board
         self._waiting = waiting
         self._fleet = fleet
         self._ca_pem = ca_pem
         self._end = end
+        self._patience = patience
         self._acknowledged: dict[str, str] = {}
+        self._unknown: set[str] = set()
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer any request; an expected failure becomes a problem as JSON."""
@@ -85,7 +106,8 @@ class Routes:
             if isinstance(error, NotAllowed | EnrolmentRefused) and error.subject:
                 await self._board.refused(error)
         except TimeoutError:
-            response = _problem(MessageInvalid(f"{request.path} took longer than {_PATIENCE} s"), 408)
+            late = MessageInvalid(f"{request.path} took longer than {self._patience} s")
+            response = _problem(late, 408)
         response.headers["Cache-Control"] = "no-store"
         return response
 
@@ -96,7 +118,8 @@ class Routes:
             case "POST", "/v1/enrol":
                 return await self._enrol(request)
         # The guard: nothing below is reached without an identity that counts now.
-        consumer = await self._caller(request)
+        caller = await self._caller(request)
+        consumer = caller.consumer
         match request.method, request.path.removeprefix("/").split("/"):
             case "GET", ["v1", "assignments"]:
                 return await self._assignments(request, consumer)
@@ -104,20 +127,27 @@ class Routes:
                 return await self._report(request, consumer)
             case "GET", ["v1", "bundles", certificate, generation]:
                 return await self._bundle(consumer, certificate, generation)
+            case "POST", ["v1", "identity"]:
+                return await self._renew(request, caller)
         raise UnknownName(f"nothing at {request.method} {request.path[:200]}")
 
-    async def _caller(self, request: web.BaseRequest) -> str:
-        caller = consumer_of(peer_certificate(request.transport))
-        async with asyncio.timeout(_PATIENCE):
+    async def _caller(self, request: web.BaseRequest) -> Caller:
+        shown = peer_certificate(request.transport)
+        caller = consumer_of(shown)
+        async with asyncio.timeout(self._patience):
             identity = await self._board.identity(caller.serial)
-        known = identity is not None and identity.ended_at is None and identity.consumer == caller.consumer
-        if not known or caller.fleet != self._fleet:
-            raise NotAuthenticated(
-                f"identity {caller.serial} of consumer {caller.consumer} has ended or is not known here",
-                subject=caller.consumer,
-                hint=f"run: certfan consumer add {caller.consumer}, then certfan agent enrol LINE",
-            )
-        return caller.consumer
+            if identity is None and shown is not None and caller.fleet == self._fleet:
+                identity = await self._board.adopt(shown)
+            known = identity and identity.ended_at is None and identity.consumer == caller.consumer
+            if identity is None or not known or caller.fleet != self._fleet:
+                raise NotAuthenticated(
+                    f"identity {caller.serial} of consumer {caller.consumer} has ended or is not known here",
+                    subject=caller.consumer,
+                    hint=f"run: certfan consumer add {caller.consumer}, then certfan agent enrol LINE",
+                )
+            if identity.used_at is None and await self._board.used(caller.consumer, caller.serial):
+                self._end(caller.consumer, but=caller.serial)
+        return caller
 
     async def _assignments(self, request: web.BaseRequest, consumer: str) -> web.Response:
         after, wait = request.query.get("after", ""), request.query.get("wait", "0")
@@ -136,22 +166,22 @@ class Routes:
     async def _acknowledge(self, consumer: str, revision: str) -> None:
         if self._acknowledged.get(consumer) == revision:
             return
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(self._patience):
             # Any other revision is one that was replaced meanwhile, or was never handed out.
             if (await self._board.assignments(consumer)).revision == revision:
                 await self._board.acknowledged(consumer, revision)
                 self._acknowledged[consumer] = revision
 
     async def _report(self, request: web.BaseRequest, consumer: str) -> web.Response:
-        async with asyncio.timeout(_PATIENCE):
-            report = decode(Report, await _body(request, MAX_REPORT))
+        async with asyncio.timeout(self._patience):
+            report = self._decode(Report, await _body(request, MAX_REPORT))
             await self._board.report(consumer, report)
         return web.Response(status=204)
 
     async def _bundle(self, consumer: str, certificate: str, generation: str) -> web.Response:
         if not CERTIFICATE_NAME.fullmatch(certificate) or not _is_number(generation):
             raise UnknownName("no such bundle")
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(self._patience):
             offered = (await self._board.assignments(consumer)).assignments
             if (certificate, int(generation)) not in {(a.certificate, a.generation) for a in offered}:
                 raise NotAllowed(
@@ -163,14 +193,29 @@ class Routes:
             files = await self._board.bundle(consumer, certificate, int(generation))
         return _json(BundleMessage.of(files).encode())
 
+    async def _renew(self, request: web.BaseRequest, caller: Caller) -> web.Response:
+        async with asyncio.timeout(self._patience):
+            asked = self._decode(RenewRequest, await _body(request, MAX_ENROLMENT))
+            cert_pem = await self._board.renew(caller.consumer, caller.serial, asked.csr.encode())
+        return _json(RenewReply(certificate=cert_pem.decode("ascii")).encode())
+
     async def _enrol(self, request: web.BaseRequest) -> web.Response:
-        async with asyncio.timeout(_PATIENCE):
-            asked = decode(EnrolRequest, await _body(request, MAX_ENROLMENT))
+        async with asyncio.timeout(self._patience):
+            asked = self._decode(EnrolRequest, await _body(request, MAX_ENROLMENT))
             reply = await self._board.redeem(asked.token, asked.csr.encode())
         # Its earlier identities have ended with this one.
         self._end(reply.consumer)
         _log.info("consumer.enrolled", consumer=reply.consumer, peer=request.remote)
         return _json(reply.encode())
+
+    def _decode(self, kind: type[M], body: bytes) -> M:
+        return decode(kind, body, self._tell_unknown)
+
+    def _tell_unknown(self, field: str) -> None:
+        """Say once that an agent of a newer release says what we do not understand."""
+        if field not in self._unknown and len(self._unknown) < _MOST_UNKNOWN:
+            self._unknown.add(field)
+            _log.warning("field.unknown", field=field[:200], hint="bring the daemon to the agents' release")
 
 
 def _is_number(text: str) -> bool:

@@ -9,13 +9,14 @@ from aiohttp import web
 from certfan import log
 from certfan.daemon.ca import CaFolder
 from certfan.daemon.channel.board import Board
-from certfan.daemon.channel.routes import Routes, peer_certificate
+from certfan.daemon.channel.routes import PATIENCE, Routes, peer_certificate
 from certfan.daemon.channel.waiting import Waiting
 from certfan.daemon.listeners import Listener, bind
 from certfan.errors import NotAuthenticated
 from certfan.protocol.identity import consumer_of, find_half_open, server_context
 
 _HANDSHAKE = 10  # seconds
+_LINGER = 10.0  # seconds
 _IDLE = 330  # seconds; longer than a blocking query and than the agents keep an idle connection
 _log = log.get("channel")
 
@@ -25,17 +26,25 @@ class Channel:
 
     Known limits: a peer without a certificate that completes the handshake and then says nothing keeps its
     connection while its kernel answers keep-alives. The address is internal, and such a peer gets nothing else.
-    A waiting agent costs 327 KiB, 256 of them asyncio's own read buffer (`SSLProtocol.max_size`; with 16 KiB there
-    it is 88 KiB; 400 connections, Python 3.11.2).
+    A waiting agent costs 327 KiB, unless the process shrinks its TLS buffers (`certfan.tls`).
     """
 
-    def __init__(self, ca: CaFolder, board: Board, *, listeners: tuple[Listener, ...]) -> None:
+    def __init__(
+        self, ca: CaFolder, board: Board, *, listeners: tuple[Listener, ...], patience: float = PATIENCE
+    ) -> None:
+        """Give every body, and every answer but a blocking query's, `patience` seconds."""
         self._listeners = listeners
         self._waiting = Waiting(board)
         self._context = server_context(ca.ca.cert_pem, ca.server_cert, ca.server_key)
         self._routes = Routes(
-            board, self._waiting, fleet=ca.ca.fleet, ca_pem=ca.ca.cert_pem, end=self.end_sessions
+            board,
+            self._waiting,
+            fleet=ca.ca.fleet,
+            ca_pem=ca.ca.cert_pem,
+            end=self.end_sessions,
+            patience=patience,
         )
+        self._patience = patience
         self._http: web.Server | None = None
         self._servers: list[asyncio.Server] = []
 
@@ -57,6 +66,8 @@ class Channel:
             auto_decompress=False,
             access_log=None,
             keepalive_timeout=_IDLE,
+            # How long the rest of a refused body is still read, so that the refusal is heard.
+            lingering_time=min(_LINGER, self._patience),
         )
         try:
             for listener in self._listeners:
@@ -98,12 +109,15 @@ class Channel:
         """Wake a consumer's blocking queries: its assignments have, or may have, a new revision."""
         self._waiting.announce(consumer)
 
-    def end_sessions(self, consumer: str) -> None:
-        """Close a consumer's live connections at once. Its identity must have ended in the store before."""
-        if ended := self._abort(consumer):
+    def end_sessions(self, consumer: str, *, but: str = "") -> None:
+        """Close a consumer's live connections at once, those aside that show the identity with the serial `but`.
+
+        What they show must have ended in the store before.
+        """
+        if ended := self._abort(consumer, but):
             _log.info("session.ended", consumer=consumer, connections=ended)
 
-    def _abort(self, consumer: str | None) -> int:
+    def _abort(self, consumer: str | None, but: str = "") -> int:
         # Ending is rare, connections are many: none pays for a list of its own.
         ended = 0
         for connection in self._http.connections if self._http else ():
@@ -111,14 +125,15 @@ class Channel:
             # One that is closing hears nothing more, and abort() after two close() fails (Python 3.11).
             if not transport or transport.is_closing():
                 continue
-            if consumer is None or _consumer_on(transport) == consumer:
+            if consumer is None or _is_of(transport, consumer, but):
                 transport.abort()
                 ended += 1
         return ended
 
 
-def _consumer_on(transport: asyncio.BaseTransport) -> str | None:
+def _is_of(transport: asyncio.BaseTransport, consumer: str, but: str) -> bool:
     try:
-        return consumer_of(peer_certificate(transport)).consumer
+        caller = consumer_of(peer_certificate(transport))
     except NotAuthenticated:
-        return None
+        return False
+    return caller.consumer == consumer and caller.serial != but

@@ -108,6 +108,8 @@ def _problems(things: StateOfThings, certificates: tuple[CertificateView, ...]) 
         yield _needs("config", problem)
     if things.share_problem:
         yield _needs("share", things.share_problem)
+    for consumer, problem in sorted(things.consumer_problems.items()):
+        yield _needs(consumer, problem)
     for certificate in certificates:
         if certificate.problem:
             yield _needs(certificate.name, certificate.problem)

@@ -107,9 +107,7 @@ def renew_identity(db: Connection, serial: str, now: datetime, successor: Identi
     known = {fact.serial: fact for fact in identities(db, successor.consumer)}
     if serial not in known or known[serial].ended_at is not None:
         raise NotAuthenticated(f"identity {serial} has ended", subject=successor.consumer)
-    waiting = [
-        f for f in known.values() if f.used_at is None and f.ended_at is None and f.serial != serial
-    ]
+    waiting = [f for f in known.values() if f.used_at is None and f.ended_at is None and f.serial != serial]
     for fact in waiting:
         if fact.spki == successor.spki:
             return fact.certificate_pem
