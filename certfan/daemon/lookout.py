@@ -39,6 +39,7 @@ class Lookout:
         self._published: dict[Where, frozenset[int]] = {}
         self._live: dict[Where, int] = {}
         self._share_at = self._sweep_at = clock()
+        self._told_lost = False
         self._authority_at: dict[str, datetime] = {}  # those that are silent, and when to look again
         self._answered: dict[str, datetime] = {}
         self._log = log.get("lookout")
@@ -87,6 +88,8 @@ class Lookout:
         self, group: asyncio.TaskGroup, desired: Desired, attempts: Mapping[str, Attempt], now: datetime
     ) -> datetime:
         """Start the looks that are due; return when the next one is."""
+        if not self.share_up:  # a publish may have found that out, long before the next look was due
+            self._share_at = min(self._share_at, now + SHARE_DOWN)
         if now >= self._share_at and AT_SHARE not in self._loop.in_flight:
             self._loop.start(group, AT_SHARE, self._see_share())
         silent = self._silent(desired, attempts)
@@ -110,21 +113,22 @@ class Lookout:
         return frozenset(found)
 
     async def _see_share(self) -> None:
-        was_up = self.share_up
         try:
             seen = await self._share.look()
             if self._clock() >= self._sweep_at:
                 await self._sweep()
         except ShareError as error:
             self._share_at = self._clock() + SHARE_DOWN
-            if was_up:
+            if not self._told_lost:
+                self._told_lost = True
                 await self._journal.warn(
                     "share.lost", error.subject, code=error.code, detail=error.text, hint=error.hint
                 )
             return
         self._published, self._live = dict(seen.published), dict(seen.live)
         self._share_at = self._clock() + SHARE_UP
-        if not was_up:
+        if self._told_lost:
+            self._told_lost = False
             await self._journal.note("share.found", "share")
 
     async def _sweep(self) -> None:

@@ -1,0 +1,101 @@
+"""The lookout: what was lost is told once, found again once, and looked for soon."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from certfan.core.model import NOTHING_DESIRED, Attempt, Problem
+from certfan.daemon.accounts import Accounts
+from certfan.daemon.authority import make_account_key
+from certfan.daemon.journal import Journal
+from certfan.daemon.lookout import AUTHORITY_DOWN, SHARE_DOWN, Lookout
+from certfan.daemon.state import StateFolder
+from certfan.daemon.store import Store
+from certfan.errors import AuthorityUnreachable, ShareUnavailable
+from certfan.loop import Loop
+from tests.unit.planner_parts import HOUR, NOW, WWW, make_certificate, make_desired
+from tests.unit.scripted_authority import ScriptedCa
+from tests.unit.share_parts import NAME, WEB1, Place, bundle, make_place
+
+SECOND = timedelta(seconds=1)
+
+
+class Post:
+    """A lookout on a real share and store, with an authority that follows a script; `now` is set by the test."""
+
+    def __init__(self, place: Place, store: Store, state: StateFolder) -> None:
+        self.place, self.store, self.ca = place, store, ScriptedCa(NOW)
+        self.now = NOW
+        journal = Journal(store, self.clock)
+        self.accounts = Accounts(
+            store=store,
+            state=state,
+            journal=journal,
+            connect=self.ca.connect,
+            make_key=make_account_key,
+            clock=self.clock,
+        )
+        self.lookout = Lookout(place.share, self.accounts, journal, self.clock, Loop(self.clock))
+
+    def clock(self) -> datetime:
+        return self.now
+
+    async def look(self, attempts: dict[str, Attempt] | None = None) -> datetime:
+        """Let all looks happen that are due; return when the next one is."""
+        desired = make_desired(make_certificate()) if attempts else NOTHING_DESIRED
+        async with asyncio.TaskGroup() as group:
+            return self.lookout.look_where_due(group, desired, attempts or {}, self.now)
+
+    async def told(self) -> list[str]:
+        return [event.name for event in await self.store.last_events(20)]
+
+
+@pytest.fixture
+async def post(tmp_path: Path) -> AsyncIterator[Post]:
+    place = make_place(tmp_path)
+    with StateFolder(tmp_path / "daemon") as state:
+        store = await Store.open(state.database, lambda: NOW)
+        yield Post(place, store, state)
+        await store.close()
+    await place.share.stop()
+
+
+async def test_a_share_that_a_publish_finds_lost_is_told_and_looked_at_soon(post: Post) -> None:
+    """Not only when the next regular look is due, and then once, as its return is."""
+    await post.look()
+    aside = post.place.root.rename(post.place.root.with_name("aside"))
+    post.place.root.mkdir()
+    with pytest.raises(ShareUnavailable):
+        await post.place.share.publish(WEB1, NAME, 1, bundle(1))
+
+    due = await post.look()
+    for _ in range(2):
+        post.now += SHARE_DOWN
+        await post.look()
+    post.place.root.rmdir()
+    aside.rename(post.place.root)
+    for _ in range(2):
+        post.now += SHARE_DOWN
+        await post.look()
+
+    assert due == NOW + SHARE_DOWN
+    assert await post.told() == ["share.lost", "share.found"]
+
+
+async def test_a_silent_authority_is_asked_for_its_directory_until_it_answers(post: Post) -> None:
+    """However many orders wait for it, one request each time, and no account is made for that."""
+    no = Problem(AuthorityUnreachable.code, "no answer")
+    attempts = {WWW: Attempt(WWW, no, 5, NOW, NOW + HOUR)}
+    post.ca.scripts["look"] = [AuthorityUnreachable("no answer", subject="ca")] * 2
+
+    await post.look(attempts)
+    for _ in range(5):
+        post.now += AUTHORITY_DOWN + SECOND
+        await post.look(attempts)
+
+    assert post.ca.calls == {"look": 3}
+    assert dict(post.lookout.answered) == {"ca": NOW + 3 * (AUTHORITY_DOWN + SECOND)}
+    assert [name for name in await post.told() if name.startswith("authority")] == ["authority.found"]
