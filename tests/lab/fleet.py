@@ -212,7 +212,7 @@ class Fleet:
 
     def serial(self, endpoint: Seen) -> str:
         """Return the serial that openssl, dialling from the public bridge, sees at an endpoint."""
-        shown = self.farm.ca.run(endpoint.argv, input="", check=False, timeout=15).stdout
+        shown = self.farm.dns.run(endpoint.argv, input="", check=False, timeout=15).stdout
         return _serial(shown)
 
     def logs(self) -> str:
