@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 
 from certfan import pki
@@ -11,7 +11,7 @@ from certfan.daemon.bundles import Bundles
 from certfan.daemon.doubles import Doubles
 from certfan.daemon.enroller import Enroller
 from certfan.daemon.journal import Journal
-from certfan.daemon.store import IdentityFact, Store, StoreFacts
+from certfan.daemon.store import IdentityFact, Lists, Standing, Store, StoreFacts
 from certfan.errors import CertfanError, NotAllowed
 from certfan.protocol.identity import consumer_of
 from certfan.protocol.messages import AssignmentMessage, Assignments, EnrolReply, Report
@@ -49,9 +49,10 @@ class Noticeboard:
         self._clock = clock
         self.doubles = Doubles(clock)
 
-    async def identity(self, serial: str) -> IdentityFact | None:
-        """Return the identity of a serial."""
-        return await self._store.identity(serial)
+    async def identity(self, serial: str) -> IdentityFact | Standing | None:
+        """Return the identity of a serial, ended or not."""
+        # Whether an ended one is known decides whether a certificate may be one that a restore has lost.
+        return await self._store.standing(serial) or await self._store.identity(serial)
 
     async def adopt(self, cert_der: bytes) -> IdentityFact | None:
         """Take in an identity that was issued after the database's backup, of a consumer that is still wanted."""
@@ -83,17 +84,25 @@ class Noticeboard:
         await self._journal.note("identity.renewed", consumer, serial=pki.read_leaf(cert_pem).serial)
         return cert_pem
 
-    async def assignments(self, consumer: str) -> Assignments:
-        """Return all that a consumer is to have now."""
-        number, rows = await self._store.assignments(consumer)
-        facts = await self._store.facts()
-        told = (self._assignment(facts, row.certificate, row.generation) for row in rows)
-        return Assignments(
-            revision=f"{await self._store.epoch()}.{number}", consumer=consumer, assignments=tuple(told)
-        )
+    async def assignments(self, consumers: Collection[str]) -> Mapping[str, Assignments]:
+        """Return all that each of the consumers is to have now; however many they are, in one read."""
+        lists = await self._store.lists(consumers)
+        said: dict[tuple[str, int], AssignmentMessage] = {}  # one certificate goes to many
+        for told in lists.offered.values():
+            for offer in told:
+                if offer not in said:
+                    said[offer] = self._assignment(lists, *offer)
+        return {
+            consumer: Assignments(
+                revision=f"{lists.epoch}.{number}",
+                consumer=consumer,
+                assignments=tuple(said[offer] for offer in lists.offered.get(consumer, ())),
+            )
+            for consumer, number in lists.revisions.items()
+        }
 
-    def _assignment(self, facts: StoreFacts, certificate: str, number: int) -> AssignmentMessage:
-        for one in facts.generations.get(certificate, ()):
+    def _assignment(self, lists: Lists, certificate: str, number: int) -> AssignmentMessage:
+        for one in lists.generations.get(certificate, ()):
             if one.number == number:
                 names = sorted(str(i) for i in one.identifiers)
                 return AssignmentMessage(
@@ -108,9 +117,10 @@ class Noticeboard:
             certificate=certificate, generation=number, identifiers=tuple(names), fingerprint=""
         )
 
-    async def acknowledged(self, consumer: str, revision: str) -> None:
-        """Note that a consumer has its assignments."""
-        await self._journal.note("assignments.acknowledged", consumer, revision=revision)
+    async def acknowledged(self, revisions: Mapping[str, str]) -> None:
+        """Note that consumers have their assignments."""
+        told = {consumer: {"revision": revision} for consumer, revision in revisions.items()}
+        await self._journal.note_many("assignments.acknowledged", told)
 
     async def bundle(self, consumer: str, certificate: str, generation: int) -> dict[str, bytes]:
         """Return the files of a bundle; that it is assigned was checked by the routes."""

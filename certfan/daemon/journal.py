@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +22,12 @@ class Journal:
         """Record one event, durable on return. Fields are JSON values and never hold key material."""
         self._log.info(name, subject=subject, **fields)
         await self._store.add_events([Event(at or self._clock(), name, subject, fields)])
+
+    async def note_many(self, name: str, subjects: Mapping[str, Mapping[str, Any]]) -> None:
+        """Record the same event of many subjects, each with its fields, in one write; the log gets one line."""
+        now = self._clock()
+        self._log.info(name, subject=next(iter(subjects)), subjects=len(subjects))
+        await self._store.add_events([Event(now, name, subject, f) for subject, f in subjects.items()])
 
     async def warn(self, name: str, subject: str, **fields: Any) -> None:
         """Record one event that somebody may have to act on."""

@@ -186,6 +186,7 @@ class _Daemon:
             tasks = [
                 group.create_task(self.reconciler.run(), name="reconciler"),
                 group.create_task(self.configured.run(), name="config"),
+                group.create_task(self._channel.failed(), name="channel"),
                 group.create_task(self._renew_ca(), name="internal CA"),
                 group.create_task(self._feed_watchdog(), name="watchdog"),
             ]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import io
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from certfan import files, pki
 from certfan.agent.link import Link
 from certfan.daemon.ca import CaFolder, open_ca
 from certfan.daemon.channel import Channel
+from certfan.daemon.channel.board import Identity
 from certfan.daemon.enroller import Enroller
 from certfan.daemon.listeners import Listener
 from certfan.daemon.store import IdentityFact, Store
@@ -50,8 +51,8 @@ class Yard:
     def address(self) -> str:
         return f"127.0.0.1:{self.channel.ports[0]}"
 
-    async def identity(self, serial: str) -> IdentityFact | None:
-        return await self.store.identity(serial)
+    async def identity(self, serial: str) -> Identity | None:
+        return await self.store.standing(serial) or await self.store.identity(serial)
 
     async def adopt(self, cert_der: bytes) -> IdentityFact | None:
         return await self.enroller.adopt(cert_der)
@@ -62,13 +63,13 @@ class Yard:
     async def renew(self, consumer: str, serial: str, csr: bytes) -> bytes:
         return await self.enroller.renew(consumer, serial, csr)
 
-    async def assignments(self, consumer: str) -> Assignments:
+    async def assignments(self, consumers: Collection[str]) -> dict[str, Assignments]:
         self.reads += 1
         self.read.set()
-        return self.lists.get(consumer, Assignments(revision="e.0", consumer=consumer, assignments=()))
+        return {name: self.lists.get(name, nothing_for(name)) for name in consumers}
 
-    async def acknowledged(self, consumer: str, revision: str) -> None:
-        self.acknowledgements.append((consumer, revision))
+    async def acknowledged(self, revisions: Mapping[str, str]) -> None:
+        self.acknowledgements.extend(revisions.items())
 
     async def report(self, consumer: str, report: Report) -> None:
         self.reports.append((consumer, report))
@@ -113,6 +114,10 @@ class Yard:
 
     def link(self, identity: Path) -> Link:
         return Link(self.address, identity, fleet=FLEET, ca_pem=self.ca.ca.cert_pem)
+
+
+def nothing_for(consumer: str) -> Assignments:
+    return Assignments(revision="e.0", consumer=consumer, assignments=())
 
 
 def write_pair(folder: Path, key_pem: bytes, cert_pem: bytes) -> Path:

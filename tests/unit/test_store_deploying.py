@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from certfan.core.model import Deployment, DeploymentState, Endpoint, Health, Problem, Proof
-from certfan.daemon.store import Assignment, Heard, PublishedFact, Store
+from certfan.daemon.store import Heard, PublishedFact, Store, deploying
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
@@ -48,9 +48,23 @@ async def test_only_a_change_moves_the_revision(store: Store) -> None:
 
     assert [1, 2, 2, 1, 3, 3] == revisions
     assert {(WWW, "mail1"): 1} == await store.offered()
-    assert (3, ()) == await store.assignments("web1")
-    assert (1, (Assignment(WWW, "mail1", 1, NOW),)) == await store.assignments("mail1")
-    assert (0, ()) == await store.assignments("web2")
+    lists = await store.lists(("web1", "mail1", "web2"))
+    assert {"web1": 3, "mail1": 1, "web2": 0} == lists.revisions
+    assert {"mail1": ((WWW, 1),)} == lists.offered
+
+
+async def test_lists_of_more_consumers_than_one_query_names(store: Store) -> None:
+    """Each has its own certificates, sorted, and nobody is left out."""
+    names = [f"web{number}" for number in range(7)]
+    for name in names:
+        await store.offer("b.example", name, 2, NOW)
+        await store.offer("a.example", name, 1, NOW)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deploying, "PORTION", 3)
+        lists = await store.lists(names)
+
+    assert dict.fromkeys(names, 2) == lists.revisions
+    assert dict.fromkeys(names, (("a.example", 1), ("b.example", 2))) == lists.offered
 
 
 async def test_the_first_publishing_is_the_one_remembered(store: Store) -> None:

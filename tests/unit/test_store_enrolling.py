@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from certfan.daemon.store import IdentityFact, Store
+from certfan.daemon.store import IdentityFact, Standing, Store
 from certfan.errors import EnrolmentRefused, UnknownName
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -142,3 +142,16 @@ async def test_only_added_consumers_enrol(store: Store) -> None:
         await store.open_enrolment("web2", "hash-2", EXPIRES, NOW)
 
     assert ["web1"] == list(await store.consumers())
+
+
+async def test_what_stands_is_known_without_reading_until_it_changes(store: Store) -> None:
+    """A first use, an end and a successor are seen by the very next question."""
+    seen = [await store.standing("1")]
+    await store.redeem("hash", "spki", NOW, identity("1", "spki"))
+    seen.append(await store.standing("1"))
+    await store.use_identity("1", NOW)
+    seen.append(await store.standing("1"))
+    await store.end_identities("web1", NOW)
+    seen.append(await store.standing("1"))
+
+    assert [None, Standing("1", "web1", None), Standing("1", "web1", NOW), None] == seen

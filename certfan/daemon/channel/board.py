@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Protocol
 
@@ -40,11 +41,11 @@ class Board(Protocol):
     async def renew(self, consumer: str, serial: str, csr: bytes) -> bytes:
         """Return the certificate (PEM) that follows an identity; raises RequestInvalid, NotAuthenticated, NotAllowed."""
 
-    async def assignments(self, consumer: str) -> Assignments:
-        """Return all that a consumer is to have now, with the revision it has."""
+    async def assignments(self, consumers: Collection[str]) -> Mapping[str, Assignments]:
+        """Return all that each of the consumers is to have now, with the revision it has."""
 
-    async def acknowledged(self, consumer: str, revision: str) -> None:
-        """Note that a consumer has this revision; repeated after a restart of either end."""
+    async def acknowledged(self, revisions: Mapping[str, str]) -> None:
+        """Note which revision each of some consumers has; repeated after a restart of either end."""
 
     async def report(self, consumer: str, report: Report) -> None:
         """Take what a consumer says; an older report is dropped silently."""

@@ -85,7 +85,6 @@ class Routes:
         self._ca_pem = ca_pem
         self._end = end
         self._patience = patience
-        self._acknowledged: dict[str, str] = {}
         self._unknown: set[str] = set()
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -158,19 +157,9 @@ class Routes:
             or int(wait) > MAX_WAIT
         ):
             raise MessageInvalid(f"after or wait is malformed; wait is 0 to {MAX_WAIT} seconds")
-        if after:
-            await self._acknowledge(consumer, after)
-        found = await self._waiting.changed(consumer, after, int(wait))
-        return _json(found.encode())
-
-    async def _acknowledge(self, consumer: str, revision: str) -> None:
-        if self._acknowledged.get(consumer) == revision:
-            return
         async with asyncio.timeout(self._patience):
-            # Any other revision is one that was replaced meanwhile, or was never handed out.
-            if (await self._board.assignments(consumer)).revision == revision:
-                await self._board.acknowledged(consumer, revision)
-                self._acknowledged[consumer] = revision
+            await (self._waiting.acknowledge(consumer, after) if after else self._waiting.look(consumer))
+        return _json(await self._waiting.changed(consumer, after, int(wait)))
 
     async def _report(self, request: web.BaseRequest, consumer: str) -> web.Response:
         async with asyncio.timeout(self._patience):
@@ -182,7 +171,7 @@ class Routes:
         if not CERTIFICATE_NAME.fullmatch(certificate) or not _is_number(generation):
             raise UnknownName("no such bundle")
         async with asyncio.timeout(self._patience):
-            offered = (await self._board.assignments(consumer)).assignments
+            offered = (await self._board.assignments([consumer]))[consumer].assignments
             if (certificate, int(generation)) not in {(a.certificate, a.generation) for a in offered}:
                 raise NotAllowed(
                     f"{certificate}@{generation} is not assigned to {consumer}",

@@ -47,6 +47,7 @@ class Channel:
         self._patience = patience
         self._http: web.Server | None = None
         self._servers: list[asyncio.Server] = []
+        self._reading: asyncio.Task[None] | None = None
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -69,6 +70,7 @@ class Channel:
             # How long the rest of a refused body is still read, so that the refusal is heard.
             lingering_time=min(_LINGER, self._patience),
         )
+        self._reading = asyncio.create_task(self._waiting.run(), name="channel lists")
         try:
             for listener in self._listeners:
                 self._servers.append(await self._listen(listener, self._http))
@@ -100,6 +102,14 @@ class Channel:
             self._abort(None)
             await self._http.shutdown(1)
             self._http = None
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+
+    async def failed(self) -> None:
+        """Wait until nobody can be answered any more, for as long as the channel runs; raises what ended it."""
+        assert self._reading is not None
+        await self._reading
 
     def renew(self, ca: CaFolder) -> None:
         """Show the pair that lies in the CA's folder now to every new connection; raises OSError."""

@@ -12,7 +12,6 @@
 
 from certfan.daemon.store.facts import (
     AccountFact,
-    Assignment,
     ClosedIssuance,
     ConfigFact,
     ConsumerFact,
@@ -20,15 +19,16 @@ from certfan.daemon.store.facts import (
     Event,
     Heard,
     IdentityFact,
+    Lists,
     PublishedFact,
     Run,
+    Standing,
     StoreFacts,
 )
 from certfan.daemon.store.store import Store
 
 __all__ = [
     "AccountFact",
-    "Assignment",
     "ClosedIssuance",
     "ConfigFact",
     "ConsumerFact",
@@ -36,8 +36,10 @@ __all__ = [
     "Event",
     "Heard",
     "IdentityFact",
+    "Lists",
     "PublishedFact",
     "Run",
+    "Standing",
     "Store",
     "StoreFacts",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -11,8 +11,10 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select
 
 from certfan.core.model import Deployment, DeploymentState, Endpoint, Health, Proof
 from certfan.daemon.store import tables
-from certfan.daemon.store.facts import Assignment, Heard, PublishedFact
+from certfan.daemon.store.facts import Heard, PublishedFact
 from certfan.daemon.store.rows import from_problem, put, to_problem
+
+PORTION = 1000  # consumers that one query names
 
 
 def offer(db: Connection, certificate: str, consumer: str, generation: int, now: datetime) -> int:
@@ -42,12 +44,20 @@ def offered(db: Connection) -> dict[tuple[str, str], int]:
     return {(certificate, consumer): generation for certificate, consumer, generation in rows}
 
 
-def assignments(db: Connection, consumer: str) -> tuple[int, tuple[Assignment, ...]]:
-    """Return a consumer's revision and its whole list, by certificate."""
-    table = tables.assignments
-    query = select(table).where(table.c.consumer == consumer).order_by(table.c.certificate)
-    rows = db.execute(query).mappings()
-    return _revision(db, consumer), tuple(Assignment(**row) for row in rows)
+def lists(
+    db: Connection, consumers: Collection[str]
+) -> tuple[dict[str, int], dict[str, tuple[tuple[str, int], ...]]]:
+    """Return revision and list, (certificate, generation) by certificate, of each of many consumers."""
+    table, count = tables.assignments.c, tables.revisions.c
+    revisions = dict.fromkeys(consumers, 0)
+    found: dict[str, tuple[tuple[str, int], ...]] = {}
+    query = select(table.consumer, table.certificate, table.generation).order_by(table.certificate)
+    for some in _portions(tuple(consumers)):
+        for consumer, certificate, generation in db.execute(query.where(table.consumer.in_(some))):
+            found[consumer] = (*found.get(consumer, ()), (certificate, generation))
+        known = db.execute(select(count.consumer, count.revision).where(count.consumer.in_(some)))
+        revisions.update(dict(known.all()))
+    return revisions, found
 
 
 def record_published(db: Connection, certificate: str, consumer: str, generation: int, at: datetime) -> None:
@@ -123,6 +133,11 @@ def all_heard(db: Connection) -> dict[str, Heard]:
         )
         for row in db.execute(select(table).where(table.c.number.in_(newest)))
     }
+
+
+def _portions(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut names to what any engine takes as parameters of one query."""
+    return (names[at : at + PORTION] for at in range(0, len(names), PORTION))
 
 
 def _revision(db: Connection, consumer: str) -> int:

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection, insert, select, update
 
 from certfan.daemon.store import tables
-from certfan.daemon.store.facts import ConsumerFact, EnrolmentFact, IdentityFact
+from certfan.daemon.store.facts import ConsumerFact, EnrolmentFact, IdentityFact, Standing
 from certfan.errors import EnrolmentRefused, NotAuthenticated, RequestInvalid, UnknownName
 
 
@@ -85,6 +85,13 @@ def identity(db: Connection, serial: str) -> IdentityFact | None:
     """Return the identity with that serial, ended or not."""
     row = db.execute(select(tables.identities).filter_by(serial=serial)).mappings().first()
     return IdentityFact(**row) if row else None
+
+
+def standing(db: Connection) -> dict[str, Standing]:
+    """Return every identity that has not ended, by serial."""
+    table = tables.identities
+    query = select(table.c.serial, table.c.consumer, table.c.used_at).where(table.c.ended_at.is_(None))
+    return {serial: Standing(serial, consumer, used_at) for serial, consumer, used_at in db.execute(query)}
 
 
 def identities(db: Connection, consumer: str) -> tuple[IdentityFact, ...]:

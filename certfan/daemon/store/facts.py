@@ -86,13 +86,25 @@ class IdentityFact:
 
 
 @dataclass(frozen=True, slots=True)
-class Assignment:
-    """What a consumer was last offered of a certificate; generation 0: assigned, none issued yet."""
+class Standing:
+    """As much of an identity that has not ended as every request asks for."""
 
-    certificate: str
+    serial: str
     consumer: str
-    generation: int
-    offered_at: datetime
+    used_at: datetime | None
+    ended_at: None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """What some consumers were last offered, as one transaction saw it; each of them is in `revisions`."""
+
+    epoch: str
+    revisions: Mapping[str, int]
+    offered: Mapping[
+        str, tuple[tuple[str, int], ...]
+    ]  # (certificate, generation) by certificate; 0: none issued yet
+    generations: Mapping[str, tuple[Generation, ...]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,11 +134,12 @@ def config_changed(db: Connection) -> dict[str, datetime]:
 
 def add_events(db: Connection, events: Sequence[Event]) -> int:
     """Append to the journal, in order; return the newest id. Key material in fields is replaced."""
-    for event in events:
-        fields: Any = redact(event.fields)
-        db.execute(
-            insert(tables.events).values(at=event.at, name=event.name, subject=event.subject, fields=fields)
-        )
+    rows: list[dict[str, Any]] = [
+        {"at": event.at, "name": event.name, "subject": event.subject, "fields": redact(event.fields)}
+        for event in events
+    ]
+    if rows:
+        db.execute(insert(tables.events), rows)
     return db.execute(select(func.max(tables.events.c.id))).scalar() or 0
 
 

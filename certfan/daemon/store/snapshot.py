@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, event
 from sqlalchemy.sql.dml import UpdateBase
 
-from certfan.daemon.store import deploying, issued, issuing, process, tables, wishes
+from certfan.daemon.store import deploying, enrolling, issued, issuing, process, tables, wishes
 from certfan.daemon.store.facts import StoreFacts
 
 # What each field of StoreFacts is read by, and every table that the query looks at.
@@ -31,6 +31,12 @@ _PARTS: Mapping[str, tuple[Callable[[Connection], Any], frozenset[Table]]] = {
     "heard": (deploying.all_heard, frozenset({tables.agent_boots})),
     "config_changed": (process.config_changed, frozenset({tables.definitions})),
 }
+# What every request on the channel asks for, kept the same way.
+_ASKED_OFTEN: Mapping[str, tuple[Callable[[Connection], Any], frozenset[Table]]] = {
+    "epoch": (process.epoch, frozenset({tables.runs})),
+    "standing": (enrolling.standing, frozenset({tables.identities})),
+}
+_ALL = {**_PARTS, **_ASKED_OFTEN}
 
 
 class Snapshot:
@@ -42,14 +48,21 @@ class Snapshot:
 
     def read(self, db: Connection) -> StoreFacts:
         """Return the facts as this transaction sees them; what it hands out cannot be changed."""
-        for name, (query, _) in _PARTS.items():
-            if name not in self._known:
-                found = query(db)
-                self._known[name] = MappingProxyType(found) if isinstance(found, dict) else found
-        return StoreFacts(**self._known)
+        return StoreFacts(**{name: self.part(db, name) for name in _PARTS})
+
+    def part(self, db: Connection, name: str) -> Any:
+        """Return one part as this transaction sees it."""
+        if name not in self._known:
+            found = _ALL[name][0](db)
+            self._known[name] = MappingProxyType(found) if isinstance(found, dict) else found
+        return self._known[name]
+
+    def known(self, name: str) -> Any:
+        """Return a part if nothing of it was written since it was read, else None; from any thread."""
+        return self._known.get(name)
 
     def _written(self, _db: Connection, statement: object, *_: object) -> None:
         if isinstance(statement, UpdateBase):
-            for name, (_query, looks_at) in _PARTS.items():
+            for name, (_query, looks_at) in _ALL.items():
                 if statement.table in looks_at:
                     self._known.pop(name, None)

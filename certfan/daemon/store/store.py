@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import update_wrapper
@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError
 
 from certfan.daemon.store import deploying, engine, enrolling, issued, issuing, process, wishes
-from certfan.daemon.store.facts import StoreFacts
+from certfan.daemon.store.facts import Lists, Standing, StoreFacts
 from certfan.daemon.store.snapshot import Snapshot
 from certfan.errors import StoreFailed
 
@@ -89,6 +89,22 @@ class Store:
         """Return all that the reconciler reads at a tick, in one hop and one transaction."""
         return await transaction(self._snapshot.read)(self)
 
+    async def standing(self, serial: str) -> Standing | None:
+        """Return the identity with that serial unless it has ended; without a hop while no identity was written."""
+        known = self._snapshot.known("standing")
+        if known is None:
+            known = await transaction(self._snapshot.part)(self, "standing")
+        found: Standing | None = known.get(serial)
+        return found
+
+    async def lists(self, consumers: Collection[str]) -> Lists:
+        """Return the lists of many consumers, in one hop and one transaction."""
+        return await transaction(self._lists)(self, consumers)
+
+    def _lists(self, db: Connection, consumers: Collection[str]) -> Lists:
+        part = self._snapshot.part
+        return Lists(part(db, "epoch"), *deploying.lists(db, consumers), part(db, "generations"))
+
     begin_run = transaction(process.begin_run)
     end_run = transaction(process.end_run)
     runs = transaction(process.runs)
@@ -143,7 +159,6 @@ class Store:
     offer = transaction(deploying.offer)
     withdraw = transaction(deploying.withdraw)
     offered = transaction(deploying.offered)
-    assignments = transaction(deploying.assignments)
     record_published = transaction(deploying.record_published)
     published = transaction(deploying.published)
     record_report = transaction(deploying.record_report)
