@@ -36,6 +36,7 @@ CertfanError
 ├── ServiceError                 service.*    something on a consumer that loads pairs
 │   ├── InstallFailed            service.install_failed
 │   ├── ConfigTestFailed         service.config_test_failed
+│   ├── PairRefused              service.pair_refused       the config test fails with the new pair only
 │   ├── ReloadFailed             service.reload_failed
 │   ├── ServiceDown              service.down
 │   ├── HookFailed               service.hook_failed
@@ -46,7 +47,8 @@ CertfanError
 ├── ControlError                 control.*    the daemon's control socket
 │   ├── DaemonNotRunning         control.daemon_not_running
 │   ├── ControlDenied            control.denied             the socket is not for this user
-│   └── UnknownName              control.unknown_name
+│   ├── UnknownName              control.unknown_name
+│   └── ActionRefused            control.refused            it would do harm, or there is nothing to do it to
 └── InternalError                internal     a bug: caught only at a step boundary
 """
 
@@ -330,6 +332,12 @@ class ConfigTestFailed(ServiceError):
     code = "service.config_test_failed"
 
 
+class PairRefused(ServiceError):
+    """The service's own config test fails with the new pair, and passes with the former one."""
+
+    code = "service.pair_refused"
+
+
 class ReloadFailed(ServiceError):
     """The reload command failed."""
 
@@ -397,6 +405,13 @@ class UnknownName(ControlError):
     """No certificate, consumer or authority of that name."""
 
     code = "control.unknown_name"
+
+
+class ActionRefused(ControlError):
+    """What was asked for would do harm, or there is nothing to do it to; the text says which."""
+
+    code = "control.refused"
+    retry = Retry.NEVER
 
 
 class InternalError(CertfanError):

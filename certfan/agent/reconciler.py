@@ -27,7 +27,7 @@ from certfan.core.agent_steps import (
     Assignment,
     Conclude,
     Fetch,
-    LayPlaceholder,
+    LayPlaceholders,
     Pair,
     Probe,
     ServiceFacts,
@@ -37,7 +37,7 @@ from certfan.core.agent_steps import (
 )
 from certfan.core.deployment import plan
 from certfan.core.model import Attempt, Deployment, DeploymentState, Endpoint, Problem
-from certfan.core.tries import marks, setback
+from certfan.core.tries import aftermath, marks, owes_hook, setback
 from certfan.errors import CertfanError, InternalError
 from certfan.loop import Loop
 
@@ -79,6 +79,7 @@ class Reconciler:
         self._deployed: dict[tuple[str, int, DeploymentState], Deployment] = {}
         self._fetch_attempts: dict[str, Attempt] = {}
         self._apply_attempts: dict[str, Attempt] = {}
+        self._cleared_at: dict[str, datetime] = {}
         self._assigned_at: dict[Pair, datetime] = {}
         self._log = log.get("agent")
         self._recall()
@@ -122,6 +123,7 @@ class Reconciler:
             worked_before=self._is.record.worked_before,
             fetch_attempts=dict(self._fetch_attempts),
             apply_attempts=dict(self._apply_attempts),
+            cleared_at=dict(self._cleared_at),
             in_flight=self._loop.in_flight,
             probe_interval=self._is.config.probe_interval,
             quiet=self._is.config.quiet,
@@ -149,8 +151,8 @@ class Reconciler:
         match step:
             case Fetch():
                 await self._fetch(step)
-            case LayPlaceholder():
-                await self._lay_placeholder(step)
+            case LayPlaceholders():
+                await self._lay_placeholders(step)
             case Apply():
                 await self._apply(step, facts)
             case Probe():
@@ -168,17 +170,19 @@ class Reconciler:
         self._fetch_attempts.pop(step.certificate, None)
         self._log.info("bundle.staged", bundle=f"{step.certificate}@{step.generation}")
 
-    async def _lay_placeholder(self, step: LayPlaceholder) -> None:
-        done = await self._is.privileged.apply(((step.certificate, 0),))
+    async def _lay_placeholders(self, step: LayPlaceholders) -> None:
+        done = await self._is.privileged.apply([(certificate, 0) for certificate in step.certificates])
         if done.problem is not None:
-            self._hold_placeholder(step, done.problem)
+            self._hold_placeholders(step, done.problem)
             return
-        self._apply_attempts.pop(step.certificate, None)
-        self._log.info("placeholder.laid", certificate=step.certificate)
+        for certificate in step.certificates:
+            self._apply_attempts.pop(certificate, None)
+        self._log.info("placeholders.laid", certificates=list(step.certificates))
 
-    def _hold_placeholder(self, step: LayPlaceholder, problem: Problem) -> None:
-        before = self._apply_attempts.get(step.certificate)
-        self._apply_attempts[step.certificate] = self._again(before, step.certificate, problem)
+    def _hold_placeholders(self, step: LayPlaceholders, problem: Problem) -> None:
+        for certificate in step.certificates:
+            before = self._apply_attempts.get(certificate)
+            self._apply_attempts[certificate] = self._again(before, certificate, problem)
 
     async def _apply(self, step: Apply, facts: AgentFacts) -> None:
         durable = marks(step, facts, self._is.clock())
@@ -196,15 +200,33 @@ class Reconciler:
         if done.problem is not None:
             self._apply_failed(step, done.problem)
             return
+        now = self._is.clock()
+        after = aftermath(step, self.facts(now), done.hooks, now, jitter=self._is.jitter())
+        self._is.record.remember_outcomes(after.outcomes)
+        self._cleared_at |= after.cleared_at
         self._applied |= frozenset(step.pairs)
         for certificate, generation in step.pairs:
             self._apply_attempts.pop(certificate, None)
+            if (failed := done.hooks.get(certificate)) is not None:
+                self._hook_failed(certificate, generation, failed)
+                continue
             for state, at in (
                 (DeploymentState.INSTALLED, done.installed_at),
                 (DeploymentState.RELOADED, done.reloaded_at),
             ):
                 self._note(certificate, generation, state, at or self._is.clock())
         self._log.info("pairs.applied", pairs=[f"{c}@{g}" for c, g in step.pairs], why=step.why.value)
+
+    def _hook_failed(self, certificate: str, generation: int, problem: Problem) -> None:
+        """Report it; the pair is served and stays."""
+        self._note(certificate, generation, DeploymentState.FAILED, self._is.clock(), problem)
+        self._log.warning(
+            "hook.failed",
+            bundle=f"{certificate}@{generation}",
+            detail=problem.detail,
+            hint=problem.hint,
+            output=problem.output,
+        )
 
     def _apply_failed(self, step: Apply, problem: Problem) -> None:
         now = self._is.clock()
@@ -252,8 +274,9 @@ class Reconciler:
     def _recall(self) -> None:
         """Tell again how the newest generations ended: whoever concluded it may have died before the report."""
         for (certificate, generation), outcome in sorted(self._is.record.outcomes.items(), key=itemgetter(0)):
-            if outcome.state is not TryState.TRYING:
-                state = DeploymentState(outcome.state.value)
+            if outcome.state is not TryState.TRYING or owes_hook(outcome):
+                proven = outcome.state is TryState.PROVEN and not owes_hook(outcome)
+                state = DeploymentState.PROVEN if proven else DeploymentState.FAILED
                 self._note(certificate, generation, state, outcome.at, outcome.problem)
 
     def _note(
@@ -282,8 +305,8 @@ class Reconciler:
                 self._fetch_attempts[step.certificate] = self._again(before, step.certificate, problem)
             case Apply():
                 self._apply_failed(step, problem)
-            case LayPlaceholder():
-                self._hold_placeholder(step, problem)
+            case LayPlaceholders():
+                self._hold_placeholders(step, problem)
             case Probe() | Conclude():
                 pass
             case _:

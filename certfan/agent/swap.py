@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +20,9 @@ from certfan.agent.config import AgentConfig, Service
 from certfan.agent.installer import Installer, Laid
 from certfan.agent.reloader import Running
 from certfan.core.model import CERTIFICATE_NAME, Problem
-from certfan.errors import CertfanError, ServiceDown, ServiceError
+from certfan.errors import CertfanError, PairRefused, ServiceDown, ServiceError
+
+HOOKS_THAT_SPEAK = 20  # of one answer: what they said has to fit into it
 
 
 class ServiceState(StrEnum):
@@ -48,13 +50,15 @@ class ServiceOutcome:
 class Answer:
     """What became of a request. `problem` is None when all of it is live and each concerned service took it.
 
-    `installed` is what live/NAME points at now: a generation, 0 for a placeholder, None for nothing.
+    `installed` is what live/NAME points at now: a generation, 0 for a placeholder, None for nothing. `hooks` are
+    the hooks that failed, by certificate: what they belong to is live and loaded all the same.
     """
 
     services: tuple[ServiceOutcome, ...] = ()
     installed: Mapping[str, int | None] = field(default_factory=dict)
     rolled_back: bool = False
     problem: Problem | None = None
+    hooks: Mapping[str, Problem] = field(default_factory=dict)
     installed_at: datetime | None = None  # when the last pointer had moved
     reloaded_at: datetime | None = None  # when the last reload had returned
 
@@ -123,6 +127,7 @@ class Swap:
         self._clock = clock
         self._log = log.get("apply")
         self._outcomes: dict[str, tuple[ServiceState, Problem | None]] = {}
+        self._hooks_failed: dict[str, Problem] = {}
         self._installed_at: datetime | None = None
         self._reloaded_at: datetime | None = None
 
@@ -155,6 +160,8 @@ class Swap:
         else:
             await self._hooks(wanted, services)
         self._journal.clear()
+        if worse is ServiceState.CONFIG_TEST_FAILED:
+            await self._blame(services)
         if not worse:
             for name in names:
                 self._installer.prune(name)
@@ -199,6 +206,24 @@ class Swap:
             except ServiceError as error:
                 self._note(service, ServiceState.CONFIG_TEST_FAILED, error)
         return not self._outcomes
+
+    async def _blame(self, services: Sequence[Service]) -> None:
+        """Test again with the former pairs: what passes now is held against the new ones.
+
+        Known limit: so is what somebody mended between the two.
+        """
+        failed = [s for s in services if s.name in self._outcomes]
+        for service in failed:
+            try:
+                await reloader.test(service)
+            except ServiceError:
+                return
+        for service in failed:
+            _, problem = self._outcomes[service.name]
+            assert problem is not None
+            told = f"{problem.detail} with the new pairs, and passes with the former ones"
+            refused = replace(problem, code=PairRefused.code, detail=told)
+            self._note(service, ServiceState.CONFIG_TEST_FAILED, refused)
 
     async def _reload(self, service: Service) -> None:
         match await reloader.state(service):
@@ -246,7 +271,7 @@ class Swap:
             self._installer.point(name, Laid.parse(folder) if folder else None)
 
     async def _hooks(self, wanted: Sequence[Wanted], services: Sequence[Service]) -> None:
-        """Run hooks for what was really loaded; a hook that fails is told and changes nothing."""
+        """Run hooks for what was really loaded; one that fails is told and holds up nobody."""
         for service in services:
             if self._outcomes[service.name][0] is not ServiceState.RELOADED:
                 continue
@@ -259,6 +284,10 @@ class Swap:
                     )
                 except ServiceError as error:
                     self._note(service, ServiceState.RELOADED, error)
+                    told = _problem(error)
+                    if len(self._hooks_failed) >= HOOKS_THAT_SPEAK:
+                        told = replace(told, output="")
+                    self._hooks_failed.setdefault(one.certificate, told)
 
     def _environment(
         self, certificate: str, generation: int, pair: pki.Pair, service: Service
@@ -314,6 +343,7 @@ class Swap:
             self._installed(wanted),
             rolled_back,
             first,
+            hooks=self._hooks_failed,
             installed_at=self._installed_at,
             reloaded_at=self._reloaded_at,
         )

@@ -60,7 +60,8 @@ class Outcome:
     """How a generation fares here; durable, written before anything depends on it.
 
     `failures` counts tries that failed, `repairs` reloads that did nothing since it was last proven. `group`
-    is how many pairs its last try held: one that failed together with others is tried alone, at once.
+    is how many pairs its last try held: one that failed together with others is tried alone, at once. `problem`
+    says why it failed; before that, what its hook said: it is loaded, and its hook is due again.
     """
 
     state: TryState
@@ -100,9 +101,8 @@ class AgentFacts:
     worked_before: frozenset[tuple[str, Endpoint]] = frozenset()
     fetch_attempts: Mapping[str, Attempt] = field(default_factory=dict)  # by certificate
     apply_attempts: Mapping[str, Attempt] = field(default_factory=dict)  # by certificate, from `setback`
-    cleared_at: Mapping[str, datetime] = field(
-        default_factory=dict
-    )  # a config test passes again: lifts `failed`
+    # By certificate: the config test of a service that takes it passes again (from `aftermath`). Lifts a wait for it.
+    cleared_at: Mapping[str, datetime] = field(default_factory=dict)
     in_flight: frozenset[Key] = frozenset()  # read before everything else, as the daemon's
     probe_interval: timedelta = timedelta(minutes=5)
     quiet: timedelta = timedelta(seconds=2)
@@ -123,23 +123,26 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
-class LayPlaceholder:
-    """Put a placeholder where nothing of ours or anybody's is, so that services can start. No reload."""
+class LayPlaceholders:
+    """Put placeholders where nothing of ours or anybody's is, then test and reload once.
 
-    certificate: str
+    A vhost may be waiting for the files: its challenge can only be answered once it is loaded.
+    """
+
+    certificates: tuple[str, ...]
 
     @property
     def key(self) -> Key:
-        """Never at the same time as another for that certificate."""
-        return ("placeholder", self.certificate)
+        """One at a time on a consumer."""
+        return ("placeholder",)
 
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Install pairs, then one config test, one reload a service. `marks` must be durable before it starts.
+    """Install pairs, then one config test, one reload a service, the hooks. `marks` must be durable before it starts.
 
-    Ended well, `live` shows the pairs and the caller adds them to `applied`. When it fails the privileged half has
-    put its pointers back already; the caller records what `setback` says.
+    Ended well, `live` shows the pairs, and the caller adds them to `applied` and records what `aftermath` says.
+    When it fails the privileged half has put its pointers back already; the caller records what `setback` says.
     """
 
     pairs: tuple[Pair, ...]
@@ -178,7 +181,7 @@ class Conclude:
         return ("conclude", self.certificate)
 
 
-Step: TypeAlias = Fetch | LayPlaceholder | Apply | Probe | Conclude
+Step: TypeAlias = Fetch | LayPlaceholders | Apply | Probe | Conclude
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +198,14 @@ class Marks:
 
     outcomes: Mapping[Pair, Outcome]  # to add to the facts'
     worked_before: frozenset[tuple[str, Endpoint]]  # to replace the facts'
+
+
+@dataclass(frozen=True, slots=True)
+class Aftermath:
+    """What is to be recorded after an Apply ended well; both are to be added to the facts'."""
+
+    outcomes: Mapping[Pair, Outcome]
+    cleared_at: Mapping[str, datetime]
 
 
 @dataclass(frozen=True, slots=True)

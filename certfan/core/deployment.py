@@ -12,6 +12,7 @@ from typing import TypeAlias
 from certfan.core.agent_steps import (
     APPLY_KEY,
     PLACEHOLDER,
+    Aftermath,
     AgentFacts,
     AgentPlan,
     Apply,
@@ -19,7 +20,7 @@ from certfan.core.agent_steps import (
     Conclude,
     Fetch,
     Key,
-    LayPlaceholder,
+    LayPlaceholders,
     Marks,
     Outcome,
     Pair,
@@ -42,10 +43,13 @@ from certfan.core.policy import (
 )
 from certfan.core.tries import (
     Verdict,
+    aftermath,
     endpoints_of,
     failed,
+    is_to_blame,
     is_trying,
     marks,
+    owes_hook,
     setback,
     state_of,
     verdict,
@@ -55,6 +59,7 @@ from certfan.core.tries import (
 __all__ = [
     "APPLY_KEY",
     "PLACEHOLDER",
+    "Aftermath",
     "AgentFacts",
     "AgentPlan",
     "Apply",
@@ -62,7 +67,7 @@ __all__ = [
     "Conclude",
     "Fetch",
     "Key",
-    "LayPlaceholder",
+    "LayPlaceholders",
     "Marks",
     "Outcome",
     "Pair",
@@ -73,6 +78,7 @@ __all__ = [
     "Step",
     "TryState",
     "Why",
+    "aftermath",
     "failed",
     "marks",
     "plan",
@@ -104,10 +110,11 @@ def plan(facts: AgentFacts, now: datetime) -> AgentPlan:
 
 
 def _placeholders(facts: AgentFacts, now: datetime) -> Iterator[Wish]:
-    """Wish for a placeholder wherever a certificate is assigned and nothing was laid yet."""
-    for certificate in sorted(facts.assignments):
-        if certificate not in facts.live and not _apply_waits(facts, certificate, now):
-            yield LayPlaceholder(certificate)
+    """Wish for a placeholder wherever a certificate is assigned and nothing was laid yet, with one reload for all."""
+    bare = [name for name in sorted(facts.assignments) if name not in facts.live]
+    due = [(name, PLACEHOLDER) for name in bare if not _apply_waits(facts, name, now)]
+    if due:
+        yield LayPlaceholders(tuple(name for name, _ in _together(facts, due)))
 
 
 def _conclusions(facts: AgentFacts, now: datetime) -> Iterator[Conclude]:
@@ -116,11 +123,12 @@ def _conclusions(facts: AgentFacts, now: datetime) -> Iterator[Conclude]:
         outcome = facts.outcomes.get(pair)
         if outcome is None or outcome.state is TryState.FAILED:
             continue
-        if outcome.state is TryState.TRYING and pair not in facts.applied:
+        if outcome.state is TryState.TRYING and not _is_loaded(facts, pair):
             continue  # cut off: applied again first
         said = verdict(facts, pair)
         if said is Verdict.PROVEN and (outcome.state is TryState.TRYING or outcome.repairs):
-            yield Conclude(*pair, Outcome(TryState.PROVEN, now))
+            if not owes_hook(outcome):
+                yield Conclude(*pair, Outcome(TryState.PROVEN, now))
         elif said is Verdict.WORSE and outcome.state is TryState.TRYING:
             yield Conclude(*pair, failed(outcome, what_became_worse(facts, pair), now))
 
@@ -156,7 +164,11 @@ def _want(facts: AgentFacts, certificate: str, now: datetime) -> tuple[Why, Pair
     assigned = (certificate, assignment.generation) if assignment is not None else live
     if assigned[1] > live[1] and _may_install(facts, assigned, now):
         return Why.INSTALL, assigned
-    if live[1] != PLACEHOLDER and state_of(facts, live) is not TryState.PROVEN and live not in facts.applied:
+    if (
+        live[1] != PLACEHOLDER
+        and state_of(facts, live) is not TryState.PROVEN
+        and not _is_loaded(facts, live)
+    ):
         # Cut off between `trying` and its end, or its outcome was lost: to apply again does no harm.
         return (Why.INSTALL, live) if live in facts.staged else None
     return (Why.REPAIR, live) if _needs_repair(facts, live, now) else None
@@ -175,16 +187,21 @@ def _may_install(facts: AgentFacts, pair: Pair, now: datetime) -> bool:
 
 
 def _needs_repair(facts: AgentFacts, live: Pair, now: datetime) -> bool:
-    """Whether the live pair's reload is still owed, or was done and changed nothing a while ago."""
+    """Whether the live pair's reload or hook is still owed, or a reload changed nothing a while ago."""
     if live[0] in facts.owed:
         return True
-    if live[1] == PLACEHOLDER or verdict(facts, live) not in _healed_by_reload(facts, live):
-        return False
     outcome = facts.outcomes.get(live)
-    waits = (
-        outcome is not None and live in facts.applied and holds(outcome.not_before, now, LONGEST_APPLY_WAIT)
-    )
-    return not waits
+    if live[1] == PLACEHOLDER:
+        return False
+    if not owes_hook(outcome) and verdict(facts, live) not in _healed_by_reload(facts, live):
+        return False
+    waits = outcome is not None and holds(outcome.not_before, now, LONGEST_APPLY_WAIT)
+    return not (waits and _is_loaded(facts, live))
+
+
+def _is_loaded(facts: AgentFacts, live: Pair) -> bool:
+    """Whether a live pair's Apply is known to have ended well: in this process, or its hook has told."""
+    return live in facts.applied or owes_hook(facts.outcomes.get(live))
 
 
 def _healed_by_reload(facts: AgentFacts, live: Pair) -> frozenset[Verdict]:
@@ -205,18 +222,26 @@ def _fallback(facts: AgentFacts, bad: Pair, now: datetime) -> int:
 
 
 def _coalesced(facts: AgentFacts, pairs: Iterable[Pair], why: Why) -> Apply:
-    """Return one Apply for all pairs; one that failed already comes alone, after the others."""
+    """Return one Apply for all pairs that go together."""
+    return Apply(_together(facts, pairs), why)
+
+
+def _together(facts: AgentFacts, pairs: Iterable[Pair]) -> tuple[Pair, ...]:
+    """Return the pairs that share a try; one that failed and may be to blame comes alone, after the others."""
     pairs = sorted(pairs)
     together = tuple(pair for pair in pairs if not _goes_alone(facts, pair))
-    return Apply(together or (min(pairs, key=_least_failed(facts)),), why)
+    return together or (min(pairs, key=_least_failed(facts)),)
 
 
 def _goes_alone(facts: AgentFacts, pair: Pair) -> bool:
-    outcome = facts.outcomes.get(pair)
+    outcome, attempt = facts.outcomes.get(pair), facts.apply_attempts.get(pair[0])
+    if attempt is not None and is_to_blame(attempt.problem):
+        return True
     if outcome is None or outcome.state is TryState.PROVEN:
-        return pair[0] in facts.apply_attempts
-    alone_before = outcome.group == 1 and outcome.failures > 0
-    return outcome.state is TryState.FAILED or alone_before or pair[0] in facts.apply_attempts
+        return False
+    if outcome.state is TryState.FAILED:
+        return is_to_blame(outcome.problem)
+    return outcome.group == 1 and outcome.failures > 0
 
 
 def _least_failed(facts: AgentFacts) -> Callable[[Pair], tuple[int, Pair]]:

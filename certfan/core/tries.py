@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
 
 from certfan.core.agent_steps import (
     PLACEHOLDER,
+    Aftermath,
     AgentFacts,
     Apply,
     Marks,
@@ -88,6 +90,44 @@ def setback(
     return Setback(outcomes, attempts)
 
 
+def aftermath(
+    step: Apply,
+    facts: AgentFacts,
+    hooks: Mapping[str, Problem],
+    now: datetime,
+    *,
+    jitter: float = 0.0,
+) -> Aftermath:
+    """Return what to record after `step` ended well; `hooks` are the hooks that failed, by certificate.
+
+    A hook that failed takes nothing back: its pair is served and stays, is not proven before its hook has
+    passed, and is loaded again for that with the back-off of a failed try. The config tests of the step's services
+    have passed, so whatever waits for one of them need not wait any longer.
+    """
+    outcomes: dict[Pair, Outcome] = {}
+    for pair in step.pairs:
+        outcome = facts.outcomes.get(pair)
+        if outcome is None or outcome.state is TryState.FAILED:
+            continue
+        if pair[0] in hooks:
+            failures = outcome.failures + 1
+            again = next_apply(failures, now, jitter=jitter)
+            said = replace(hooks[pair[0]], not_before=again)
+            outcomes[pair] = replace(outcome, problem=said, failures=failures, not_before=again)
+        elif outcome.problem is not None:
+            outcomes[pair] = replace(outcome, problem=None)
+    return Aftermath(outcomes, dict.fromkeys(_waiting_for_a_test(step, facts), now))
+
+
+def _waiting_for_a_test(step: Apply, facts: AgentFacts) -> frozenset[str]:
+    """Return the certificates that a failing config test holds up, of services that take one of the step's."""
+    applied = {certificate for certificate, _ in step.pairs}
+    tested = [s.certificates for s in facts.services.values() if s.certificates & applied]
+    held = {pair[0] for pair, outcome in facts.outcomes.items() if not is_to_blame(outcome.problem)}
+    held |= {name for name, attempt in facts.apply_attempts.items() if not is_to_blame(attempt.problem)}
+    return frozenset(held).intersection(frozenset().union(*tested)) - applied
+
+
 def _next_attempt(
     before: Attempt | None, certificate: str, problem: Problem, now: datetime, jitter: float
 ) -> Attempt:
@@ -103,13 +143,28 @@ def _next_attempt(
 
 
 def failed(outcome: Outcome, problem: Problem, now: datetime, *, jitter: float = 0.0) -> Outcome:
-    """Return the outcome after a try failed: to be tried alone and at once after a group's, else with back-off."""
-    if outcome.group > 1:
+    """Return the outcome after a try failed: to be tried alone and at once after a group's, else with back-off.
+
+    What is no pair's fault parts no group: it is tried again soon, as a whole.
+    """
+    blamed = is_to_blame(problem)
+    if outcome.group > 1 and blamed:
         return replace(outcome, state=TryState.FAILED, at=now, not_before=None, problem=problem, repairs=0)
     failures = outcome.failures + 1
-    soon = problem.code in SOON_MENDED
-    not_before = next_look(now, jitter=jitter) if soon else next_apply(failures, now, jitter=jitter)
-    return Outcome(TryState.FAILED, now, failures=failures, not_before=not_before, problem=problem)
+    not_before = next_apply(failures, now, jitter=jitter) if blamed else next_look(now, jitter=jitter)
+    return Outcome(
+        TryState.FAILED, now, failures=failures, group=outcome.group, not_before=not_before, problem=problem
+    )
+
+
+def is_to_blame(problem: Problem | None) -> bool:
+    """Whether a pair may be why its try failed; one that may be is tried apart from the others."""
+    return problem is None or problem.code not in SOON_MENDED
+
+
+def owes_hook(outcome: Outcome | None) -> bool:
+    """Whether a pair is loaded and its hook has failed since."""
+    return outcome is not None and outcome.state is not TryState.FAILED and outcome.problem is not None
 
 
 def endpoints_of(facts: AgentFacts, certificate: str) -> tuple[Endpoint, ...]:
@@ -161,6 +216,8 @@ def _serves(proof: Proof, staged: Staged) -> bool:
 def _is_another_of_ours(facts: AgentFacts, pair: Pair, proof: Proof) -> bool:
     """Whether an endpoint serves a leaf of this certificate that we laid, but not the live one."""
     others = {s.fingerprint for p, s in facts.staged.items() if p[0] == pair[0] and p != pair}
+    if (live := facts.staged.get(pair)) is not None:
+        others -= {live.fingerprint}  # a roll-back lays an older leaf again under a new number
     return proof.health is Health.SERVED and (proof.placeholder or proof.fingerprint in others)
 
 

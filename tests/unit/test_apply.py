@@ -7,9 +7,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -20,164 +20,12 @@ from hypothesis import strategies as st
 
 from certfan import files, pki
 from certfan.agent import apply, boot, config, reloader
-from certfan.agent.identity import Trust, write_trust
-from certfan.agent.installer import Installer
-from certfan.agent.swap import Answer, Swap, Wanted
-from certfan.core.model import Custody
+from certfan.agent import swap as swap_module
 from certfan.errors import BundleInvalid, MessageInvalid, StateLocked
 from certfan.protocol import manifest
+from tests.unit.apply_parts import MAIL, NOW, WWW, Machine, in_child, killed_at, request, states, swap
 
-NOW = datetime.now(UTC)
-WWW, MAIL = "www.example.org", "mail.example.org"
 NOBODY = 65534
-
-AGENT = """
-[agent]
-state = "{root}/state"
-trust = "{root}/trust"
-install_to = "{root}/etc"
-apply_socket = "{root}/run/apply.sock"
-user = "{user}"
-"""
-# A service is a folder: `runs` exists while it runs, `log` holds what was asked of it and what it then saw, and the
-# files `test`, `reload` and `start`, when there, are what its commands do first.
-SERVICE = """
-[[service]]
-name = "{name}"
-certificates = ["{patterns}"]
-endpoints = [{{ address = "127.0.0.1", port = 443, protocol = "tls" }}]
-owner = "{uid}"
-group = "{gid}"
-test = ["{root}/ctl", "{root}/{name}", "test"]
-reload = ["{root}/ctl", "{root}/{name}", "reload"]
-start = ["{root}/ctl", "{root}/{name}", "start"]
-active = ["{root}/ctl", "{root}/{name}", "active"]
-hook = ["{root}/ctl", "{root}/{name}", "hook"]
-timeout = 10
-"""
-CTL = """#!/bin/sh
-cd "$1" || exit 1
-[ "$2" = active ] && { [ -e runs ]; exit; }
-[ "$2" = hook ] && echo "hook $RENEWED_LINEAGE $RENEWED_DOMAINS $CERTFAN_GENERATION" >> log && exit
-echo "$2" $(readlink ../etc/live/*) >> log
-[ -e "$2" ] && . "./$2"
-[ "$2" = start ] && touch runs
-exit 0
-"""
-
-
-class Machine:
-    """A consumer in a temporary folder, with the daemon's signing key at hand."""
-
-    def __init__(self, root: Path, *, user: str | None = None) -> None:
-        self.root = root
-        self.path = root / "agent.toml"
-        (root / "ctl").write_text(CTL)
-        (root / "ctl").chmod(0o755)
-        self.path.write_text(AGENT.format(root=root, user=user or os.getuid()))
-        self.path.chmod(0o644)
-        files.private_folder(root / "state")
-        ca = pki.InternalCA.create("home", NOW)
-        self.signer = ca.issue_signer(NOW)
-        write_trust(root / "trust", Trust("home", "web1", "192.0.2.1:8443", ca.cert_pem.decode()))
-        self.installer = Installer(root / "etc")
-
-    def service(self, name: str, patterns: str = "*") -> Path:
-        text = SERVICE.format(name=name, patterns=patterns, uid=os.getuid(), gid=os.getgid(), root=self.root)
-        self.path.write_text(self.path.read_text() + text)
-        folder = self.root / name
-        folder.mkdir()
-        (folder / "runs").touch()
-        (folder / "log").touch()
-        return folder
-
-    def does(self, name: str, command: str, script: str) -> None:
-        """Let a service's command do something from now on."""
-        (self.root / name / command).write_text(script + "\n")
-
-    def log(self, name: str) -> list[str]:
-        return [line.split()[0] for line in (self.root / name / "log").read_text().splitlines()]
-
-    def bundle(self, certificate: str, generation: int, **changes: Any) -> dict[str, bytes]:
-        pair = changes.pop("pair", None) or pki.load_pair(*pki.make_placeholder([certificate], NOW))
-        facts = {"fleet": "home", "consumer": "web1", "certificate": certificate, "generation": generation}
-        return manifest.pack(
-            pair,
-            custody=Custody.SHARE,
-            signer_key_pem=self.signer.key_pem,
-            signer_cert_pem=self.signer.cert_pem,
-            **facts | changes,
-        )
-
-    def stage(self, certificate: str, generation: int, bundle: dict[str, bytes] | None = None) -> Path:
-        folder = self.root / "state" / "bundles" / certificate / str(generation)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in (bundle or self.bundle(certificate, generation)).items():
-            (folder / name).write_bytes(data)
-        return folder
-
-    def staged_fingerprint(self, certificate: str, generation: int) -> str:
-        folder = self.root / "state" / "bundles" / certificate / str(generation)
-        return pki.read_leaf((folder / "cert.pem").read_bytes()).fingerprint
-
-    def live(self, certificate: str = WWW) -> str | None:
-        """Return the fingerprint of the matching pair that services see through live/NAME."""
-        folder = self.root / "etc" / "live" / certificate
-        if not folder.is_symlink():
-            return None
-        pair = pki.load_pair((folder / "privkey.pem").read_bytes(), (folder / "fullchain.pem").read_bytes())
-        return pair.leaf.fingerprint
-
-    def laid(self) -> list[Path]:
-        return [path for path in (self.root / "etc").rglob("*") if path.is_symlink() or path.is_file()]
-
-    def outcomes(self, **states: tuple[str, int]) -> None:
-        """Write what the agent has noted: `g7=("proven", 3)` is generation 7, proven at hour 3."""
-        noted = {
-            number[1:]: {"state": state, "at": (NOW + timedelta(hours=hour)).isoformat()}
-            for number, (state, hour) in states.items()
-        }
-        (self.root / "state" / "outcomes.json").write_text(json.dumps({WWW: noted}))
-
-    @contextlib.asynccontextmanager
-    async def serving(self) -> AsyncIterator[None]:
-        with apply.listen(self.root / "run" / "apply.sock", config.load(self.path)) as listener:
-            task = asyncio.create_task(apply.serve(listener, self.path), name="apply")
-            try:
-                yield
-            finally:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
-
-    async def says(self, request: bytes) -> dict[str, Any]:
-        """Send raw bytes and return the answer."""
-        async with asyncio.timeout(30):
-            reader, writer = await asyncio.open_unix_connection(self.root / "run" / "apply.sock")
-            with contextlib.suppress(ConnectionError):
-                writer.write(request)
-                writer.write_eof()
-            answer = await reader.read()
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-        found: dict[str, Any] = json.loads(answer)
-        return found
-
-    async def asks(self, *wanted: tuple[str, int]) -> dict[str, Any]:
-        """Serve one request."""
-        async with self.serving():
-            return await self.says(request(*wanted))
-
-
-def request(*wanted: tuple[str, int]) -> bytes:
-    return b"".join(
-        json.dumps({"certificate": name, "generation": number}).encode() + b"\n" for name, number in wanted
-    )
-
-
-def states(answer: dict[str, Any]) -> dict[str, str]:
-    return {one["name"]: one["state"] for one in answer["services"]}
 
 
 @pytest.fixture
@@ -203,6 +51,7 @@ async def test_a_group_is_laid_tested_once_and_reloaded_once(machine: Machine) -
         "installed": {WWW: 3, MAIL: 3},
         "rolled_back": False,
         "problem": None,
+        "hooks": {},
     }
     assert machine.log("web") == ["test", "reload", "hook", "hook"]
     assert [machine.live(n) for n in (WWW, MAIL)] == [machine.staged_fingerprint(n, 3) for n in (WWW, MAIL)]
@@ -224,10 +73,18 @@ async def test_hooks_get_certbots_environment(machine: Machine) -> None:
     """From the verified certificate and the local config, never from the wire."""
     machine.service("web")
     machine.stage(WWW, 3)
+    machine.does("web", "hook", "env | grep -E '^(RENEWED|CERTFAN)_' > environment")
     await machine.asks((WWW, 3))
 
-    said = (machine.root / "web" / "log").read_text().splitlines()[-1]
-    assert said == f"hook {machine.root}/etc/live/{WWW} {WWW} 3"
+    said = (machine.root / "web" / "environment").read_text().splitlines()
+    assert dict(line.split("=", 1) for line in said) == {
+        "RENEWED_LINEAGE": f"{machine.root}/etc/live/{WWW}",
+        "RENEWED_DOMAINS": WWW,
+        "CERTFAN_CERTIFICATE": WWW,
+        "CERTFAN_GENERATION": "3",
+        "CERTFAN_FINGERPRINT": machine.staged_fingerprint(WWW, 3),
+        "CERTFAN_SERVICE": "web",
+    }
 
 
 async def test_a_failed_config_test_brings_the_group_back(machine: Machine) -> None:
@@ -305,17 +162,97 @@ async def test_a_dead_service_is_started_and_a_stopped_one_left_alone(machine: M
     assert (answer["rolled_back"], answer["problem"]) == (False, None)
 
 
-async def test_a_failed_hook_is_told_and_changes_nothing(machine: Machine) -> None:
-    """The pair is live and reloaded all the same."""
+async def test_a_failed_hook_is_told_with_its_certificate_and_takes_nothing_back(machine: Machine) -> None:
+    """Its pair is live and reloaded all the same, and the other certificate's hook has run."""
+    machine.service("web")
+    for name in (WWW, MAIL):
+        machine.stage(name, 1)
+    machine.does("web", "hook", f'[ "$CERTFAN_CERTIFICATE" = {MAIL} ] || {{ echo no space left; exit 3; }}')
+
+    answer = await machine.asks((WWW, 1), (MAIL, 1))
+    machine.does("web", "hook", "")
+    again = await machine.asks((WWW, 1))
+
+    assert (states(answer), answer["problem"], answer["rolled_back"]) == ({"web": "reloaded"}, None, False)
+    assert answer["installed"] == {WWW: 1, MAIL: 1}
+    assert {name: one["code"] for name, one in answer["hooks"].items()} == {WWW: "service.hook_failed"}
+    assert answer["hooks"][WWW]["output"] == "no space left"
+    assert answer["hooks"][WWW]["detail"] == "hook of web failed with exit code 3"
+    assert again["hooks"] == {}
+    assert machine.log("web") == ["test", "reload", "hook", "test", "reload", "hook"]
+
+
+async def test_many_failing_hooks_fit_into_one_answer(machine: Machine) -> None:
+    """Each is told, the first ones with all they said."""
+    machine.service("web")
+    names = [f"n{number}.example.org" for number in range(swap_module.HOOKS_THAT_SPEAK + 2)]
+    pair = pki.load_pair(*pki.make_placeholder(names, NOW))
+    for name in names:
+        machine.stage(name, 1, machine.bundle(name, 1, pair=pair))
+    machine.does("web", "hook", "echo no space left; exit 3")
+
+    answer = await machine.asks(*((name, 1) for name in names))
+
+    assert set(answer["hooks"]) == set(names)
+    assert [one["output"] for one in answer["hooks"].values()].count("") == 2
+
+
+async def test_a_pair_that_the_config_test_refuses_is_told_from_a_broken_config(machine: Machine) -> None:
+    """With the former pair the same test passes; what it said of the new one is kept, and nothing was reloaded."""
     machine.service("web")
     machine.stage(WWW, 1)
-    text = machine.path.read_text()
-    machine.path.write_text(text.replace(f'"{machine.root}/web", "hook"', '"/nowhere", "hook"'))
+    machine.stage(WWW, 2)
+    await machine.asks((WWW, 1))
+    machine.does("web", "test", "readlink ../etc/live/* | grep -q /1$ || { echo weak key; exit 1; }")
+    (machine.root / "web" / "log").write_text("")
 
-    answer = await machine.asks((WWW, 1))
+    refused = await machine.asks((WWW, 2))
+    machine.does("web", "test", "exit 1")
+    broken = await machine.asks((WWW, 2))
+
+    assert refused["problem"]["code"] == "service.pair_refused"
+    assert "passes with the former" in refused["problem"]["detail"]
+    assert refused["problem"]["output"] == "weak key"
+    assert broken["problem"]["code"] == "service.config_test_failed"
+    assert (refused["installed"], refused["rolled_back"]) == ({WWW: 1}, True)
+    assert machine.log("web") == ["test"] * 4
+
+
+async def test_a_config_that_was_mended_takes_the_repeated_request_with_one_reload(machine: Machine) -> None:
+    """Repeating the request is repeating the test: nothing is reloaded until it passes, and then at once."""
+    machine.service("web")
+    machine.stage(WWW, 1)
+    machine.stage(WWW, 2)
+    await machine.asks((WWW, 1))
+    machine.does("web", "test", "exit 1")
+    (machine.root / "web" / "log").write_text("")
+    for _ in range(3):
+        await machine.asks((WWW, 2))
+    said = machine.log("web")
+    machine.does("web", "test", "")
+
+    answer = await machine.asks((WWW, 2))
+
+    assert set(said) == {"test"}
+    assert machine.log("web")[len(said) :] == ["test", "reload", "hook"]
+    assert answer["installed"] == {WWW: 2}
+
+
+async def test_a_vhost_that_waits_for_its_files_is_loaded_once_its_placeholder_is_there(
+    machine: Machine,
+) -> None:
+    """The service's own test fails as long as a file is missing; pointer first, then test, then reload."""
+    machine.service("web")
+    for command in ("test", "reload"):
+        machine.does("web", command, f"cat ../etc/live/{WWW}/fullchain.pem > /dev/null || exit 1")
+
+    answer = await machine.asks((WWW, 0))
 
     assert (states(answer), answer["problem"]) == ({"web": "reloaded"}, None)
-    assert answer["services"][0]["problem"]["code"] == "service.hook_failed"
+    said = (machine.root / "web" / "log").read_text().splitlines()
+    assert [line.partition("placeholder")[0] for line in said] == [
+        f"{command} ../generations/{WWW}/" for command in ("test", "reload")
+    ]
 
 
 async def test_a_placeholder_is_laid_and_loaded_and_gives_way(machine: Machine) -> None:
@@ -624,42 +561,6 @@ async def test_a_foreign_live_folder_stops_the_group_before_anything_is_written(
     assert (machine.log("web"), machine.live(MAIL)) == ([], None)
 
 
-def in_child(work: Callable[[], None]) -> int:
-    """Run in a forked process and return its exit code, negative for a signal."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
-
-
-def killed_at(count: int) -> None:
-    """Let this process be killed right before the n-th change of a name on disk."""
-    left = [count]
-    for name in ("replace", "symlink", "unlink"):
-        real = getattr(os, name)
-
-        def counted(*args: Any, _real: Any = real, **kwargs: Any) -> Any:
-            left[0] -= 1
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return _real(*args, **kwargs)
-
-        setattr(os, name, counted)
-
-
-def swap(machine: Machine, certificate: str, generation: int) -> Answer:
-    """Bring one staged bundle live, in this process."""
-    bundled = apply.staged(machine.root / "state", certificate, generation)
-    assert bundled is not None
-    pair = pki.load_pair(bundled["privkey.pem"], bundled["fullchain.pem"])
-    work = Swap(config.load(machine.path), machine.installer, lambda: NOW)
-    return asyncio.run(work.run([Wanted(certificate, generation, pair)]))
-
-
 @pytest.mark.parametrize("test_passes", [True, False])
 def test_killed_between_any_two_steps_the_same_request_ends_right(
     machine: Machine, test_passes: bool
@@ -689,7 +590,8 @@ def test_killed_between_any_two_steps_the_same_request_ends_right(
 
         assert answer.rolled_back is not test_passes
         assert machine.live() == (new if test_passes else old)
-        assert machine.log("web")[:2] == (["test", "reload"] if test_passes else ["test"])
+        # The second test is with the former pair: whose fault it is.
+        assert machine.log("web")[:2] == (["test", "reload"] if test_passes else ["test", "test"])
         assert not (machine.root / "etc" / "generations" / ".owed.json").exists()
         if code == 0:
             break
@@ -739,31 +641,39 @@ def test_what_the_killed_one_left_is_undone_with_another_group(machine: Machine)
     assert (machine.live(WWW), machine.live(MAIL)) == (machine.staged_fingerprint(WWW, 1), None)
 
 
-def test_apply_runs_as_a_process_on_its_own_socket(machine: Machine) -> None:
-    """The program as it is started where there is no systemd."""
+def test_fifty_certificates_of_one_service_are_one_test_and_one_reload(machine: Machine) -> None:
+    """By the program as it is started where there is no systemd; so are placeholders of many."""
     machine.service("web")
-    machine.stage(WWW, 1)
+    names = [f"n{number:02}.example.org" for number in range(50)]
+    pair = pki.load_pair(*pki.make_placeholder(names, NOW))
+    for name in names:
+        machine.stage(name, 1, machine.bundle(name, 1, pair=pair))
     path = machine.root / "run" / "own.sock"
     program = "import sys; from pathlib import Path; from certfan.agent import apply; apply.run(Path(sys.argv[1]), socket_path=Path(sys.argv[2]))"
 
-    async def scenario() -> dict[str, Any]:
+    async def scenario() -> list[dict[str, Any]]:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, machine.path, path)
         try:
             async with asyncio.timeout(30):
                 while not path.exists() and process.returncode is None:
                     await asyncio.sleep(0.01)
-                reader, writer = await asyncio.open_unix_connection(path)
-                writer.write(request((WWW, 1)))
-                writer.write_eof()
-                found: dict[str, Any] = json.loads(await reader.read())
-                writer.close()
-                await writer.wait_closed()
-                return found
+                return [await ask(path, names[:3], 0), await ask(path, names, 1)]
         finally:
             process.kill()
             await process.wait()
 
-    assert asyncio.run(scenario())["installed"] == {WWW: 1}
+    async def ask(path: Path, names: list[str], generation: int) -> dict[str, Any]:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(request(*((name, generation) for name in names)))
+        writer.write_eof()
+        found: dict[str, Any] = json.loads(await reader.read())
+        writer.close()
+        await writer.wait_closed()
+        return found
+
+    placeholders, pairs = (answer["installed"] for answer in asyncio.run(scenario()))
+    assert (placeholders, pairs) == (dict.fromkeys(names[:3], 0), dict.fromkeys(names, 1))
+    assert machine.log("web") == ["test", "reload", "test", "reload", *["hook"] * 50]
 
 
 # The boot unit

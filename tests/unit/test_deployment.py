@@ -9,7 +9,7 @@ from certfan.core.agent_steps import (
     Assignment,
     Conclude,
     Fetch,
-    LayPlaceholder,
+    LayPlaceholders,
     Outcome,
     Probe,
     ServiceFacts,
@@ -20,7 +20,7 @@ from certfan.core.agent_steps import (
 )
 from certfan.core.deployment import plan
 from certfan.core.model import Attempt, Problem, Proof
-from certfan.core.tries import failed, marks, setback
+from certfan.core.tries import aftermath, failed, marks, setback
 from tests.unit.planner_parts import DAY, HOUR, HTTPS, MINUTE, NOW, PROBLEM, SMTP, WWW, make_proof
 
 OTHER = "other.example.org"
@@ -72,8 +72,8 @@ def test_a_placeholder_is_laid_as_soon_as_a_certificate_is_assigned() -> None:
     assigned = AgentFacts(assignments={WWW: Assignment(WWW, 0)})
     issued = replace(assigned, assignments={WWW: Assignment(WWW, 1)}, staged={(WWW, 1): staged(1)})
 
-    assert (LayPlaceholder(WWW),) == steps(assigned)
-    assert (LayPlaceholder(WWW),) == steps(issued)
+    assert (LayPlaceholders((WWW,)),) == steps(assigned)
+    assert (LayPlaceholders((WWW,)),) == steps(issued)
 
 
 def test_an_assigned_bundle_is_fetched_unless_something_newer_is_live() -> None:
@@ -302,3 +302,152 @@ def test_endpoints_are_looked_at_on_a_timer_but_not_during_an_apply() -> None:
     assert later == plan(settled, NOW).wake_at
     assert (Probe(WWW, (HTTPS,)),) == plan(settled, later).steps
     assert () == plan(replace(settled, in_flight=frozenset({("apply",)})), later).steps
+
+
+# Many at once
+
+FIFTY = tuple(f"n{number:02}.example.org" for number in range(50))
+CROWD = AgentFacts(
+    assignments={name: Assignment(name, 1) for name in FIFTY},
+    staged={(name, 1): staged(1, certificate=name) for name in FIFTY},
+    live=dict.fromkeys(FIFTY, 0),
+    services={"apache2": ServiceFacts(frozenset(FIFTY), {})},
+)
+NOTHING_YET = Assignment(FIFTY[3], 0)
+EVERYTHING = Apply(tuple((name, 1) for name in FIFTY), Why.INSTALL)
+
+
+def marked(facts: AgentFacts) -> AgentFacts:
+    """Return the facts of the time in which everything is applied."""
+    noted = marks(EVERYTHING, facts, NOW).outcomes
+    return replace(facts, outcomes={**facts.outcomes, **noted})
+
+
+def set_back(problem: Problem) -> AgentFacts:
+    """Return the facts after everything was tried and failed."""
+    told = setback(EVERYTHING, marked(CROWD), problem, NOW)
+    return replace(CROWD, outcomes=dict(told.outcomes), apply_attempts=dict(told.apply_attempts))
+
+
+def test_fifty_certificates_of_one_service_are_one_apply() -> None:
+    """And their placeholders were one step before that."""
+    assert (EVERYTHING,) == steps(CROWD)
+    assert (LayPlaceholders(FIFTY),) == steps(replace(CROWD, live={}))
+
+
+def test_a_placeholder_that_cannot_be_laid_holds_up_only_itself() -> None:
+    """The others go together, it comes alone when its time has come; a failing config test parts nobody."""
+    foreign = Attempt(FIFTY[3], Problem("service.install_failed", "not ours"), 1, NOW, NOW + MINUTE)
+    tests = {name: Attempt(name, SYNTAX, 1, NOW, NOW) for name in FIFTY}
+    bare = replace(CROWD, live={}, apply_attempts={FIFTY[3]: foreign})
+
+    assert (LayPlaceholders((*FIFTY[:3], *FIFTY[4:])),) == steps(bare)
+    laid = replace(bare, live={}, assignments={FIFTY[3]: NOTHING_YET})
+    assert () == steps(laid)
+    assert (LayPlaceholders((FIFTY[3],)),) == steps(laid, MINUTE)
+    assert (LayPlaceholders(FIFTY),) == steps(replace(bare, apply_attempts=tests), MINUTE)
+
+
+# A config test that fails, with or without the pair
+
+SYNTAX = Problem("service.config_test_failed", "syntax")
+
+
+def test_while_the_config_test_fails_the_same_request_is_repeated_as_a_whole() -> None:
+    """Whoever mends it gets one reload within 30 s, not fifty: it was no pair's fault."""
+    facts = set_back(SYNTAX)
+
+    assert () == steps(facts)
+    assert timedelta(0) < (plan(facts, NOW).wake_at or NOW) - NOW <= timedelta(seconds=30)
+    assert (EVERYTHING,) == steps(facts, timedelta(seconds=30))
+
+
+def test_a_pair_that_its_config_test_refuses_parts_the_group() -> None:
+    """It passes without them, so one of them is to blame: each is tried alone."""
+    facts = set_back(Problem("service.pair_refused", "weak key"))
+
+    assert (Apply(((FIFTY[0], 1),), Why.INSTALL),) == steps(facts)
+
+
+def test_a_config_test_that_passes_frees_what_waits_for_it() -> None:
+    """At once, on every certificate of that service; what failed of itself waits on."""
+    refused = Outcome(TryState.FAILED, NOW, failures=1, not_before=NOW + HOUR, problem=PROBLEM)
+    facts = set_back(SYNTAX)
+    facts = replace(facts, outcomes={**facts.outcomes, (FIFTY[7], 1): refused})
+    later = NOW + timedelta(seconds=1)
+    passed = Apply(((FIFTY[0], 1),), Why.REPAIR)
+    elsewhere = replace(facts, services={"apache2": ServiceFacts(frozenset(FIFTY[:1]), {})})
+
+    freed = aftermath(passed, facts, {}, later).cleared_at
+
+    assert dict.fromkeys((*FIFTY[1:7], *FIFTY[8:]), later) == freed
+    assert {} == aftermath(passed, elsewhere, {}, later).cleared_at
+    (again,) = steps(replace(facts, cleared_at=freed), timedelta(seconds=1))
+    assert Apply(tuple((name, 1) for name in (*FIFTY[1:7], *FIFTY[8:])), Why.INSTALL) == again
+
+
+# Hooks
+
+HOOK = Problem("service.hook_failed", "exit code 1", output="no space left")
+
+
+def hooked(facts: AgentFacts, **problems: Problem) -> AgentFacts:
+    """Return the facts after the live pair was applied and its hook failed, or passed without `hook`."""
+    step = Apply(((WWW, facts.live[WWW]),), Why.INSTALL)
+    bad = {WWW: problems["hook"]} if problems else {}
+    told = aftermath(step, facts, bad, NOW).outcomes
+    return replace(facts, outcomes={**facts.outcomes, **told})
+
+
+def test_a_pair_whose_hook_fails_stays_and_is_not_proven() -> None:
+    """It serves well, so nothing is rolled back; after a minute its hook is due, with test and reload."""
+    facts = hooked(TRIED, hook=HOOK)
+
+    assert ("no space left", 1) == (facts.outcomes[WWW, 2].problem.output, facts.outcomes[WWW, 2].failures)  # type: ignore[union-attr]
+    assert () == steps(facts)
+    assert NOW + MINUTE == plan(facts, NOW).wake_at
+    assert (Apply(((WWW, 2),), Why.REPAIR),) == steps(facts, MINUTE)
+
+
+def test_a_hook_that_passes_at_last_lets_its_pair_be_proven() -> None:
+    """Nothing of its failures remains."""
+    facts = hooked(hooked(TRIED, hook=HOOK))
+
+    assert (Conclude(WWW, 2, PROVEN),) == steps(facts)
+
+
+def test_a_hook_that_keeps_failing_backs_off_to_an_hour_also_across_a_restart() -> None:
+    """What it waits for is durable; a restarted agent does not begin anew."""
+    facts, waits = TRIED, []
+    for _ in range(4):
+        facts = hooked(facts, hook=HOOK)
+        waits.append((facts.outcomes[WWW, 2].not_before or NOW) - NOW)
+    restarted = replace(facts, applied=frozenset())
+
+    assert [MINUTE, 10 * MINUTE, HOUR, HOUR] == waits
+    assert () == steps(restarted)
+    assert (Apply(((WWW, 2),), Why.REPAIR),) == steps(restarted, HOUR)
+
+
+def test_a_failing_hook_hides_no_endpoint_that_broke_and_holds_up_no_newer_pair() -> None:
+    """What became worse is rolled back all the same, and the next generation does not wait."""
+    facts = hooked(TRIED, hook=HOOK)
+    newer = replace(
+        facts, assignments={WWW: Assignment(WWW, 3)}, staged={**READY.staged, (WWW, 3): staged(3)}
+    )
+
+    (concluded,) = steps(seen(facts, ""))
+    assert isinstance(concluded, Conclude)
+    assert TryState.FAILED is concluded.outcome.state
+    assert (Apply(((WWW, 3),), Why.INSTALL),) == steps(newer)
+
+
+def test_hooks_that_fail_in_one_group_are_due_in_one_group() -> None:
+    """Two of fifty cost one reload more, not two."""
+    bad = dict.fromkeys(FIFTY[:2], HOOK)
+    loaded = replace(marked(CROWD), live=dict.fromkeys(FIFTY, 1), applied=frozenset(EVERYTHING.pairs))
+    told = aftermath(EVERYTHING, loaded, bad, NOW).outcomes
+    facts = replace(loaded, outcomes={**loaded.outcomes, **told})
+
+    assert set(told) == {(name, 1) for name in FIFTY[:2]}
+    assert (Apply(EVERYTHING.pairs[:2], Why.REPAIR),) == steps(facts, MINUTE)

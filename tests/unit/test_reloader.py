@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -153,10 +154,10 @@ async def test_output_is_cut_to_its_last_lines_and_made_printable() -> None:
 async def test_a_command_inherits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable, no open descriptor, no terminal, no folder of ours."""
     monkeypatch.setenv("CERTFAN_LEAK", "x")
-    looks = "env | cut -d= -f1 | sort | tr '\\n' ' '; pwd; readlink /proc/self/fd/0; ls /proc/$$/fd | wc -l"
+    looks = "env | cut -d= -f1 | sort | tr '\\n' ' '; pwd; readlink /proc/self/fd/0; ls /proc/$$/fd; true"
     ran = await reloader.run(sh(looks), timeout=timedelta(seconds=10))
 
-    assert ran.output.splitlines() == ["LC_ALL PATH PWD /", "/dev/null", "3"]
+    assert ran.output.splitlines() == ["LC_ALL PATH PWD /", "/dev/null", "0", "1", "2"]
 
 
 async def test_a_hook_gets_its_environment_and_its_failure_is_its_own() -> None:
@@ -168,3 +169,14 @@ async def test_a_hook_gets_its_environment_and_its_failure_is_its_own() -> None:
 
     assert caught.value.output == "a.example.org b.example.org"
     assert isinstance(caught.value, ServiceError)
+
+
+async def test_a_hook_that_hangs_is_ended_with_what_it_had_said() -> None:
+    """Nobody waits for an existing script for ever, and it is told what it was doing."""
+    hooked = replace(service(hook=sh("echo copying; exec sleep 60")), timeout=timedelta(seconds=0.3))
+
+    with pytest.raises(HookFailed) as caught:
+        await reloader.hook(hooked, {})
+
+    assert "took longer than 0.3 s" in str(caught.value)
+    assert caught.value.output == "copying"

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from certfan.core import issuance, tries
-from certfan.core.agent_steps import Marks
+from certfan.core import deployment, issuance, tries
+from certfan.core.agent_steps import Aftermath, Marks
 from certfan.core.tries import Verdict
 from tests.unit.world import World
 from tests.unit.world_parts import ADVANCES, JUMPS, Agent, Broken, Share
@@ -40,6 +40,7 @@ WEIGHTS = {
     "report": 2,
     "deliver": 2,
     "ask": 1,
+    "roll_back": 2,
     "rename": 1,
     "revoke": 1,
     "consumer": 3,
@@ -53,6 +54,8 @@ WEIGHTS = {
     "foreign": 1,
     "deaf": 3,
     "config": 1,
+    "refuse_pair": 1,
+    "hook": 2,
 }
 ACTIONS = [name for name, weight in WEIGHTS.items() for _ in range(weight)]
 
@@ -96,6 +99,15 @@ def deliver(world: World, pick: int) -> None:
 
 def ask(world: World, pick: int) -> None:
     world.daemon.asked["ab"[pick % 2]] = world.now
+    world.daemon.rolled_back.pop("ab"[pick % 2], None)
+
+
+def roll_back(world: World, pick: int) -> None:
+    """Ask for any older pair, usable or not: what is asked is checked again when it is done."""
+    name = "ab"[pick % 2]
+    if known := world.daemon.generations.get(name):
+        world.daemon.rolled_back[name] = known[pick % len(known)].origin
+        world.daemon.asked.pop(name, None)
 
 
 def rename(world: World, pick: int) -> None:
@@ -154,6 +166,14 @@ def break_config(world: World, pick: int) -> None:
     agent.config_broken = not agent.config_broken
 
 
+def refuse_pair(world: World, pick: int) -> None:
+    _agent(world, pick).refused.add(("ab"[pick % 2], pick % 4 + 1))
+
+
+def break_hook(world: World, pick: int) -> None:
+    _agent(world, pick).bad_hooks ^= {"ab"[pick % 2]}
+
+
 def _agent(world: World, pick: int) -> Agent:
     return list(world.agents.values())[pick % len(world.agents)]
 
@@ -173,6 +193,7 @@ HAPPENINGS: dict[str, Callable[[World, int], object]] = {
     "report": report,
     "deliver": deliver,
     "ask": ask,
+    "roll_back": roll_back,
     "rename": rename,
     "revoke": revoke,
     "consumer": drop_consumer,
@@ -186,6 +207,8 @@ HAPPENINGS: dict[str, Callable[[World, int], object]] = {
     "foreign": put_foreign,
     "deaf": deafen,
     "config": break_config,
+    "refuse_pair": refuse_pair,
+    "hook": break_hook,
 }
 
 
@@ -196,6 +219,7 @@ def heal(world: World) -> None:
     for agent in world.agents.values():
         agent.muted.clear()
         agent.foreign.clear()
+        agent.bad_hooks.clear()
         agent.deaf = agent.config_broken = False
 
 
@@ -220,6 +244,8 @@ def settle(world: World, rounds: int = 400) -> None:
             break
     world.check_rolled_back()
     world.poison.clear()
+    for agent in world.agents.values():
+        agent.refused.clear()
     for _ in range(rounds):
         if bustle(world):
             continue
@@ -296,14 +322,16 @@ STEPS = (
     "Publish",
     "Offer",
     "Withdraw",
+    "RollBack",
     "Fetch",
-    "LayPlaceholder",
+    "LayPlaceholders",
     "Apply.install",
     "Apply.repair",
     "Apply.roll_back",
     "Probe",
     "Conclude.proven",
     "Conclude.failed",
+    "Hook.failed",
 )
 
 # Each bug, by the function it replaces, and the promise that it breaks first.
@@ -327,7 +355,7 @@ PLANTED: dict[str, tuple[str, Any]] = {
     "the authority's cap is not kept": ("certfan.core.plan._room", lambda *_: {"ca": 9}),
     "an offer does not wait for the share": ("certfan.core.plan._is_ready", lambda *_: True),
     "a back-off's end wakes nobody": ("certfan.core.plan.holding_instants", lambda *_: ()),
-    "an orphan is retired at once": ("certfan.core.plan._is_expired", lambda *_: True),
+    "an orphan is retired at once": ("certfan.core.retirement._is_expired", lambda *_: True),
     "a pointer moves before its mark": (
         "certfan.core.deployment.marks",
         lambda step, facts, now: Marks({}, facts.worked_before),
@@ -343,12 +371,32 @@ PLANTED: dict[str, tuple[str, Any]] = {
         lambda facts, pair: Verdict.WORSE if (said := JUDGE(facts, pair)) is Verdict.UNCHANGED else said,
     ),
     "a reload that did nothing is left so": ("certfan.core.deployment._needs_repair", lambda *_: False),
+    "a hook that failed is forgotten": (
+        "certfan.core.deployment.aftermath",
+        lambda step, facts, hooks, now, **_: AFTERMATH(step, facts, {}, now),
+    ),
+    "a hook that failed is never run again": (
+        "certfan.core.deployment._needs_repair",
+        lambda facts, live, now: not tries.owes_hook(facts.outcomes.get(live)) and REPAIRS(facts, live, now),
+    ),
+    "a hook that failed rolls its pair back": (
+        "certfan.core.deployment.aftermath",
+        lambda step, facts, hooks, now, **_: Aftermath(
+            {
+                pair: tries.failed(facts.outcomes[pair], hooks[pair[0]], now)
+                for pair in step.pairs
+                if pair[0] in hooks
+            },
+            {},
+        ),
+    ),
     "what became worse is left so": (
         "certfan.core.deployment.verdict",
         lambda facts, pair: Verdict.SILENT if (said := JUDGE(facts, pair)) is Verdict.WORSE else said,
     ),
 }
 ORDER_MACHINE, JUDGE = issuance.next_move, tries.verdict
+AFTERMATH, REPAIRS = deployment.aftermath, deployment._needs_repair
 
 
 @pytest.mark.parametrize("bug", PLANTED)

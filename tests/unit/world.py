@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from certfan.core import agent_steps as on_agent
-from certfan.core import deployment, issuance, plan, policy
+from certfan.core import deployment, issuance, plan, policy, rollback
 from certfan.core.issuance import (
     AuthorizationSeen,
     Issuance,
@@ -43,6 +43,7 @@ from tests.unit.world_parts import (
     SOON_MENDED,
     START,
     Agent,
+    Broken,
     Ca,
     Daemon,
     Failure,
@@ -113,6 +114,7 @@ class World:
             config_changed=dict(daemon.changed),
             proofs=dict(daemon.proofs),
             revoked=frozenset(daemon.revoked),
+            rolled_back=dict(daemon.rolled_back),
             open_orders=dict(daemon.open),
             share_up=self.share.up,
             probe_interval=PROBE_INTERVAL,
@@ -137,6 +139,7 @@ class World:
             worked_before=agent.worked_before,
             fetch_attempts=dict(agent.fetch_attempts),
             apply_attempts=dict(agent.apply_attempts),
+            cleared_at=dict(agent.cleared_at),
             probe_interval=PROBE_INTERVAL,
         )
 
@@ -193,6 +196,14 @@ class World:
             case plan.Retire(name, consumer, number):
                 self._check_retire((name, consumer), number)
                 subject, delays, work = "", (), self._retire((name, consumer), number)
+            case plan.RollBack(name, number):
+                must(name in self.daemon.rolled_back, "nothing is rolled back that nobody asked for")
+                subject, delays, work = "", (), self._roll_back(name, number)
+            case plan.Clear(name, consumer):
+                self._check_clear((name, consumer))
+                subject, delays, work = "", (), self._clear((name, consumer))
+            case plan.Forget(name) | plan.ForgetConsumer(name):
+                raise Broken(f"nothing that is wanted is forgotten: {name}")
         self._check_time(subject)
         self.tasks.append(Task("daemon", step.key, work, lambda p: self._failed(subject, delays, p)))
 
@@ -219,7 +230,7 @@ class World:
 
     def _check_issue(self, name: str) -> None:
         generations = self.daemon.generations.get(name, ())
-        busy = sum(1 for task in self.tasks if task.owner == "daemon" and len(task.key) == 1)
+        busy = sum(1 for task in self.tasks if task.owner == "daemon" and task.work.__name__ == "_issue")
         must(busy < 1, "an authority's cap holds")
         if not generations or name in self.daemon.open:
             return
@@ -229,9 +240,39 @@ class World:
             {i.value for i in newest.identifiers} != set(self.names[name])
             or (name, newest.number) in self.daemon.revoked
             or (asked is not None and asked > newest.issued_at)
-            or self.now >= newest.not_before + LIFETIME * 2 / 3,
+            or self.now >= self._due(newest),
             f"nothing is ordered without a reason: {name}",
         )
+
+    @staticmethod
+    def _due(newest: Generation) -> datetime:
+        """A pair that was rolled back to keeps half of what it had left, unless its deadline (7 d) is before that."""
+        due = newest.not_before + LIFETIME * 2 / 3
+        if newest.copy_of is None:
+            return due
+        half = newest.issued_at + (newest.not_after - newest.issued_at) / 2
+        return max(due, min(half, newest.not_after - timedelta(days=7)))
+
+    def _roll_back(self, name: str, number: int) -> Work:
+        yield None
+        daemon = self.daemon
+        old = self._generation(name, number)
+        why = None
+        if old is not None:
+            wanted = self.desired.certificates[name]
+            why = rollback.why_not_back_to(wanted, old, revoked=daemon.revoked, now=self.now)
+        if old is None or why is not None:
+            daemon.rolled_back.pop(name, None)
+            return
+        begun = daemon.open.pop(name, None)
+        if begun is not None and begun.order_url is not None:
+            self.given_up[name] += 1
+        floor = max(daemon.generations[name][-1].number, begun.generation if begun else 0)
+        copy = replace(old, number=floor + 1, issued_at=self.now, copy_of=number)
+        daemon.generations[name] = (*daemon.generations[name], copy)
+        daemon.rolled_back.pop(name)
+        daemon.asked.pop(name, None)
+        self._succeeded(name)
 
     def _issue(self, name: str) -> Work:  # noqa: C901 - one move a case
         daemon, wanted = self.daemon, tuple(map(Identifier, self.names[name]))
@@ -348,6 +389,23 @@ class World:
         yield None
         self.daemon.offered.pop(where, None)
 
+    def _check_clear(self, where: Where) -> None:
+        must(where[1] not in self.wanted[where[0]], "what is wanted stays on the share")
+        known = {g.number: g.not_after for g in self.daemon.generations.get(where[0], ())}
+        numbers = {*self.share.folders.get(where, ()), *([n] if (n := self.share.live.get(where)) else [])}
+        must(
+            self.stale is not None or all(known[n] <= self.now for n in numbers),
+            "an orphan stays until it expires",
+        )
+
+    def _clear(self, where: Where) -> Work:
+        if not self.share.up:
+            raise Failure
+        yield None
+        self.share.live.pop(where, None)
+        yield None
+        self.share.folders.pop(where, None)
+
     def _check_retire(self, where: Where, number: int) -> None:
         if where[1] not in self.wanted[where[0]]:
             generation = self._generation(where[0], number)
@@ -358,8 +416,9 @@ class World:
             return
         must(number not in sorted(self.share.folders[where])[-2:], "the newest two remain")
         must(number != self.share.live[where], "what the pointer shows remains")
+        issued = {g.fingerprint: g.number for g in self.daemon.generations[where[0]]}
         must(
-            all(int(proof.fingerprint.split("@")[1]) > number for proof in self.daemon.proofs[where]),
+            all(issued[proof.fingerprint] > number for proof in self.daemon.proofs[where]),
             "nothing is retired before a newer one is proven everywhere",
         )
 
@@ -382,8 +441,9 @@ class World:
             case on_agent.Fetch(name, number):
                 work = self._fetch(agent, name, number)
                 on_failure = lambda problem: self._fetch_failed(agent, name, problem)  # noqa: E731
-            case on_agent.LayPlaceholder(name):
-                work = self._lay(agent, name)
+            case on_agent.LayPlaceholders(names):
+                must(len(set(names)) == len(names) > 0, "placeholders are of somebody")
+                work = self._lay(agent, names)
             case on_agent.Apply():
                 self._check_apply(agent, step)
                 work = self._apply(agent, step)
@@ -411,12 +471,13 @@ class World:
         until = policy.next_short_try(failures, self.now, jitter=0)
         agent.fetch_attempts[name] = Attempt(name, problem, failures, self.now, until)
 
-    def _lay(self, agent: Agent, name: str) -> Work:
+    def _lay(self, agent: Agent, names: Iterable[str]) -> Work:
         yield None
-        if agent.live.setdefault(name, 0) == 0:
-            for service in agent.services.values():
-                if name in service.certificates:
-                    service.loaded.setdefault(name, 0)
+        for name in names:
+            if agent.live.setdefault(name, 0) == 0:
+                for service in agent.services.values():
+                    if name in service.certificates:
+                        service.loaded.setdefault(name, 0)
 
     def _check_apply(self, agent: Agent, step: on_agent.Apply) -> None:
         must(bool(step.pairs), "an Apply has pairs")
@@ -450,6 +511,7 @@ class World:
             return
         finally:
             self._forget_proofs(agent)
+        self._run_hooks(agent, step)
         agent.applied |= set(step.pairs)
         for name in touched:
             agent.apply_attempts.pop(name, None)
@@ -465,10 +527,33 @@ class World:
             yield None
         if agent.config_broken:
             raise Failure("service.config_test_failed")
+        if agent.refused & set(step.pairs):
+            raise Failure("service.pair_refused")
         touched = {name for name, _ in step.pairs}
         self._reload(agent, touched)
         yield None
         agent.owed -= touched
+
+    def _run_hooks(self, agent: Agent, step: on_agent.Apply) -> None:
+        bad = {name: Problem("service.hook_failed", "exit 1") for name, number in step.pairs if number}
+        bad = {name: problem for name, problem in bad.items() if name in agent.bad_hooks}
+        after = deployment.aftermath(step, self.facts(agent), bad, self.now)
+        for pair, outcome in after.outcomes.items():
+            must(outcome.state is not on_agent.TryState.FAILED, "a hook that fails takes nothing back")
+            agent.outcomes[pair] = outcome
+        agent.hook_failed -= set(step.pairs)
+        agent.hook_failed |= {pair for pair in step.pairs if pair[0] in bad}
+        self.done["Hook.failed"] += len(bad)
+        agent.cleared_at |= after.cleared_at
+        for name in after.cleared_at:
+            waits = {p: o for p, o in agent.outcomes.items() if p[0] == name and o.problem is not None}
+            must(
+                name in agent.apply_attempts
+                or any(o.problem.code in SOON_MENDED for o in waits.values() if o.problem),
+                "a config test that passes frees only what waits for it",
+            )
+            for pair in waits:
+                agent.earliest.pop(pair, None)
 
     def _reload(self, agent: Agent, touched: Iterable[str]) -> None:
         for service in agent.services.values():
@@ -490,15 +575,21 @@ class World:
 
     def _record_outcome(self, agent: Agent, pair: on_agent.Pair, outcome: on_agent.Outcome) -> None:
         agent.outcomes[pair] = outcome
-        if outcome.state is on_agent.TryState.FAILED and outcome.group == 1:
+        soon = outcome.problem is not None and outcome.problem.code in SOON_MENDED
+        if outcome.state is on_agent.TryState.FAILED and (outcome.group == 1 or soon):
             agent.failures[pair] += 1
             delay = APPLY_MODEL[min(agent.failures[pair], len(APPLY_MODEL)) - 1]
-            if outcome.problem is not None and outcome.problem.code in SOON_MENDED:
+            if soon:
                 delay = SOON
             if outcome.at <= self.now:  # else the clock was set back between decision and record
                 agent.earliest[pair] = outcome.at + delay
         elif outcome.state is on_agent.TryState.PROVEN:
             agent.failures.pop(pair, None)
+
+    def _leaf(self, name: str, number: int) -> str:
+        """Return the fingerprint of what a generation serves; a roll-back's copy has that of the older one."""
+        generation = self._generation(name, number)
+        return generation.fingerprint if generation is not None else f"{name}@{number}"
 
     def handshake(self, agent: Agent, service: Service, name: str) -> tuple[Health, int | None]:
         """Return what a dial there meets: the generation served, None for a foreign leaf."""
@@ -512,7 +603,7 @@ class World:
         yield None
         for endpoint in endpoints:
             health, number = self.handshake(agent, agent.services[endpoint.service], name)
-            shown = "foreign" if number is None else f"{name}@{number}"
+            shown = "foreign" if number is None else self._leaf(name, number)
             fingerprint = shown if health is Health.SERVED else ""
             if agent.epoch == epoch:
                 agent.truth[name, endpoint] = fingerprint
@@ -530,9 +621,10 @@ class World:
         served = [agent.truth.get((step.certificate, endpoint)) for endpoint in endpoints]
         if step.outcome.state is on_agent.TryState.PROVEN:
             must(
-                set(served) == {f"{pair[0]}@{pair[1]}"},
+                set(served) == {self._leaf(*pair)},
                 "nothing is proven without its proof at every endpoint",
             )
+            must(pair not in agent.hook_failed, "nothing is proven before its hook has passed")
         else:
             must("" in served, "nothing is rolled back that is no worse")
         yield None
@@ -633,5 +725,5 @@ class World:
             and outcome is not None
             and outcome.state is on_agent.TryState.PROVEN
             and self.daemon.offered.get((name, agent.name)) == newest.number
-            and set(served) == {newest.number}
+            and {self._leaf(name, n) if n is not None else None for n in served} == {newest.fingerprint}
         )

@@ -152,6 +152,7 @@ class Daemon:
     attempts: dict[str, Attempt] = field(default_factory=dict)
     open: dict[str, Issuance] = field(default_factory=dict)
     asked: dict[str, datetime] = field(default_factory=dict)
+    rolled_back: dict[str, int] = field(default_factory=dict)
     changed: dict[str, datetime] = field(default_factory=dict)
     revoked: set[tuple[str, int]] = field(default_factory=set)
     proofs: dict[Where, tuple[Proof, ...]] = field(default_factory=dict)
@@ -184,18 +185,22 @@ class Agent:
     outcomes: dict[on_agent.Pair, on_agent.Outcome] = field(default_factory=dict)
     worked_before: frozenset[tuple[str, Endpoint]] = frozenset()
     owed: set[str] = field(default_factory=set)
+    hook_failed: set[on_agent.Pair] = field(default_factory=set)  # at its last run
     # memory
     assignments: dict[str, on_agent.Assignment] = field(default_factory=dict)
     applied: set[on_agent.Pair] = field(default_factory=set)
     proofs: dict[tuple[str, Endpoint], Proof] = field(default_factory=dict)
     fetch_attempts: dict[str, Attempt] = field(default_factory=dict)
     apply_attempts: dict[str, Attempt] = field(default_factory=dict)
+    cleared_at: dict[str, datetime] = field(default_factory=dict)
     epoch: int = 0
     # faults
     muted: set[tuple[str, str]] = field(default_factory=set)
     foreign: set[tuple[str, str]] = field(default_factory=set)
     deaf: bool = False
     config_broken: bool = False
+    refused: set[on_agent.Pair] = field(default_factory=set)  # the config test fails with them only
+    bad_hooks: set[str] = field(default_factory=set)  # certificates
     # what really was seen since the last reload, and when a failed pair may come again at the earliest
     truth: dict[tuple[str, Endpoint], str] = field(default_factory=dict)
     earliest: dict[on_agent.Pair, datetime] = field(default_factory=dict)
@@ -206,5 +211,5 @@ class Agent:
 
     def forget(self) -> None:
         self.assignments, self.applied, self.proofs = {}, set(), {}
-        self.fetch_attempts, self.apply_attempts = {}, {}
+        self.fetch_attempts, self.apply_attempts, self.cleared_at = {}, {}, {}
         self.epoch += 1
