@@ -203,6 +203,22 @@ def test_a_failed_deployment_shows_the_agents_problem_and_its_next_try() -> None
     assert [(n.subject, n.hint) for n in page.problems] == [("www.test/web1", "run: apachectl -t")]
 
 
+def test_a_failed_hook_is_a_problem_of_an_endpoint_that_is_proven() -> None:
+    """The leaf is served, and the deployment has failed all the same; its next try is shown."""
+    problem = Problem("service.hook_failed", "hook of apache2 failed", not_before=NOW + MINUTE)
+    page = view(
+        things(
+            deployments={WHERE: (deployment(1, DeploymentState.FAILED, problem),)},
+            proofs={WHERE: (proof(1),)},
+        )
+    )
+
+    (row,) = page.certificates[0].endpoints
+    assert (row.verdict, row.problem) == (Verdict.PROVEN, problem)
+    assert row.next == Next("install", NOW + MINUTE)
+    assert page.certificates[0].state is State.PROBLEM
+
+
 def test_a_failed_order_shows_what_the_authority_said_and_when_it_is_tried_again() -> None:
     """A certificate without a generation is a problem while its order is held back."""
     problem = Problem("authority.refused", "order for www.test is invalid", "run: certfan renew www.test")

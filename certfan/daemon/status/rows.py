@@ -10,6 +10,7 @@ from certfan.core import policy
 from certfan.core.model import Deployment, DeploymentState, Generation, Health, Problem, Proof, Reason
 from certfan.core.plan import Issue, Offer, Publish, Retire, Step, Withdraw
 from certfan.daemon.status.model import Next, Row, Served, StateOfThings, Verdict, Wanted
+from certfan.errors import HookFailed
 
 _DONE = frozenset({DeploymentState.RELOADED, DeploymentState.PROVEN, DeploymentState.FAILED})
 NOT_HEARD = "not_heard"
@@ -142,8 +143,10 @@ class _Place:
         if verdict is not Verdict.PROVEN and (step := self._daemons_step()):
             return step
         probe_at = heard_at(proof) + self.things.probe_interval if proof else None
-        if verdict is Verdict.PROVEN or self.deployment is None or self.deployment.state not in _DONE:
-            return Next("probe", probe_at) if verdict is Verdict.PROVEN else Next("install")
+        if verdict is Verdict.PROVEN and self._hooks_problem() is None:
+            return Next("probe", probe_at)
+        if self.deployment is None or self.deployment.state not in _DONE:
+            return Next("install")
         if self.deployment.problem is not None:
             return Next("install", self.deployment.problem.not_before)
         return Next("probe", probe_at)
@@ -160,7 +163,15 @@ class _Place:
         return Next("publish") if self._reason(Verdict.PENDING) == Reason.NOT_PUBLISHED else None
 
     def _problem(self, proof: Proof | None, verdict: Verdict) -> Problem | None:
-        return next(self._problems(proof, verdict), None) if verdict is not Verdict.PROVEN else None
+        if verdict is Verdict.PROVEN:
+            return self._hooks_problem()
+        return next(self._problems(proof, verdict), None)
+
+    def _hooks_problem(self) -> Problem | None:
+        """Return why a deployment failed that is served all the same: its hook."""
+        failed = self.deployment is not None and self.deployment.state is DeploymentState.FAILED
+        problem = self.deployment.problem if self.deployment is not None and failed else None
+        return problem if problem is not None and problem.code == HookFailed.code else None
 
     def _problems(self, proof: Proof | None, verdict: Verdict) -> Iterator[Problem]:
         """Yield what stands in the way, the cause before its effects."""
