@@ -71,6 +71,36 @@ def renew(config: Path, name: str, as_json: bool) -> None:
 @main.command()
 @config_option
 @json_option
+@click.argument("name")
+@click.option(
+    "--to", type=click.IntRange(min=1), help="Which generation; default: the newest earlier usable one."
+)
+def rollback(config: Path, name: str, to: int | None, as_json: bool) -> None:
+    """Serve the pair of an older generation of certificate NAME again, as its next generation."""
+    from certfan.cli.control import call
+
+    body = {"certificate": name} if to is None else {"certificate": name, "to": to}
+    answer = call(config, "POST", "/api/v1/rollback", body)
+    told = f"the pair of {name}@{answer['to']} (serial {answer['serial']}) becomes the next generation"
+    looking.say(answer, f"{told}; a later one: certfan renew {name}", as_json)
+
+
+@main.command()
+@config_option
+@json_option
+@click.option("--consumer", "is_consumer", is_flag=True, help="NAME is a consumer: end its identities too.")
+@click.argument("name")
+def forget(config: Path, name: str, is_consumer: bool, as_json: bool) -> None:
+    """Remove now what is left of NAME, which is in the config no longer: on the share, here, every fact."""
+    from certfan.cli.control import call
+
+    answer = call(config, "POST", "/api/v1/forget", {"consumer" if is_consumer else "certificate": name})
+    looking.say(answer, f"{name} is being forgotten; follow it with: certfan events --follow", as_json)
+
+
+@main.command()
+@config_option
+@json_option
 def reload(config: Path, as_json: bool) -> None:
     """Make the daemon read its config now; saved changes are noticed without it."""
     from certfan.cli.control import call

@@ -40,12 +40,37 @@ def page_lines(page: Json, *, colour: bool = False) -> list[str]:
         lines[0] += f", worst deadline {when(worst, now)}"
     if resets := summary["resets_today"]:
         lines.append(f"this machine was reset {resets} {'time' if resets == 1 else 'times'} in the last 24 h")
+    lines += [_lagging_line(one, now, colour) for one in summary["lagging"]]
     for problem in page["problems"]:
         lines += ["", f"{_paint('problem', colour)}: {clean(problem['subject'])}: {clean(problem['detail'])}"]
         lines += [f"  try: {clean(problem['hint']).removeprefix('run: ')}"] if problem["hint"] else []
     lines += ["", *_certificate_lines(page["certificates"], now, colour)]
     rows = [row for certificate in page["certificates"] for row in certificate["endpoints"]]
-    return [*lines, "", *_table(_HEADS, [_row(row, now) for row in rows], _VERDICT, colour)]
+    lines += ["", *_table(_HEADS, [_row(row, now) for row in rows], _VERDICT, colour)]
+    return [*lines, "", *_orphan_lines(page["orphans"], now)] if page["orphans"] else lines
+
+
+def _lagging_line(one: Json, now: datetime, colour: bool) -> str:
+    count = f"{one['endpoints']} {'endpoint' if one['endpoints'] == 1 else 'endpoints'}"
+    late = {"pressing": ", soon too late", "missed": ", too late"}.get(one["urgency"], "")
+    verdict = _paint(one["verdict"], colour)
+    return f"  {clean(one['consumer'])}: {count} {verdict}, deadline {_when(one['deadline'], now)}{late}: {clean(one['why'])}"
+
+
+def _orphan_lines(orphans: Sequence[Json], now: datetime) -> list[str]:
+    """Return what left the config and is still here."""
+    cells = [
+        (
+            one["kind"],
+            clean(one["name"]),
+            _or_dash(one["generation"]),
+            _when(one["not_after"], now),
+            clean(" ".join(one["on"])) or "-",
+            "being forgotten" if one["forgetting"] else clean(one["hint"]).removeprefix("run: "),
+        )
+        for one in orphans
+    ]
+    return _table(("ORPHANED", "NAME", "GENERATION", "EXPIRES", "STILL ON", "TO REMOVE IT"), cells, 0, False)
 
 
 def _certificate_lines(certificates: Sequence[Json], now: datetime, colour: bool) -> list[str]:
@@ -54,7 +79,7 @@ def _certificate_lines(certificates: Sequence[Json], now: datetime, colour: bool
         (
             clean(one["name"]),
             one["state"],
-            _or_dash(one["generation"]),
+            _generation(one),
             _or_dash(one["reason"]),
             _when(one["not_after"], now),
             _next(one["next"], now),
@@ -63,6 +88,11 @@ def _certificate_lines(certificates: Sequence[Json], now: datetime, colour: bool
         for one in certificates
     ]
     return _table(heads, cells, 1, colour) if cells else ["no certificate is configured"]
+
+
+def _generation(one: Json) -> str:
+    copy = f" (pair of {one['copy_of']})" if one["copy_of"] else ""
+    return f"{_or_dash(one['generation'])}{copy}"
 
 
 def _row(row: Json, now: datetime) -> tuple[str, ...]:

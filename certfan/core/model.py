@@ -136,7 +136,13 @@ class Generation:
     authority: str = field(kw_only=True)
     not_before: datetime = field(kw_only=True)
     not_after: datetime = field(kw_only=True)
-    issued_at: datetime = field(kw_only=True)
+    issued_at: datetime = field(kw_only=True)  # or rolled back to, when it is a copy
+    copy_of: int | None = field(default=None, kw_only=True)  # the older generation whose pair it is again
+
+    @property
+    def origin(self) -> int:
+        """The number under which its pair was issued."""
+        return self.number if self.copy_of is None else self.copy_of
 
     def __str__(self) -> str:
         return f"{self.certificate}@{self.number}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
-from typing import TypeAlias
 
 from certfan.core.model import Certificate, Desired, Generation, Reason
 from certfan.core.policy import (
@@ -16,13 +15,32 @@ from certfan.core.policy import (
     LONGEST_SHORT_WAIT,
     attempt_holds,
     holding_instants,
-    proof_is_fresh,
     renewal_instant,
     why_issue,
 )
-from certfan.core.steps import Issue, Key, Observed, Offer, Plan, Publish, Retire, Step, Where, Withdraw
+from certfan.core.retirement import place_instants, place_waits, retirements
+from certfan.core.steps import (
+    Clear,
+    Forget,
+    ForgetConsumer,
+    Issue,
+    Key,
+    Observed,
+    Offer,
+    Plan,
+    Publish,
+    Retire,
+    RollBack,
+    Step,
+    Where,
+    Wish,
+    Withdraw,
+)
 
 __all__ = [
+    "Clear",
+    "Forget",
+    "ForgetConsumer",
     "Issue",
     "Key",
     "Observed",
@@ -30,6 +48,7 @@ __all__ = [
     "Plan",
     "Publish",
     "Retire",
+    "RollBack",
     "Step",
     "Where",
     "Withdraw",
@@ -37,11 +56,7 @@ __all__ = [
 ]
 
 NEVER = datetime.min.replace(tzinfo=UTC)
-KEEP_TIME = timedelta(days=7)
 CHANNEL_AFTER = timedelta(seconds=60)  # a bundle that the share has not taken by then goes over the channel
-
-
-Wish: TypeAlias = Step | datetime  # a rule's answer: a step, or an instant at which it may answer otherwise
 
 
 def plan(desired: Desired, observed: Observed, now: datetime) -> Plan:
@@ -49,8 +64,9 @@ def plan(desired: Desired, observed: Observed, now: datetime) -> Plan:
     wishes: list[Wish] = [
         *_assignments(desired, observed, now),
         *_publications(desired, observed, now),
+        *_roll_backs(observed, now),
         *_orders(desired, observed, now),
-        *_retirements(desired, observed, now),
+        *retirements(desired, observed, now),
     ]
     steps: dict[Key, Step] = {}
     for step in wishes:
@@ -58,6 +74,19 @@ def plan(desired: Desired, observed: Observed, now: datetime) -> Plan:
             steps.setdefault(step.key, step)
     ahead = (instant for instant in wishes if isinstance(instant, datetime) and instant > now)
     return Plan(tuple(steps.values()), min(ahead, default=None))
+
+
+# Roll-backs
+
+
+def _roll_backs(observed: Observed, now: datetime) -> Iterator[Wish]:
+    """Wish for every older pair that somebody wants back; meanwhile nothing is ordered in its place."""
+    for name, generation in sorted(observed.rolled_back.items()):
+        attempt = observed.attempts.get(name)
+        if not attempt_holds(attempt, now, LONGEST_SHORT_WAIT):
+            yield RollBack(name, generation)
+        elif attempt is not None:
+            yield from holding_instants(attempt.not_before, LONGEST_SHORT_WAIT)
 
 
 # Orders
@@ -83,7 +112,9 @@ def _why(certificate: Certificate, observed: Observed, now: datetime) -> Reason 
     name = certificate.name
     attempt = observed.attempts.get(name)
     lifts = (observed.asked.get(name), observed.config_changed.get(name), _answered(certificate, observed))
-    if (name,) in observed.in_flight or attempt_holds(attempt, now, LONGEST_ORDER_WAIT, lifts):
+    if (name,) in observed.in_flight or name in observed.rolled_back:
+        return None
+    if attempt_holds(attempt, now, LONGEST_ORDER_WAIT, lifts):
         return None
     reason = why_issue(
         certificate,
@@ -175,9 +206,9 @@ def _publications(desired: Desired, observed: Observed, now: datetime) -> Iterat
     for where in sorted(desired.pairs):
         certificate = desired.certificates[where[0]]
         yield from (g.not_after for g in observed.generations.get(certificate.name, ()))
-        yield from _place_instants(where, observed)
+        yield from place_instants(where, observed)
         target = _target(certificate, where, observed, now)
-        if target is None or _is_published(target, where, observed) or _place_waits(where, observed, now):
+        if target is None or _is_published(target, where, observed) or place_waits(where, observed, now):
             continue
         missing.append((_served_until(where, observed), Publish(*where, target.number)))
     if observed.share_up:
@@ -189,19 +220,6 @@ def _served_until(where: Where, observed: Observed) -> datetime:
     offered = observed.offered.get(where, 0)
     generations = observed.generations.get(where[0], ())
     return next((g.not_after for g in generations if g.number == offered), NEVER)
-
-
-def _place_waits(where: Where, observed: Observed, now: datetime) -> bool:
-    """Whether a failure at one place of the share forbids the next try."""
-    attempt = observed.attempts.get("/".join(where))
-    return attempt_holds(attempt, now, LONGEST_SHORT_WAIT, (observed.config_changed.get(where[0]),))
-
-
-def _place_instants(where: Where, observed: Observed) -> Iterator[datetime]:
-    if (attempt := observed.attempts.get("/".join(where))) is not None:
-        yield from holding_instants(attempt.not_before, LONGEST_SHORT_WAIT)
-    if (changed := observed.config_changed.get(where[0])) is not None:
-        yield changed
 
 
 # Assignments
@@ -227,55 +245,3 @@ def _is_ready(target: Generation, where: Where, observed: Observed, now: datetim
         return True
     failing = not observed.share_up or "/".join(where) in observed.attempts
     return failing and not target.issued_at <= now < target.issued_at + CHANNEL_AFTER
-
-
-# Retirement
-
-
-def _retirements(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
-    """Wish that the share keeps no key longer than needed, the oldest first."""
-    if not (observed.share_up and observed.clock_trusted):
-        return
-    for where in sorted(observed.published):
-        wanted = where in desired.pairs
-        yield from _place_instants(where, observed)
-        yield from _retirement_instants(where, observed)
-        if _place_waits(where, observed, now):
-            continue
-        for number in sorted(observed.published[where]):
-            if (
-                _is_superseded(number, where, observed, now)
-                if wanted
-                else _is_expired(number, where, observed, now)
-            ):
-                yield Retire(*where, number)
-                break
-
-
-def _is_superseded(number: int, where: Where, observed: Observed, now: datetime) -> bool:
-    """Whether every endpoint freshly proves a newer one that is older than the keep time; two always remain."""
-    if number in sorted(observed.published[where])[-2:] or number == observed.live.get(where):
-        return False
-    proofs = observed.proofs.get(where, ())
-    newer = {
-        g.fingerprint
-        for g in observed.generations.get(where[0], ())
-        if g.number > number and g.issued_at + KEEP_TIME <= now
-    }
-    return bool(proofs) and all(
-        proof.fingerprint in newer and proof_is_fresh(proof, now, observed.probe_interval) for proof in proofs
-    )
-
-
-def _is_expired(number: int, where: Where, observed: Observed, now: datetime) -> bool:
-    """Whether a generation that left the config has expired; one that the store does not know is left alone."""
-    generations = observed.generations.get(where[0], ())
-    return any(g.number == number and g.not_after <= now for g in generations)
-
-
-def _retirement_instants(where: Where, observed: Observed) -> Iterator[datetime]:
-    for generation in observed.generations.get(where[0], ()):
-        yield from (generation.issued_at + KEEP_TIME, generation.not_after)
-    for proof in observed.proofs.get(where, ()):
-        heard_at = proof.heard_at or proof.at
-        yield from (heard_at - observed.probe_interval, heard_at + 2 * observed.probe_interval)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 
 from certfan.core.model import Attempt, Certificate, Generation, Health, Proof, Reason, RenewalInfo
 
@@ -104,8 +105,18 @@ def renewal_instant(generation: Generation, renewal: RenewalInfo | None) -> date
     """Return when to renew: the ARI instant, else at 2/3 of the lifetime, 1/2 when that is below 10 days.
 
     A window that ends before it starts is no answer (RFC 9773). A stored instant outside what its rule can
-    produce counts as now, which `not_before` stands for.
+    produce counts as now, which `not_before` stands for. A pair that was rolled back to keeps half of the time
+    that it had left then, as far as the deadline allows: it is due early, and ordering at once would undo the
+    roll-back.
     """
+    instant = _leafs_renewal(generation, renewal)
+    if generation.copy_of is None:
+        return instant
+    half = generation.issued_at + (generation.not_after - generation.issued_at) / 2
+    return max(instant, min(half, _leafs_deadline(generation.not_before, generation.not_after)))
+
+
+def _leafs_renewal(generation: Generation, renewal: RenewalInfo | None) -> datetime:
     lifetime = generation.not_after - generation.not_before
     fallback = generation.not_before + lifetime * (1 / 2 if lifetime < SHORT_LIVED else 2 / 3)
     if renewal is None or renewal.number != generation.number or renewal.end <= renewal.start:
@@ -193,8 +204,39 @@ def endpoint_deadline(
     """
     if proof is None or proof.health is not Health.SERVED or proof.placeholder or proof.not_after is None:
         return (missing_since or now) + NOTHING_SERVED_FOR
-    lifetime = proof.not_after - proof.not_before if proof.not_before is not None else timedelta(0)
-    return proof.not_after - min(max(lifetime / 10, timedelta(hours=12)), timedelta(days=7))
+    return _leafs_deadline(proof.not_before, proof.not_after)
+
+
+def _leafs_deadline(not_before: datetime | None, not_after: datetime) -> datetime:
+    lifetime = not_after - not_before if not_before is not None else timedelta(0)
+    return not_after - min(max(lifetime / 10, timedelta(hours=12)), timedelta(days=7))
+
+
+class Urgency(StrEnum):
+    """How near the deadline of an endpoint is that does not serve the wanted leaf; each with its own log level."""
+
+    CALM = "calm"  # info
+    NEAR = "near"  # warning: half of the time is gone
+    PRESSING = "pressing"  # error: the last tenth
+    MISSED = "missed"  # error
+
+    @property
+    def rank(self) -> int:
+        """Its place among them; as a text it would sort by letters."""
+        return list(Urgency).index(self)
+
+
+def urgency(since: datetime, deadline: datetime, now: datetime) -> Urgency:
+    """Return how urgent it is that what is wrong `since` ends by its deadline.
+
+    A window that was empty from the start is pressing until it is missed.
+    """
+    if now >= deadline:
+        return Urgency.MISSED
+    window, left = deadline - since, deadline - now
+    if left <= window / 10 or window <= timedelta(0):
+        return Urgency.PRESSING
+    return Urgency.NEAR if left <= window / 2 else Urgency.CALM
 
 
 def proof_is_fresh(proof: Proof, now: datetime, interval: timedelta) -> bool:

@@ -86,7 +86,62 @@ class Retire:
         return (self.certificate, self.consumer)
 
 
-Step: TypeAlias = Issue | Publish | Offer | Withdraw | Retire
+@dataclass(frozen=True, slots=True)
+class RollBack:
+    """Make the pair of an older generation the next generation; what cannot be any more is given up."""
+
+    certificate: str
+    generation: int  # the older one
+    reason: Reason = field(default=Reason.ASKED_FOR, kw_only=True)
+
+    @property
+    def key(self) -> Key:
+        """Shared with Issue: one source of generations at a time."""
+        return (self.certificate,)
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Take all of an orphaned certificate off one consumer's folder of the share: the pointer first, keys last."""
+
+    certificate: str
+    consumer: str
+    reason: Reason = field(default=Reason.SUPERSEDED, kw_only=True)
+
+    @property
+    def key(self) -> Key:
+        """Shared with Publish."""
+        return (self.certificate, self.consumer)
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Remove an orphaned certificate's local generations, then its facts; the journal keeps its events."""
+
+    certificate: str
+    reason: Reason = field(default=Reason.SUPERSEDED, kw_only=True)
+
+    @property
+    def key(self) -> Key:
+        """Shared with Issue."""
+        return (self.certificate,)
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetConsumer:
+    """Remove an orphaned consumer's folder from the share, then what it said."""
+
+    consumer: str
+    reason: Reason = field(default=Reason.ASKED_FOR, kw_only=True)
+
+    @property
+    def key(self) -> Key:
+        """Its own: nothing else works on a whole folder."""
+        return ("consumer", self.consumer, "forget")
+
+
+Step: TypeAlias = Issue | Publish | Offer | Withdraw | Retire | RollBack | Clear | Forget | ForgetConsumer
+Wish: TypeAlias = Step | datetime  # a rule's answer: a step, or an instant at which it may answer otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +161,15 @@ class Observed:
     proofs: Mapping[Where, tuple[Proof, ...]] = field(default_factory=dict)  # the latest of each endpoint
     renewals: Mapping[str, RenewalInfo] = field(default_factory=dict)
     revoked: frozenset[tuple[str, int]] = frozenset()
+    rolled_back: Mapping[str, int] = field(default_factory=dict)  # `certfan rollback`: to which generation
+    forgotten: frozenset[str] = frozenset()  # `certfan forget`: certificates
+    forgotten_consumers: frozenset[str] = frozenset()
     open_orders: Mapping[str, Issuance] = field(default_factory=dict)  # begun, neither finished nor given up
     # Read before everything else: a step that ends meanwhile still counts as in flight, so its effect is not
     # missed and the step not begun twice.
     in_flight: frozenset[Key] = frozenset()
     share_up: bool = True
+    share_seen: bool = True  # a look has shown what is on it
     clock_trusted: bool = True
     probe_interval: timedelta = timedelta(minutes=5)
 

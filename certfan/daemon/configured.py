@@ -85,7 +85,9 @@ class Configured:
     async def _record(self) -> None:
         now = self._clock()
         await self._store.record_config(self.config.digest, tuple(p.detail for p in self.problems), now)
-        await self._store.note_definitions(_definitions(self.config.desired.certificates), now)
+        wanted = self.config.desired
+        await self._store.note_definitions(_definitions(wanted.certificates), now)
+        await self._store.keep_wanted(wanted.certificates.keys(), wanted.consumers.keys())
 
 
 def _definitions(certificates: Mapping[str, Certificate]) -> dict[str, str]:

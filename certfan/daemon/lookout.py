@@ -38,6 +38,7 @@ class Lookout:
         self._loop = loop
         self._published: dict[Where, frozenset[int]] = {}
         self._live: dict[Where, int] = {}
+        self._seen = False
         self._share_at = self._sweep_at = clock()
         self._told_lost = False
         self._authority_at: dict[str, datetime] = {}  # those that are silent, and when to look again
@@ -60,6 +61,11 @@ class Lookout:
         return self._share.problem is None
 
     @property
+    def share_seen(self) -> bool:
+        """Whether a look has shown what is on the share."""
+        return self._seen
+
+    @property
     def answered(self) -> Mapping[str, datetime]:
         """When authorities that had been silent answered again."""
         return dict(self._answered)
@@ -78,9 +84,19 @@ class Lookout:
         """Take in what was just removed."""
         self._published[where] = self._published.get(where, frozenset()) - {generation}
 
+    def cleared(self, where: Where) -> None:
+        """Take in that nothing of a certificate is left at a consumer."""
+        self._published.pop(where, None)
+        self._live.pop(where, None)
+
+    def forgotten(self, consumer: str) -> None:
+        """Take in that a consumer's folder is gone."""
+        for where in [where for where in {**self._published, **self._live} if where[1] == consumer]:
+            self.cleared(where)
+
     def share_moved(self) -> None:
         """Forget what the old share showed, and look at the new one at once."""
-        self._published, self._live = {}, {}
+        self._published, self._live, self._seen = {}, {}, False
         self._share_at = self._clock()
         self._loop.ring()
 
@@ -125,7 +141,7 @@ class Lookout:
                     "share.lost", error.subject, code=error.code, detail=error.text, hint=error.hint
                 )
             return
-        self._published, self._live = dict(seen.published), dict(seen.live)
+        self._published, self._live, self._seen = dict(seen.published), dict(seen.live), True
         self._share_at = self._clock() + SHARE_UP
         if self._told_lost:
             self._told_lost = False

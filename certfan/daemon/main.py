@@ -22,6 +22,7 @@ from certfan.daemon.challenges.http01 import Responder
 from certfan.daemon.channel import Channel
 from certfan.daemon.config import Config, load
 from certfan.daemon.configured import Configured
+from certfan.daemon.deadlines import Deadlines
 from certfan.daemon.enroller import Enroller
 from certfan.daemon.issuer import Issuer
 from certfan.daemon.journal import Journal
@@ -140,11 +141,13 @@ class _Daemon:
             self._loop,
             self._lookout,
         )
+        self._deadlines = Deadlines(store, self._things)
         self._actions = AdminActions(
             store=store,
             journal=journal,
             enroller=enroller,
             desired=self.configured.desired,
+            on_the_share=lambda: {**self._lookout.published, **self._lookout.live},
             end_sessions=self._channel.end_sessions,
             read_config=self.configured.read_now,
             ring=self._loop.ring,
@@ -187,6 +190,7 @@ class _Daemon:
                 group.create_task(self.reconciler.run(), name="reconciler"),
                 group.create_task(self.configured.run(), name="config"),
                 group.create_task(self._channel.failed(), name="channel"),
+                group.create_task(self._deadlines.run(), name="deadlines"),
                 group.create_task(self._renew_ca(), name="internal CA"),
                 group.create_task(self._feed_watchdog(), name="watchdog"),
             ]

@@ -16,11 +16,28 @@ from typing import assert_never
 from certfan import log
 from certfan.core import policy
 from certfan.core.model import Attempt, Desired, Problem
-from certfan.core.plan import Issue, Key, Observed, Offer, Publish, Retire, Step, Withdraw, plan
+from certfan.core.plan import (
+    Clear,
+    Forget,
+    ForgetConsumer,
+    Issue,
+    Key,
+    Observed,
+    Offer,
+    Publish,
+    Retire,
+    RollBack,
+    Step,
+    Withdraw,
+    plan,
+)
+from certfan.core.retirement import consumer_subject
 from certfan.daemon.bundles import Bundles
+from certfan.daemon.forgetting import Forgetting
 from certfan.daemon.issuer import Issuer
 from certfan.daemon.journal import Journal
 from certfan.daemon.lookout import Lookout
+from certfan.daemon.rollback import RollBacks
 from certfan.daemon.share import Share
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store, StoreFacts
@@ -53,6 +70,10 @@ class Reconciler:
         self._loop = loop
         self._out = lookout
         self._steps: dict[Key, Step] = {}
+        self._back = RollBacks(store=parts.store, state=parts.state, journal=parts.journal, clock=parts.clock)
+        self._forgetting = Forgetting(
+            store=parts.store, state=parts.state, share=parts.share, lookout=lookout, journal=parts.journal
+        )
         self._log = log.get("reconciler")
 
     @property
@@ -95,9 +116,13 @@ class Reconciler:
                 if newest.get(name) == number
             },
             revoked=frozenset(facts.revoked),
+            rolled_back=facts.rolled_back,
+            forgotten=frozenset(facts.to_forget),
+            forgotten_consumers=frozenset(facts.consumers_to_forget),
             open_orders={issuance.certificate: issuance for issuance in facts.issuances},
             in_flight=in_flight,
             share_up=self._out.share_up,
+            share_seen=self._out.share_seen,
             probe_interval=self._is.probe_interval(),
         )
 
@@ -131,14 +156,30 @@ class Reconciler:
                 await self._is.journal.note(
                     "generation.retired", f"{step.certificate}@{step.generation}", consumer=step.consumer
                 )
+            case RollBack():
+                await self._roll_back(step)
+            case Clear():
+                await self._forgetting.clear(step.certificate, step.consumer)
+            case Forget():
+                highest = await self._floor(step.certificate)
+                await self._forgetting.forget(step.certificate, highest=highest)
+            case ForgetConsumer():
+                await self._forgetting.forget_consumer(step.consumer)
             case _:
                 assert_never(step)
 
     async def _floor(self, certificate: str) -> int:
-        """Return the highest number that the share or a consumer has seen of a certificate."""
+        """Return the highest number seen of a certificate by the share or a consumer, or before it was forgotten."""
         said = (await self._is.store.deployments()).items()
         reported = [d.generation for where, all_ in said if where[0] == certificate for d in all_]
-        return max([self._out.highest(certificate), *reported])
+        forgotten = await self._is.store.forgotten_number(certificate)
+        return max([self._out.highest(certificate), forgotten, *reported])
+
+    async def _roll_back(self, step: RollBack) -> None:
+        name = step.certificate
+        floor = max(await self._floor(name), await self._is.store.highest_number(name))
+        await self._back.back_to(self._is.desired(), name, step.generation, floor=floor)
+        await self._is.issuer.open()  # an order that was closed by it took its tokens along
 
     async def _publish(self, step: Publish) -> None:
         consumer = self._is.desired().consumers.get(step.consumer)
@@ -159,7 +200,7 @@ class Reconciler:
         await self._is.journal.note(event, subject, consumer=consumer)
 
     async def _record_failure(self, step: Step, error: CertfanError) -> None:
-        subject = step.certificate if isinstance(step, Issue) else f"{step.certificate}/{step.consumer}"
+        subject = _subject(step)
         now = self._is.clock()
         before = (await self._is.store.attempts()).get(subject)
         failures = before.failures + 1 if before else 1
@@ -185,6 +226,17 @@ class Reconciler:
         if isinstance(error, AuthorityUnreachable):
             return policy.next_unreachable_try(failures, now, jitter=jitter)
         return policy.next_try(failures, now, jitter=jitter, not_before=error.not_before)
+
+
+def _subject(step: Step) -> str:
+    """Return what a failure of a step is filed under."""
+    match step:
+        case Issue() | RollBack() | Forget():
+            return step.certificate
+        case ForgetConsumer():
+            return consumer_subject(step.consumer)
+        case _:
+            return f"{step.certificate}/{step.consumer}"
 
 
 def problem_of(error: CertfanError) -> Problem:

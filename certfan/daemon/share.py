@@ -71,6 +71,11 @@ class Share:
         await old.stop()
 
     @property
+    def root(self) -> Path:
+        """Where the share is."""
+        return self._root
+
+    @property
     def problem(self) -> Problem | None:
         """What was wrong with the share as a whole when it was last used; None when it answered."""
         return self._problem
@@ -120,6 +125,26 @@ class Share:
         arguments = {"consumer": consumer, "certificate": certificate, "generation": generation}
         with self._watched():
             await self._worker.call("retire", arguments, patience=_PUBLISHING)
+
+    async def clear(self, consumer: str, certificate: str) -> None:
+        """Remove all of a certificate from a consumer's folder, its pointer first, keys last. Repeatable.
+
+        Raises:
+            ShareError: unavailable or tampered with.
+        """
+        with self._watched():
+            arguments = {"consumer": consumer, "certificate": certificate}
+            await self._worker.call("clear", arguments, patience=_PUBLISHING)
+
+    async def forget(self, consumer: str) -> bool:
+        """Remove a consumer's folder; False if, emptied, it had to stay, as the share's root is not ours. Repeatable.
+
+        Raises:
+            ShareError: unavailable or tampered with.
+        """
+        with self._watched():
+            answer = await self._worker.call("forget", {"consumer": consumer}, patience=_PUBLISHING)
+        return bool(answer.header["gone"])
 
     async def sweep(self) -> int:
         """Remove what interrupted publishing left behind more than an hour ago; return how many things."""

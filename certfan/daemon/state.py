@@ -104,6 +104,17 @@ class StateFolder:
             return frozenset()
         return frozenset(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal())
 
+    def remove_generations(self, certificate: str) -> None:
+        """Remove every generation of a certificate, each with its key last; durable on return, repeatable."""
+        folder = self._generations / _checked(certificate)
+        for number in sorted(self.generation_numbers(certificate)):
+            for name in reversed(PAIR_FILES):
+                (folder / str(number) / name).unlink(missing_ok=True)
+            (folder / str(number)).rmdir()
+        with contextlib.suppress(FileNotFoundError):
+            folder.rmdir()
+        files.sync_folder(self._generations)
+
     def _folder_of(self, certificate: str, number: int) -> Path:
         if number < 1:
             raise ValueError(f"{certificate}@{number} is no generation")

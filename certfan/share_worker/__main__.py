@@ -17,10 +17,10 @@ from certfan.share_worker import frames, tree
 from certfan.share_worker.faults import DISCONNECTED, translate, unavailable
 from certfan.share_worker.look import Eye, read_bundle
 from certfan.share_worker.place import Place
-from certfan.share_worker.publish import publish, retire, sweep
+from certfan.share_worker.publish import clear, forget, publish, retire, sweep
 from certfan.share_worker.setup import set_up
 
-_WRITING = frozenset({"publish", "retire", "sweep", "setup"})
+_WRITING = frozenset({"publish", "retire", "clear", "forget", "sweep", "setup"})
 
 
 class Worker:
@@ -68,6 +68,10 @@ class Worker:
                 publish(self._whole_share(), contents=request.files, **given)
             case "retire":
                 retire(self._whole_share(), **given)
+            case "clear":
+                clear(self._whole_share(), **given)
+            case "forget":
+                return frames.encode({"gone": forget(self._whole_share(), **given)})
             case "sweep":
                 return frames.encode({"swept": sweep(self._whole_share(), **given)})
             case "read":

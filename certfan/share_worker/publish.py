@@ -14,6 +14,7 @@ from certfan import files
 from certfan.errors import BundleInvalid, GenerationLive, PermissionTooOpen, ShareTampered, ShareUnavailable
 from certfan.share_worker import tree
 from certfan.share_worker.faults import tampered
+from certfan.share_worker.place import SENTINEL
 
 _OTHERS = 0o007
 _WRITABLE = 0o022
@@ -73,6 +74,59 @@ def retire(root: int, consumer: str, certificate: str, generation: int) -> None:
                 )
         with tree.folder(tree.GENERATIONS, at) as generations, tree.folder(certificate, generations) as line:
             tree.remove(str(generation), line)
+
+
+def clear(root: int, consumer: str, certificate: str) -> None:
+    """Remove all of a certificate from a consumer's folder: its pointer first, keys last. Nothing there is fine."""
+    with contextlib.suppress(FileNotFoundError), own_consumer(root, consumer) as at:
+        _clear(at, tree.checked(certificate))
+
+
+def forget(root: int, consumer: str) -> bool:
+    """Remove a consumer's folder with all that certfan put there; False if the emptied folder had to stay.
+
+    It stays where only root may change the share's root. Nothing there is fine. Repeatable.
+
+    Raises:
+        OSError: ENOTEMPTY or EISDIR when it holds what certfan never put there.
+    """
+    try:
+        with own_consumer(root, consumer) as at:
+            for certificate in sorted(filter(tree.is_name, _names_in(at))):
+                _clear(at, certificate)
+            for name in (tree.LIVE, tree.GENERATIONS):
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(name, dir_fd=at)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(SENTINEL, dir_fd=at)
+    except FileNotFoundError:
+        return True
+    try:
+        os.rmdir(consumer, dir_fd=root)
+    except PermissionError:
+        return False
+    files.sync_folder(".", dir_fd=root)
+    return True
+
+
+def _names_in(at: int) -> frozenset[str]:
+    found: set[str] = set()
+    for name in (tree.LIVE, tree.GENERATIONS):
+        with contextlib.suppress(FileNotFoundError), _own(name, at, make=False) as fd:
+            found.update(tree.entries(fd))
+    return frozenset(found)
+
+
+def _clear(at: int, certificate: str) -> None:
+    with contextlib.suppress(FileNotFoundError), _own(tree.LIVE, at, make=False) as live:
+        os.unlink(certificate, dir_fd=live)
+        files.sync_folder(".", dir_fd=live)
+    with contextlib.suppress(FileNotFoundError), _own(tree.GENERATIONS, at, make=False) as generations:
+        with _own(certificate, generations, make=False) as line:
+            for number in tree.numbers(line):
+                tree.remove(str(number), line)
+        os.rmdir(certificate, dir_fd=generations)
+        files.sync_folder(".", dir_fd=generations)
 
 
 def sweep(root: int, before: float) -> int:

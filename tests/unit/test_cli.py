@@ -235,8 +235,9 @@ def test_what_needs_you_comes_first_with_what_to_try() -> None:
         page(proofs={WHERE: (proof(heard_ago=DAY),)}, deployments={WHERE: (deployment(1),)})
     )
 
-    assert lines[:5] == [
+    assert lines[:6] == [
         "example: problem, 0 of 1 proven (1 unheard), worst deadline in 82 d",
+        "  web1: 1 endpoint unheard, deadline in 82 d: web1 was last heard at 2026-11-21 12:00 UTC",
         "",
         "problem: web1: web1 was last heard at 2026-11-21 12:00 UTC",
         "  try: run on web1: systemctl status certfan-agent",

@@ -5,7 +5,18 @@ from datetime import datetime, timedelta
 
 from certfan.core.issuance import Issuance
 from certfan.core.model import Attempt, Identifier, Reason
-from certfan.core.plan import Issue, Observed, Offer, Publish, Retire, Withdraw, plan
+from certfan.core.plan import (
+    Clear,
+    Forget,
+    ForgetConsumer,
+    Issue,
+    Observed,
+    Offer,
+    Publish,
+    Retire,
+    Withdraw,
+    plan,
+)
 from tests.unit.planner_parts import (
     DAY,
     HOUR,
@@ -169,7 +180,7 @@ def test_what_left_the_config_is_withdrawn_and_stays_on_the_share_until_it_expir
     assert (Withdraw(WWW, WEB1),) == plan(nothing, SETTLED, NOW).steps
     withdrawn = replace(SETTLED, offered={})
     assert () == plan(nothing, withdrawn, NOW + 89 * DAY).steps
-    assert (Retire(WWW, WEB1, 1),) == plan(nothing, withdrawn, NOW + 90 * DAY).steps
+    assert (Clear(WWW, WEB1),) == plan(nothing, withdrawn, NOW + 90 * DAY).steps
     assert () == plan(nothing, replace(withdrawn, clock_trusted=False), NOW + 90 * DAY).steps
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from certfan.core.model import CONSUMER_NAME, Problem
+from certfan.core.model import CONSUMER_NAME, Generation, Problem
 from certfan.daemon.status.model import as_json
 from certfan.errors import MessageInvalid, NotAllowed
 
@@ -32,6 +32,15 @@ class Actions(Protocol):
     async def revoke_consumer(self, name: str, *, uid: int) -> None:
         """End every identity of a consumer. Raises UnknownName."""
 
+    async def rollback(self, certificate: str, to: int | None, *, uid: int) -> Generation:
+        """Make an older pair the next generation; return the older one. Raises UnknownName, ActionRefused."""
+
+    async def forget(self, certificate: str, *, uid: int) -> None:
+        """Remove what is left of a certificate. Raises UnknownName, ActionRefused."""
+
+    async def forget_consumer(self, name: str, *, uid: int) -> None:
+        """Remove what is left of a consumer. Raises UnknownName, ActionRefused."""
+
     async def reload(self, *, uid: int) -> Sequence[Problem]:
         """Read the config now; return what is wrong with it."""
 
@@ -41,6 +50,8 @@ def control_routes(actions: Actions) -> list[web.RouteDef]:
     routes = _Control(actions)
     return [
         web.post("/api/v1/renew", routes.renew),
+        web.post("/api/v1/rollback", routes.rollback),
+        web.post("/api/v1/forget", routes.forget),
         web.post("/api/v1/consumers", routes.add_consumer),
         web.delete("/api/v1/consumers/{name}", routes.revoke_consumer),
         web.post("/api/v1/reload", routes.reload),
@@ -56,6 +67,30 @@ class _Control:
         name = await _only(request, "certificate")
         await self._actions.renew(name, uid=uid)
         return web.json_response({"certificate": name})
+
+    async def rollback(self, request: web.Request) -> web.Response:
+        uid = caller(request)
+        match await _members(request):
+            case {"certificate": str(name), **rest} if rest.keys() <= {"to"}:
+                back = await self._actions.rollback(name, _number(rest.get("to")), uid=uid)
+            case _:
+                raise MessageInvalid(
+                    'the body must be a JSON object of the form {"certificate": "...", "to": 1}'
+                )
+        told = {"to": back.number, "serial": back.serial, "not_after": back.not_after}
+        return web.json_response(as_json({"certificate": name, **told}))
+
+    async def forget(self, request: web.Request) -> web.Response:
+        uid = caller(request)
+        match await _members(request):
+            case {"certificate": str(name), **rest} if not rest:
+                await self._actions.forget(name, uid=uid)
+                return web.json_response({"certificate": name})
+            case {"consumer": str(name), **rest} if not rest:
+                await self._actions.forget_consumer(_consumer(name), uid=uid)
+                return web.json_response({"consumer": name})
+            case _:
+                raise MessageInvalid('the body must be {"certificate": "..."} or {"consumer": "..."}')
 
     async def add_consumer(self, request: web.Request) -> web.Response:
         uid = caller(request)
@@ -87,15 +122,26 @@ def caller(request: web.Request) -> int:
 
 async def _only(request: web.Request, key: str) -> str:
     """Return the one member of the request's JSON object."""
-    try:
-        body: Any = json.loads(await request.read())
-    except (ValueError, RecursionError):
-        body = None
-    match body:
+    match await _members(request):
         case {**members} if set(members) == {key} and isinstance(members[key], str):
             return str(members[key])
         case _:
             raise MessageInvalid(f'the body must be a JSON object of the form {{"{key}": "..."}}')
+
+
+async def _members(request: web.Request) -> Any:
+    """Return what the body says in JSON, None when it says nothing."""
+    try:
+        return json.loads(await request.read())
+    except (ValueError, RecursionError):
+        return None
+
+
+def _number(value: Any) -> int | None:
+    """Return the generation that is named, if one is."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise MessageInvalid("`to` must be the number of a generation")
+    return value
 
 
 def _consumer(name: str) -> str:

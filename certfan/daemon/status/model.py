@@ -14,6 +14,7 @@ from typing import Any
 
 from certfan.core.model import Desired, Endpoint, Problem
 from certfan.core.plan import Key, Step
+from certfan.core.policy import Urgency
 from certfan.daemon.store.facts import ConfigFact, Run, StoreFacts
 
 
@@ -95,6 +96,7 @@ class Row:
     since: datetime | None
     next: Next
     deadline: datetime
+    urgency: Urgency
     proof_age: timedelta | None
     heard_at: datetime | None
     problem: Problem | None
@@ -108,6 +110,7 @@ class CertificateView:
     identifiers: tuple[str, ...]
     authority: str
     generation: int | None
+    copy_of: int | None  # the older generation that was rolled back to
     fingerprint: str | None
     serial: str | None
     not_after: datetime | None
@@ -152,6 +155,31 @@ class RunView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lagging:
+    """Who lags, and why: endpoints of one consumer with one verdict; `deadline` is the earliest."""
+
+    consumer: str
+    verdict: Verdict
+    endpoints: int
+    deadline: datetime
+    urgency: Urgency
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orphan:
+    """What left the config and is still here; nothing of it goes before it expires, or `hint` is run."""
+
+    kind: str  # certificate, consumer
+    name: str
+    generation: int | None
+    not_after: datetime | None
+    on: tuple[str, ...]  # where it still is: consumers of a certificate, certificates of a consumer
+    forgetting: bool  # it was asked for, and is under way
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """The first line of the page. `worst_deadline` is the earliest of what is not proven."""
 
@@ -159,6 +187,7 @@ class Summary:
     text: str
     proven: int
     endpoints: int
+    lagging: tuple[Lagging, ...]  # the most urgent first
     worst_deadline: datetime | None
     resets_today: int  # in the last 24 hours
 
@@ -174,6 +203,7 @@ class Page:
     config: ConfigFact | None
     certificates: tuple[CertificateView, ...]
     consumers: tuple[ConsumerView, ...]
+    orphans: tuple[Orphan, ...]
     runs: tuple[RunView, ...]
 
 

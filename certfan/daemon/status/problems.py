@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from certfan.errors import (
+    ActionRefused,
     CertfanError,
     ConfigError,
     ConfigInvalid,
@@ -20,6 +21,7 @@ from certfan.errors import (
 
 _STATUS: tuple[tuple[type[CertfanError], int], ...] = (
     (UnknownName, 404),
+    (ActionRefused, 409),
     (MessageInvalid, 400),
     (NotAllowed, 403),
     (ConfigError, 422),

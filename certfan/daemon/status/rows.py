@@ -8,7 +8,18 @@ from typing import assert_never
 
 from certfan.core import policy
 from certfan.core.model import Deployment, DeploymentState, Generation, Health, Problem, Proof, Reason
-from certfan.core.plan import Issue, Offer, Publish, Retire, Step, Withdraw
+from certfan.core.plan import (
+    Clear,
+    Forget,
+    ForgetConsumer,
+    Issue,
+    Offer,
+    Publish,
+    Retire,
+    RollBack,
+    Step,
+    Withdraw,
+)
 from certfan.daemon.status.model import Next, Row, Served, StateOfThings, Verdict, Wanted
 from certfan.errors import HookFailed
 
@@ -57,6 +68,7 @@ class _Place:
         served = self._served(proof)
         verdict = self._verdict(proof, served)
         since = self._since(proof, verdict)
+        deadline = self._deadline(proof, served, since)
         return Row(
             certificate=self.certificate,
             consumer=self.consumer,
@@ -67,7 +79,8 @@ class _Place:
             reason=self._reason(verdict),
             since=since,
             next=self._next(proof, verdict),
-            deadline=self._deadline(proof, served, since),
+            deadline=deadline,
+            urgency=self._urgency(verdict, since, deadline),
             proof_age=self.things.now - heard_at(proof) if proof else None,
             heard_at=heard_at(proof) if proof else self.heard_at,
             problem=self._problem(proof, verdict),
@@ -78,7 +91,8 @@ class _Place:
             return None
         if proof.placeholder:
             return Served(proof.fingerprint, "placeholder")
-        for generation in self.things.facts.generations.get(self.certificate, ()):
+        # The newest first: a roll-back gives an older leaf a new number.
+        for generation in reversed(self.things.facts.generations.get(self.certificate, ())):
             if generation.fingerprint == proof.fingerprint:
                 return Served(proof.fingerprint, "ours", generation.number)
         return Served(proof.fingerprint, "foreign")
@@ -136,6 +150,13 @@ class _Place:
             revoked = self.things.facts.revoked.get((self.certificate, served.generation))
             return min(deadline, revoked) if revoked else deadline
         return deadline
+
+    def _urgency(self, verdict: Verdict, since: datetime | None, deadline: datetime) -> policy.Urgency:
+        """What serves an old leaf for long lags only since there is a newer one."""
+        if verdict is Verdict.PROVEN:
+            return policy.Urgency.CALM
+        begun = [since or self.things.now, *([self.wanted.issued_at] if self.wanted else [])]
+        return policy.urgency(max(begun), deadline, self.things.now)
 
     def _next(self, proof: Proof | None, verdict: Verdict) -> Next:
         if verdict is Verdict.UNHEARD:
@@ -253,5 +274,11 @@ def step_name(step: Step) -> str:
             return "withdraw"
         case Retire():
             return "retire"
+        case RollBack():
+            return "roll_back"
+        case Clear():
+            return "clear"
+        case Forget() | ForgetConsumer():
+            return "forget"
         case _:
             assert_never(step)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from itertools import pairwise
 
 from certfan.core import policy
-from certfan.core.model import Certificate, Generation, Problem, RenewalInfo
+from certfan.core.model import Certificate, Generation, Problem, Reason, RenewalInfo
 from certfan.daemon.status.model import (
     CertificateView,
     ConsumerView,
+    Lagging,
     Needs,
     Next,
     Page,
@@ -22,6 +23,7 @@ from certfan.daemon.status.model import (
     Summary,
     Verdict,
 )
+from certfan.daemon.status.orphans import orphans
 from certfan.daemon.status.rows import heard_lately, newest, rows_of
 
 DAY = timedelta(days=1)
@@ -43,6 +45,7 @@ def view(things: StateOfThings) -> Page:
         config=things.config,
         certificates=certificates,
         consumers=tuple(_consumer(name, things) for name in sorted(things.desired.consumers)),
+        orphans=orphans(things),
         runs=runs,
     )
 
@@ -60,6 +63,8 @@ def certificate_view(certificate: Certificate, things: StateOfThings) -> Certifi
         revoked=frozenset(things.facts.revoked),
         renewal=renewal,
     )
+    if name in things.facts.rolled_back:
+        reason = Reason.ASKED_FOR
     renew_at = policy.renewal_instant(generation, renewal) if generation else None
     attempt = things.facts.attempts.get(name) if reason else None
     rows = tuple(row for consumer in certificate.consumers for row in rows_of(name, consumer, things))
@@ -69,6 +74,7 @@ def certificate_view(certificate: Certificate, things: StateOfThings) -> Certifi
         identifiers=tuple(map(str, certificate.identifiers)),
         authority=certificate.authority,
         generation=generation.number if generation else None,
+        copy_of=generation.copy_of if generation else None,
         fingerprint=generation.fingerprint if generation else None,
         serial=generation.serial if generation else None,
         not_after=generation.not_after if generation else None,
@@ -98,6 +104,8 @@ def _state(wants_issue: bool, problem: Problem | None, rows: tuple[Row, ...]) ->
 
 def _next(name: str, things: StateOfThings) -> Next:
     attempt = things.facts.attempts.get(name)
+    if name in things.facts.rolled_back:
+        return Next("roll_back")
     if (name,) in things.in_flight or attempt is None or attempt.not_before <= things.now:
         return Next("issue")
     return Next("issue", attempt.not_before)
@@ -149,9 +157,30 @@ def _summary(
         text=f"{text} ({others})" if others else text,
         proven=verdicts[Verdict.PROVEN],
         endpoints=len(rows),
+        lagging=_lagging(rows),
         worst_deadline=min((r.deadline for r in rows if r.verdict is not Verdict.PROVEN), default=None),
         resets_today=sum(run.after_reset and run.began_at > things.now - DAY for run in runs),
     )
+
+
+def _lagging(rows: Sequence[Row]) -> tuple[Lagging, ...]:
+    groups: dict[tuple[str, Verdict, str], list[Row]] = {}
+    for row in rows:
+        if row.verdict is not Verdict.PROVEN:
+            why = row.problem.detail if row.problem else f"{row.reason}, next: {row.next.step}"
+            groups.setdefault((row.consumer, row.verdict, why), []).append(row)
+    found = [
+        Lagging(
+            consumer=consumer,
+            verdict=verdict,
+            endpoints=len(late),
+            deadline=min(row.deadline for row in late),
+            urgency=max((row.urgency for row in late), key=lambda urgency: urgency.rank),
+            why=why,
+        )
+        for (consumer, verdict, why), late in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda one: (one.deadline, one.consumer)))
 
 
 def _consumer(name: str, things: StateOfThings) -> ConsumerView:

@@ -6,6 +6,8 @@
     issuing    one try to get a generation: order, answered challenges, tokens
     issued     generations, numbers, revocations, renewal infos
     wishes     failures, and what an admin asked for
+    forgetting what left the config and is to be removed
+    lagging    how urgent each late endpoint was last told to be
     enrolling  consumers, one-time tokens, identities
     deploying  what consumers were offered, and what they said came of it
 """

@@ -168,4 +168,8 @@ class StoreFacts:
     deployments: Mapping[tuple[str, str], tuple[Deployment, ...]]  # ascending by generation
     proofs: Mapping[tuple[str, str], tuple[Proof, ...]]
     heard: Mapping[str, Heard]  # by consumer
+    rolled_back: Mapping[str, int]  # by certificate: the older generation that is wanted back
+    to_forget: Mapping[str, datetime]  # certificates, since when
+    consumers_to_forget: Mapping[str, datetime]
+    enrolled: Mapping[str, datetime]  # consumers that have an identity, since when
     config_changed: Mapping[str, datetime]  # since when a certificate's definition is what it is

@@ -7,11 +7,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from certfan.core.model import Generation, KeyType, RenewalInfo
+from certfan.core.model import Generation, KeyType, Problem, RenewalInfo
 from certfan.daemon.store import tables
-from certfan.daemon.store.issuing import close_issuance
+from certfan.daemon.store.issuing import close_issuance, open_issuances
 from certfan.daemon.store.rows import identifiers_of, names_of, put
-from certfan.daemon.store.wishes import clear_attempt
+from certfan.daemon.store.wishes import clear_attempt, drop_rollback
 
 # Every column that names the number of a generation.
 NUMBERS = (
@@ -20,6 +20,7 @@ NUMBERS = (
     tables.assignments.c.generation,
     tables.published.c.generation,
     tables.deployments.c.generation,
+    tables.forgotten.c.generation,
 )
 
 
@@ -46,6 +47,22 @@ def record_generation(db: Connection, generation: Generation) -> None:
             wish.certificate == generation.certificate, wish.at <= generation.issued_at
         )
     )
+
+
+def record_copy(db: Connection, generation: Generation) -> None:
+    """Remember an older pair's new number; in the same breath the roll-back and any order meanwhile are done with.
+
+    Repeatable.
+
+    Raises:
+        ValueError: the number already belongs to another leaf.
+    """
+    problem = Problem("authority.refused", f"{generation.certificate}: rolled back to {generation.origin}")
+    for issuance in open_issuances(db):
+        if issuance.certificate == generation.certificate:
+            close_issuance(db, generation.certificate, issuance.generation, generation.issued_at, problem)
+    record_generation(db, generation)
+    drop_rollback(db, generation.certificate)
 
 
 def generations(db: Connection) -> dict[str, tuple[Generation, ...]]:
@@ -105,13 +122,12 @@ def renewal_infos(db: Connection) -> dict[tuple[str, int], RenewalInfo]:
 
 
 def mark_revoked(db: Connection, certificate: str, generation: int, now: datetime) -> None:
-    """Remember that a generation is revoked; the first instant stays."""
+    """Remember that a generation, and whatever else has its leaf, is revoked; the first instant stays."""
     table = tables.generations
-    db.execute(
-        update(table)
-        .where(table.c.certificate == certificate, table.c.number == generation, table.c.revoked_at.is_(None))
-        .values(revoked_at=now)
-    )
+    named = (table.c.certificate == certificate, table.c.number == generation)
+    leaf = db.execute(select(table.c.fingerprint).where(*named)).scalar()
+    same = (table.c.certificate == certificate, table.c.fingerprint == leaf)
+    db.execute(update(table).where(*same, table.c.revoked_at.is_(None)).values(revoked_at=now))
 
 
 def revoked(db: Connection) -> dict[tuple[str, int], datetime]:
@@ -134,6 +150,7 @@ def _generation(row: Row[Any]) -> Generation:
         not_before=row.not_before,
         not_after=row.not_after,
         issued_at=row.issued_at,
+        copy_of=row.copy_of,
     )
 
 
@@ -149,4 +166,5 @@ def _generation_row(generation: Generation) -> dict[str, object]:
         "not_before": generation.not_before,
         "not_after": generation.not_after,
         "issued_at": generation.issued_at,
+        "copy_of": generation.copy_of,
     }

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, event
 from sqlalchemy.sql.dml import UpdateBase
 
-from certfan.daemon.store import deploying, enrolling, issued, issuing, process, tables, wishes
+from certfan.daemon.store import deploying, enrolling, forgetting, issued, issuing, process, tables, wishes
 from certfan.daemon.store.facts import StoreFacts
 
 # What each field of StoreFacts is read by, and every table that the query looks at.
@@ -29,6 +29,10 @@ _PARTS: Mapping[str, tuple[Callable[[Connection], Any], frozenset[Table]]] = {
     "deployments": (deploying.deployments, frozenset({tables.deployments})),
     "proofs": (deploying.proofs, frozenset({tables.proofs})),
     "heard": (deploying.all_heard, frozenset({tables.agent_boots})),
+    "rolled_back": (wishes.rollbacks, frozenset({tables.rollbacks})),
+    "to_forget": (forgetting.to_forget, frozenset({tables.forgotten})),
+    "consumers_to_forget": (forgetting.consumers_to_forget, frozenset({tables.forgotten_consumers})),
+    "enrolled": (forgetting.enrolled, frozenset({tables.identities})),
     "config_changed": (process.config_changed, frozenset({tables.definitions})),
 }
 # What every request on the channel asks for, kept the same way.

@@ -13,7 +13,17 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError
 
-from certfan.daemon.store import deploying, engine, enrolling, issued, issuing, process, wishes
+from certfan.daemon.store import (
+    deploying,
+    engine,
+    enrolling,
+    forgetting,
+    issued,
+    issuing,
+    lagging,
+    process,
+    wishes,
+)
 from certfan.daemon.store.facts import Lists, Standing, StoreFacts
 from certfan.daemon.store.snapshot import Snapshot
 from certfan.errors import StoreFailed
@@ -131,6 +141,7 @@ class Store:
     drop_tokens = transaction(issuing.drop_tokens)
 
     record_generation = transaction(issued.record_generation)
+    record_copy = transaction(issued.record_copy)
     generations = transaction(issued.generations)
     highest_number = transaction(issued.highest_number)
     mark_revoked = transaction(issued.mark_revoked)
@@ -143,6 +154,16 @@ class Store:
     attempts = transaction(wishes.attempts)
     ask_renewal = transaction(wishes.ask_renewal)
     asked = transaction(wishes.asked)
+    ask_rollback = transaction(wishes.ask_rollback)
+    drop_rollback = transaction(wishes.drop_rollback)
+
+    ask_forget = transaction(forgetting.ask_forget)
+    ask_forget_consumer = transaction(forgetting.ask_forget_consumer)
+    keep_wanted = transaction(forgetting.keep_wanted)
+    forget = transaction(forgetting.forget)
+    keep_number = transaction(forgetting.keep_number)
+    forgotten_number = transaction(forgetting.forgotten_number)
+    forget_consumer = transaction(forgetting.forget_consumer)
 
     add_consumer = transaction(enrolling.add_consumer)
     consumers = transaction(enrolling.consumers)
@@ -165,6 +186,8 @@ class Store:
     deployments = transaction(deploying.deployments)
     proofs = transaction(deploying.proofs)
     heard = transaction(deploying.heard)
+    urgencies = transaction(lagging.urgencies)
+    record_urgencies = transaction(lagging.record_urgencies)
 
 
 def _open(path: Path, clock: Callable[[], datetime]) -> Connection:

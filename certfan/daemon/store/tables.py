@@ -143,6 +143,7 @@ generations = _table(
     _required("not_before", Instant),
     _required("not_after", Instant),
     _required("issued_at", Instant),
+    Column("copy_of", Integer),
     Column("revoked_at", Instant),
 )
 
@@ -168,6 +169,24 @@ attempts = _table(
 )
 
 asked = _table("asked", _key("certificate", String), _required("at", Instant))
+
+# Which older generation is wanted back.
+rollbacks = _table(
+    "rollbacks",
+    _key("certificate", String),
+    _required("generation", Integer),
+    _required("at", Instant),
+)
+
+# The highest number of what was forgotten, as numbers only grow; asked_at while it is still to be done.
+forgotten = _table(
+    "forgotten",
+    _key("certificate", String),
+    _required("generation", Integer),
+    Column("asked_at", Instant),
+)
+
+forgotten_consumers = _table("forgotten_consumers", _key("consumer", String), _required("asked_at", Instant))
 
 definitions = _table(
     "definitions",
@@ -273,6 +292,16 @@ proofs = _table(
     _required("heard_at", Instant),
     _required("since", Instant),
     Index(None, "consumer"),
+)
+
+# How urgent each endpoint that lags was last told to be.
+urgencies = _table(
+    "urgencies",
+    _key("certificate", String),
+    _key("consumer", String),
+    _key("endpoint", String),  # "" while none was reported
+    _required("urgency", String),
+    _required("at", Instant),
 )
 
 events = _table(

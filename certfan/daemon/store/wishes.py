@@ -38,10 +38,27 @@ def attempts(db: Connection) -> dict[str, Attempt]:
 
 
 def ask_renewal(db: Connection, certificate: str, now: datetime) -> None:
-    """Remember that someone wants a new generation; one issued from now on fulfils it."""
+    """Remember that someone wants a new generation; one issued from now on fulfils it. The last word counts."""
+    drop_rollback(db, certificate)
     put(db, tables.asked, {"certificate": certificate}, {"at": now})
 
 
 def asked(db: Connection) -> dict[str, datetime]:
     """Return since when which certificates are wanted anew."""
     return dict(db.execute(select(tables.asked.c.certificate, tables.asked.c.at)).all())
+
+
+def ask_rollback(db: Connection, certificate: str, generation: int, now: datetime) -> None:
+    """Remember that someone wants an older generation's pair back; `record_copy` fulfils it. The last word counts."""
+    db.execute(delete(tables.asked).where(tables.asked.c.certificate == certificate))
+    put(db, tables.rollbacks, {"certificate": certificate}, {"generation": generation, "at": now})
+
+
+def drop_rollback(db: Connection, certificate: str) -> None:
+    """Forget that an older pair was wanted back; repeatable."""
+    db.execute(delete(tables.rollbacks).where(tables.rollbacks.c.certificate == certificate))
+
+
+def rollbacks(db: Connection) -> dict[str, int]:
+    """Return which certificates are wanted back at which generation."""
+    return dict(db.execute(select(tables.rollbacks.c.certificate, tables.rollbacks.c.generation)).all())

@@ -96,6 +96,19 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
     )
     op.create_table(
+        "forgotten",
+        sa.Column("certificate", sa.String(), autoincrement=False, nullable=False),
+        sa.Column("generation", sa.Integer(), nullable=False),
+        sa.Column("asked_at", sa.DateTime(), nullable=True),
+        sa.PrimaryKeyConstraint("certificate", name=op.f("pk_forgotten")),
+    )
+    op.create_table(
+        "forgotten_consumers",
+        sa.Column("consumer", sa.String(), autoincrement=False, nullable=False),
+        sa.Column("asked_at", sa.DateTime(), nullable=False),
+        sa.PrimaryKeyConstraint("consumer", name=op.f("pk_forgotten_consumers")),
+    )
+    op.create_table(
         "generations",
         sa.Column("certificate", sa.String(), autoincrement=False, nullable=False),
         sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
@@ -107,6 +120,7 @@ def upgrade() -> None:
         sa.Column("not_before", sa.DateTime(), nullable=False),
         sa.Column("not_after", sa.DateTime(), nullable=False),
         sa.Column("issued_at", sa.DateTime(), nullable=False),
+        sa.Column("copy_of", sa.Integer(), nullable=True),
         sa.Column("revoked_at", sa.DateTime(), nullable=True),
         sa.PrimaryKeyConstraint("certificate", "number", name=op.f("pk_generations")),
     )
@@ -186,6 +200,22 @@ def upgrade() -> None:
         sa.Column("consumer", sa.String(), autoincrement=False, nullable=False),
         sa.Column("revision", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("consumer", name=op.f("pk_revisions")),
+    )
+    op.create_table(
+        "rollbacks",
+        sa.Column("certificate", sa.String(), autoincrement=False, nullable=False),
+        sa.Column("generation", sa.Integer(), nullable=False),
+        sa.Column("at", sa.DateTime(), nullable=False),
+        sa.PrimaryKeyConstraint("certificate", name=op.f("pk_rollbacks")),
+    )
+    op.create_table(
+        "urgencies",
+        sa.Column("certificate", sa.String(), autoincrement=False, nullable=False),
+        sa.Column("consumer", sa.String(), autoincrement=False, nullable=False),
+        sa.Column("endpoint", sa.String(), autoincrement=False, nullable=False),
+        sa.Column("urgency", sa.String(), nullable=False),
+        sa.Column("at", sa.DateTime(), nullable=False),
+        sa.PrimaryKeyConstraint("certificate", "consumer", "endpoint", name=op.f("pk_urgencies")),
     )
     op.create_table(
         "runs",
