@@ -27,6 +27,9 @@ class Doubles:
     """Tells a copy from a reboot, after which the old boot id is heard no more.
 
     A machine put back to a snapshot of its memory returns to its old boot id once; two machines do so for ever.
+
+    Known limit: a copy that is off while its original's identity is renewed shows an ended one when it comes back,
+    and is refused like anybody's.
     """
 
     def __init__(self, clock: Callable[[], datetime]) -> None:
