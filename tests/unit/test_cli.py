@@ -53,9 +53,9 @@ def test_help_pays_for_nothing_it_does_not_show(words: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_check_says_what_a_good_config_asks_for() -> None:
+def test_check_says_what_a_good_config_asks_for(examples: Path) -> None:
     """The example is good."""
-    done = certfan("check", "--config", str(EXAMPLES / "certfan.toml"))
+    done = certfan("check", "--config", str(examples / "certfan.toml"))
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("certfan.toml: good: 3 certificates, 2 consumers, 2 authorities\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,6 @@ group = "certfan-web1"
 mode = "0640"
 [consumer.mail1]
 """
-EXAMPLES = Path(__file__).parents[2] / "config"
 
 
 def write(folder: Path, main: str = MAIN, **fragments: str) -> Path:
@@ -326,11 +324,9 @@ def test_a_missing_config_is_a_problem_not_a_crash(tmp_path: Path) -> None:
     ]
 
 
-def test_the_examples_parse(tmp_path: Path) -> None:
+def test_the_examples_parse(examples: Path) -> None:
     """What config/ shows is a config that works."""
-    shutil.copytree(EXAMPLES, tmp_path / "etc", symlinks=True)
-
-    loaded = config.load(tmp_path / "etc" / "certfan.toml")
+    loaded = config.load(examples / "certfan.toml")
 
     assert {"www.example.org", "mail", "xn--bcher-kva.example.org"} == set(loaded.desired.certificates)
     assert loaded.desired.certificates["mail"].authority == "letsencrypt"
