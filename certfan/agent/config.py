@@ -158,6 +158,11 @@ def _server_names(template: EndpointTemplate, identifiers: Sequence[str]) -> Ite
 
 def _problems(file: AgentFile, *, with_systemd: bool) -> Iterator[str]:
     """Tell what only shows when keys are seen together."""
+    for key in ("trust", "install_to"):
+        if getattr(file.agent, key).is_relative_to(file.agent.state):
+            yield f"agent.{key}: lies below agent.state, where the agent's user may put anything in its place"
+    if file.agent.delivery is Delivery.SHARE_ONLY and file.agent.share is None:
+        yield "agent.delivery: is share-only, and agent.share is not set"
     seen: dict[str, int] = {}
     for index, table in enumerate(file.service):
         where = f"service[{index}]"

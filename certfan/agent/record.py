@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,22 @@ from certfan import files, log
 from certfan.core.agent_steps import Assignment, Outcome, Pair
 from certfan.core.model import Endpoint
 
+MAX_ASSIGNED = 8 << 20
 Worked = frozenset[tuple[str, Endpoint]]
 
 _OUTCOMES: TypeAdapter[dict[str, dict[int, Outcome]]] = TypeAdapter(dict[str, dict[int, Outcome]])
 _WORKED: TypeAdapter[list[tuple[str, Endpoint]]] = TypeAdapter(list[tuple[str, Endpoint]])
 _ASSIGNED: TypeAdapter[list[Assignment]] = TypeAdapter(list[Assignment])
+
+
+def assigned(folder: Path) -> Mapping[str, Assignment] | None:
+    """Return what an agent was last assigned, as root or anybody may look; None when that is not to be had."""
+    try:
+        fd = os.open(folder / "assignments.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
+            return {one.certificate: one for one in _ASSIGNED.validate_json(file.read(MAX_ASSIGNED))}
+    except (OSError, ValidationError):
+        return None
 
 
 class Record:

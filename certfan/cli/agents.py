@@ -71,9 +71,11 @@ def boot(config: Path) -> None:
 @agent_config_option
 @json_option
 def check(config: Path, as_json: bool) -> None:
-    """Read agent.toml, and tell every problem, or what it asks for."""
-    from certfan.agent.config import load
+    """Read agent.toml and look for what it names; tell every problem, or what would be probed."""
+    from certfan.agent.check import check
     from certfan.cli.looking import say
 
-    names = [service.name for service in load(config).services]
-    say({"services": names}, f"{config}: good: {', '.join(names) or 'no service'}", as_json)
+    found = check(config)
+    good = f"{config}: good: {', '.join(found.services) or 'no service'}"
+    answer = {"services": found.services, "endpoints": found.endpoints}
+    say(answer, "\n".join((good, *found.lines)), as_json)

@@ -10,8 +10,11 @@ import pytest
 
 from certfan import probe
 from certfan.agent import config_schema
+from certfan.agent.check import Outlook, check
 from certfan.agent.config import AgentConfig, KeyFile, endpoints_of, load
 from certfan.agent.recipes import RECIPES
+from certfan.agent.record import Record
+from certfan.core.agent_steps import Assignment
 from certfan.errors import ConfigInvalid, ConfigTooOpen
 
 EXAMPLE = Path(__file__).parents[2] / "config" / "agent.toml"
@@ -239,3 +242,90 @@ def test_times_are_seconds(tmp_path: Path) -> None:
     config = read(tmp_path, "[agent]\nprobe_interval = 30\nquiet = 0.5\n")
 
     assert (config.probe_interval, config.quiet) == (timedelta(seconds=30), timedelta(seconds=0.5))
+
+
+# What `certfan agent check` says beyond the file
+
+HERE = """
+[agent]
+state = "{folder}/state"
+user = "root"
+
+[[service]]
+name = "web"
+reload = ["true"]
+start = ["true"]
+active = ["true"]
+certificates = ["www.*"]
+endpoints = [{{ address = ["192.0.2.10", "2001:db8::10"], port = 443, protocol = "tls" }}]
+"""
+
+
+def checked(folder: Path, text: str) -> Outlook:
+    path = folder / "agent.toml"
+    path.write_text(text.format(folder=folder))
+    path.chmod(0o644)
+    return check(path)
+
+
+def test_check_tells_what_would_be_probed_once_something_is_assigned(tmp_path: Path) -> None:
+    """And which certificate no service of this machine takes; before that it says that it cannot know."""
+    before = checked(tmp_path, HERE)
+    assignments = {
+        "www.example.org": Assignment("www.example.org", 0, identifiers=("www.example.org", "example.org")),
+        "mail.example.org": Assignment("mail.example.org", 1, identifiers=("mail.example.org",)),
+    }
+    Record(tmp_path / "state").remember_assignments(assignments)
+
+    after = checked(tmp_path, HERE)
+
+    assert (before.services, before.endpoints) == (("web",), None)
+    assert list(before.lines) == ["no certificate was assigned yet, so nothing is known to be probed"]
+    assert list(after.lines) == [
+        "mail.example.org: no endpoint of any service shows it",
+        "www.example.org: "
+        + ", ".join(
+            f"web tls://{name}@{address}:443"
+            for name in ("example.org", "www.example.org")
+            for address in ("192.0.2.10", "[2001:db8::10]")
+        ),
+    ]
+
+
+def test_check_tells_every_program_and_account_that_is_missing(tmp_path: Path) -> None:
+    """Better now than at the first renewal, and as root; a running agent does not mind."""
+    text = HERE.replace('user = "root"', 'user = "nobody-there"').replace(
+        'start = ["true"]', 'start = ["tru"]'
+    )
+    more = 'owner = "nobody-here"\ngroup = "no-group"\nhook = ["/nowhere/hook"]\n'
+    text = text.replace('name = "web"\n', f'name = "web"\n{more}')
+
+    with pytest.raises(ConfigInvalid) as caught:
+        checked(tmp_path, text)
+
+    told = [problem.split(": ", 1)[1].split(" (")[0] for problem in caught.value.problems]
+    assert told == [
+        "agent.user: there is no user nobody-there on this machine",
+        "service[0].start: there is no program tru",
+        "service[0].hook: there is no program /nowhere/hook",
+        "service[0].owner: there is no user nobody-here on this machine",
+        "service[0].group: there is no group no-group on this machine",
+    ]
+    assert load(tmp_path / "agent.toml").services[0].start == ("tru",)
+
+
+def test_an_agent_that_owned_its_own_trust_or_pairs_is_refused(tmp_path: Path) -> None:
+    """What root believes and lays must not stand where the agent's user may move it."""
+    text = '[agent]\nstate = "/var/lib/x"\ntrust = "/var/lib/x/trust"\ninstall_to = "/var/lib/x"\n'
+
+    assert [problem.partition(":")[0] for problem in refused(tmp_path, text)] == [
+        "agent.trust",
+        "agent.install_to",
+    ]
+
+
+def test_a_share_that_is_the_only_way_must_be_named(tmp_path: Path) -> None:
+    """Else no bundle would ever come."""
+    assert refused(tmp_path, '[agent]\ndelivery = "share-only"\n') == [
+        "agent.delivery: is share-only, and agent.share is not set"
+    ]

@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "agent.boot",
         "agent.enrolment",
         "agent.config",
+        "agent.check",
     }
     | {"core.model"},
     **{room: GROUND | {"certfan"} for room in GROUND},
