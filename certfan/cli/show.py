@@ -66,11 +66,17 @@ def _orphan_lines(orphans: Sequence[Json], now: datetime) -> list[str]:
             _or_dash(one["generation"]),
             _when(one["not_after"], now),
             clean(" ".join(one["on"])) or "-",
-            "being forgotten" if one["forgetting"] else clean(one["hint"]).removeprefix("run: "),
+            _how_to_forget(one),
         )
         for one in orphans
     ]
     return _table(("ORPHANED", "NAME", "GENERATION", "EXPIRES", "STILL ON", "TO REMOVE IT"), cells, 0, False)
+
+
+def _how_to_forget(one: Json) -> str:
+    if one["forgetting"] and one["problem"]:
+        return f"being forgotten, but {clean(one['problem']['detail'])}"
+    return "being forgotten" if one["forgetting"] else clean(one["hint"]).removeprefix("run: ")
 
 
 def _certificate_lines(certificates: Sequence[Json], now: datetime, colour: bool) -> list[str]:

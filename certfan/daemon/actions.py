@@ -25,7 +25,7 @@ class AdminActions:
         journal: Journal,
         enroller: Enroller,
         desired: Callable[[], Desired],
-        on_the_share: Callable[[], Iterable[Where]] = tuple,
+        on_the_share: Callable[[], Iterable[Where]],
         end_sessions: Callable[[str], None],
         read_config: Callable[[], Awaitable[Sequence[Problem]]],
         ring: Callable[[], None],

@@ -122,6 +122,16 @@ class Admin:
     async def revoke_consumer(self, name: str, *, uid: int) -> None:
         self.asked.append(("revoke", name, uid))
 
+    async def rollback(self, certificate: str, to: int | None, *, uid: int) -> Generation:
+        self.asked.append(("rollback", f"{certificate} {to}", uid))
+        return generation(to or 1)
+
+    async def forget(self, certificate: str, *, uid: int) -> None:
+        self.asked.append(("forget", certificate, uid))
+
+    async def forget_consumer(self, name: str, *, uid: int) -> None:
+        self.asked.append(("forget consumer", name, uid))
+
     async def reload(self, *, uid: int) -> Sequence[Problem]:
         self.asked.append(("reload", "", uid))
         return (Problem("config.invalid", "certfan.toml: flet: unknown key", "run: certfan check"),)

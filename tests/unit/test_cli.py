@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import re
@@ -18,7 +19,17 @@ from certfan.cli import show
 from certfan.cli.control import socket_path
 from certfan.daemon.status.model import as_json
 from certfan.daemon.status.view import view
-from tests.unit.status_parts import DAY, NOW, WHERE, Admin, control_socket, deployment, proof, things
+from tests.unit.status_parts import (
+    DAY,
+    NOW,
+    WHERE,
+    Admin,
+    control_socket,
+    deployment,
+    generation,
+    proof,
+    things,
+)
 
 HEAVY = ("acme", "sqlalchemy", "aiohttp", "pydantic", "asyncio", "ssl", "cryptography", "structlog", "idna")
 EXAMPLES = Path(__file__).parents[2] / "config"
@@ -120,6 +131,27 @@ async def test_renew_asks_the_daemon(tmp_path: Path) -> None:
 
     assert done.returncode == 0
     assert admin.asked == [("renew", "www.test", os.getuid())]
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (["rollback", "www.test"], ("rollback", "www.test None")),
+        (["rollback", "www.test", "--to", "2"], ("rollback", "www.test 2")),
+        (["forget", "old.test"], ("forget", "old.test")),
+        (["forget", "--consumer", "web9"], ("forget consumer", "web9")),
+    ],
+    ids=" ".join,
+)
+async def test_going_back_and_forgetting_ask_the_daemon(
+    tmp_path: Path, words: list[str], asked: tuple[str, str]
+) -> None:
+    """The action gets the name, the number if one was given, and who asked; what is said is one line or JSON."""
+    done, admin = await against(tmp_path, *words)
+    raw, _ = await against(tmp_path, *words, "--json")
+
+    assert (0, 1, [(*asked, os.getuid())]) == (done.returncode, len(done.stdout.splitlines()), admin.asked)
+    assert json.loads(raw.stdout).get("to") == {"rollback": 2 if "--to" in words else 1}.get(words[0])
 
 
 async def test_a_refusal_of_the_daemon_is_shown_as_its_own(tmp_path: Path) -> None:
@@ -257,6 +289,24 @@ def test_columns_stand_below_their_heads_and_colour_takes_no_width() -> None:
     head, row = plain[-2:]
     assert row.index("proven") == head.index("VERDICT")
     assert row.index("probe in 4 min") == head.index("NEXT")
+
+
+def test_what_lags_what_was_rolled_back_and_what_is_orphaned_is_shown() -> None:
+    """Each with what to do about it, after the headline, in the table, and below it."""
+    copy = dataclasses.replace(generation(3), fingerprint=f"{1:064x}", copy_of=1)
+    told = page(
+        generations={"www.test": (generation(1), copy), "old.test": (generation(1),)}, enrolled={"web9": NOW}
+    )
+    lines = show.page_lines(told)
+
+    assert lines[1].startswith("  web1: 1 endpoint pending, deadline ")
+    assert any("3 (pair of 1)" in line for line in lines)
+    assert [line.split()[:2] for line in lines[-3:]] == [
+        ["ORPHANED", "NAME"],
+        ["certificate", "old.test"],
+        ["consumer", "web9"],
+    ]
+    assert lines[-1].endswith("certfan forget --consumer web9")
 
 
 def test_what_a_service_printed_cannot_move_the_cursor() -> None:

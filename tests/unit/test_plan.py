@@ -7,8 +7,6 @@ from certfan.core.issuance import Issuance
 from certfan.core.model import Attempt, Identifier, Reason
 from certfan.core.plan import (
     Clear,
-    Forget,
-    ForgetConsumer,
     Issue,
     Observed,
     Offer,

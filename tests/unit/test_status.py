@@ -282,10 +282,12 @@ def test_an_endpoint_that_fails_long_after_it_was_proven_has_an_hour_from_then_o
 def test_resets_of_the_machine_are_counted() -> None:
     """An unclean end with another boot after it was a reset; within one boot it was only the process."""
     runs = (
-        Run(4, "boot-3", pid=9, epoch="d", began_at=NOW - MINUTE),
-        Run(3, "boot-2", pid=9, epoch="c", began_at=NOW - 2 * MINUTE),
-        Run(2, "boot-2", pid=8, epoch="b", began_at=NOW - 3 * MINUTE),
-        Run(1, "boot-1", pid=7, epoch="a", began_at=NOW - DAY, ended_at=NOW - 4 * MINUTE),
+        Run(4, "boot-3", pid=9, epoch="d", remembered_until=NOW, began_at=NOW - MINUTE),
+        Run(3, "boot-2", pid=9, epoch="c", remembered_until=NOW, began_at=NOW - 2 * MINUTE),
+        Run(2, "boot-2", pid=8, epoch="b", remembered_until=NOW, began_at=NOW - 3 * MINUTE),
+        Run(
+            1, "boot-1", pid=7, epoch="a", remembered_until=NOW, began_at=NOW - DAY, ended_at=NOW - 4 * MINUTE
+        ),
     )
 
     page = view(dataclasses.replace(things(), runs=runs))

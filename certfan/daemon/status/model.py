@@ -176,6 +176,7 @@ class Orphan:
     not_after: datetime | None
     on: tuple[str, ...]  # where it still is: consumers of a certificate, certificates of a consumer
     forgetting: bool  # it was asked for, and is under way
+    problem: Problem | None  # what holds that up
     hint: str
 
 

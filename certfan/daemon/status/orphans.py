@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from certfan.core.model import Problem
+from certfan.core.retirement import consumer_subject
 from certfan.daemon.status.model import Orphan, StateOfThings
 
 
@@ -26,6 +28,7 @@ def _certificate(name: str, things: StateOfThings) -> Orphan:
         not_after=max((g.not_after for g in generations), default=None),
         on=tuple(sorted(consumer for certificate, consumer in things.live if certificate == name)),
         forgetting=name in things.facts.to_forget,
+        problem=_problem(things, name, *(f"{name}/{where[1]}" for where in things.live if where[0] == name)),
         hint=f"run: certfan forget {name}",
     )
 
@@ -38,5 +41,11 @@ def _consumer(name: str, things: StateOfThings) -> Orphan:
         not_after=None,
         on=tuple(sorted(certificate for certificate, consumer in things.live if consumer == name)),
         forgetting=name in things.facts.consumers_to_forget,
+        problem=_problem(things, consumer_subject(name)),
         hint=f"run: certfan forget --consumer {name}",
     )
+
+
+def _problem(things: StateOfThings, *subjects: str) -> Problem | None:
+    attempts = things.facts.attempts
+    return next((attempts[subject].problem for subject in subjects if subject in attempts), None)
