@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import idna
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from certfan import pki
 from certfan.core.model import CERTIFICATE_NAME, CONSUMER_NAME, Custody, KeyType
 from certfan.daemon.listeners import Listener, parse_listener
 
@@ -71,6 +72,13 @@ def _needs_idna(text: str) -> bool:
 def _slug(text: str) -> str:
     if not CERTIFICATE_NAME.fullmatch(text):
         raise ValueError("must be 1 to 100 of a-z 0-9 . _ - without `..`, not beginning or ending in one")
+    return text
+
+
+def _fleet(text: str) -> str:
+    # Shorter than a label: it stands in the common name of the internal CA.
+    if not pki.FLEET_NAME.fullmatch(text):
+        raise ValueError("must be 1 to 48 of a-z 0-9 -, no hyphen at either end")
     return text
 
 
@@ -150,6 +158,7 @@ def _dialled(text: str) -> str:
 
 Slug = Annotated[str, AfterValidator(_slug)]
 Label = Annotated[str, AfterValidator(_label)]
+FleetName = Annotated[str, AfterValidator(_fleet)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Listen = Annotated[str, AfterValidator(_listen)]
 ListenTcp = Annotated[str, AfterValidator(_listen_tcp)]
@@ -253,7 +262,7 @@ class Fragment(_Table):
 class Main(Fragment):
     """certfan.toml itself."""
 
-    fleet: Label
+    fleet: FleetName
     state: AbsolutePath = "/var/lib/certfan"
     default_authority: str | None = None
     share: ShareTable

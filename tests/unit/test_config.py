@@ -401,3 +401,12 @@ def _inline(value: object) -> str:
         case _:
             escaped = "".join(c if c.isalnum() or c in ".*[]: " else f"\\U{ord(c):08x}" for c in str(value))
             return f'"{escaped}"'
+
+
+def test_a_fleet_name_that_the_internal_ca_cannot_carry_is_refused(examples: Path) -> None:
+    """It is found when the config is read, not when the daemon starts."""
+    path = examples / "certfan.toml"
+    path.write_text(path.read_text().replace('fleet = "example"', f'fleet = "{"f" * 49}"'))
+
+    with pytest.raises(ConfigInvalid, match="fleet: must be 1 to 48"):
+        config.load(path)
