@@ -13,7 +13,9 @@ import pytest
 PROJECT = Path(__file__).parents[2]
 PACKAGE = PROJECT / "certfan"
 
-GROUND = frozenset({"errors", "log", "files", "pki", "share_worker", "probe", "systemd", "tls", "toml", "loop"})
+GROUND = frozenset(
+    {"errors", "log", "files", "pki", "share_worker", "probe", "systemd", "tls", "toml", "loop"}
+)
 CORE_STDLIB = frozenset(
     {"__future__", "collections", "dataclasses", "datetime", "enum", "functools", "ipaddress", "itertools"}
     | {"math", "operator", "re", "types", "typing"}
