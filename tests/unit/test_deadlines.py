@@ -141,10 +141,11 @@ def test_an_old_leaf_lags_only_since_there_is_a_newer_one() -> None:
     """That it was served for months is no reason for haste on the day after a renewal."""
     first, second = generation(1, NOW - 60 * DAY), generation(2, NOW - MINUTE)
     shown = proof(1, since=NOW - 60 * DAY, not_before=NOW - 60 * DAY, not_after=NOW + 30 * DAY)
-    seen = things(generations={"www.test": (first, second)}, proofs={WHERE: (shown,)})
+    done = {WHERE: (deployment(2),)}
+    seen = things(generations={"www.test": (first, second)}, proofs={WHERE: (shown,)}, deployments=done)
     (row,) = view(seen).certificates[0].endpoints
 
-    assert Urgency.CALM is row.urgency
+    assert (Verdict.OLD_LEAF, Urgency.CALM) == (row.verdict, row.urgency)
 
 
 def test_the_summary_says_who_lags_and_why() -> None:

@@ -67,7 +67,9 @@ def test_what_is_back_in_the_config_is_not_forgotten() -> None:
         ORPHAN, offered={PLACE: 1}, forgotten=frozenset({WWW}), forgotten_consumers=frozenset({WEB1})
     )
 
-    assert () == plan(make_desired(make_certificate()), asked, NOW).steps
+    elsewhere = replace(asked, published={**asked.published, (WWW, "mail1"): frozenset({1})})
+
+    assert () == plan(make_desired(make_certificate()), elsewhere, NOW).steps
 
 
 def test_an_orphan_that_has_expired_goes_by_itself() -> None:
@@ -308,6 +310,17 @@ async def test_a_forgotten_consumer_has_neither_identity_nor_folder(small: Small
     assert not (small.root / "web1").exists()
     assert {(NAME, "mail1"): frozenset({1, 2})} == await small.look()
     assert ({}, {}) == (facts.deployments, facts.consumers_to_forget)
+
+
+async def test_what_expired_unasked_leaves_its_number_too(small: Small) -> None:
+    """Also the number that only a consumer, or only the share, had seen."""
+    await leave_the_config(small)
+    await small.fleet.store.forget(NAME, 0)
+    said_by_consumer = await small.fleet.store.forgotten_number(NAME)
+    await small.fleet.store.keep_number(NAME, 9)
+    await small.fleet.store.forget(NAME, 2)
+
+    assert (5, 9) == (said_by_consumer, await small.fleet.store.forgotten_number(NAME))
 
 
 async def test_clearing_and_forgetting_may_be_repeated(small: Small) -> None:

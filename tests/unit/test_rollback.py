@@ -5,13 +5,14 @@ from __future__ import annotations
 import stat
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from certfan.core import policy
-from certfan.core.model import Generation, Identifier, KeyType, Reason
+from certfan.core.model import Attempt, Generation, Identifier, KeyType, Reason
 from certfan.core.plan import Issue, Observed, Offer, Publish, Retire, RollBack, plan
 from certfan.core.rollback import choose
 from certfan.core.tries import Verdict, verdict
@@ -25,6 +26,7 @@ from tests.unit.planner_parts import (
     MINUTE,
     NOW,
     PLACE,
+    PROBLEM,
     SMTP,
     WEB1,
     WWW,
@@ -100,6 +102,27 @@ def test_the_plan_goes_back_and_orders_nothing_meanwhile() -> None:
 
     assert (RollBack(WWW, 2),) == planned.steps
     assert () == flying.steps
+
+
+def test_a_roll_back_that_failed_waits_a_moment_and_still_nothing_is_ordered() -> None:
+    """However due it is; and an order's own long back-off holds no roll-back up."""
+    late = NOW + 61 * DAY
+    soon, long = (
+        Attempt(WWW, PROBLEM, 1, late - MINUTE, late + wait) for wait in (timedelta(seconds=1), HOUR)
+    )
+    observed = Observed(
+        generations={WWW: THREE},
+        rolled_back={WWW: 2},
+        offered={PLACE: 3},
+        share_up=False,
+        config_changed={WWW: late},  # lifts what holds an order up
+    )
+    held = plan(make_desired(CERTIFICATE), replace(observed, attempts={WWW: soon}), late)
+
+    assert ((), late + timedelta(seconds=1)) == (held.steps, held.wake_at)
+    assert (RollBack(WWW, 2),) == plan(
+        make_desired(CERTIFICATE), replace(observed, attempts={WWW: long}), late
+    ).steps
 
 
 def test_the_copy_is_published_and_offered_like_any_generation() -> None:
@@ -239,6 +262,19 @@ async def test_the_number_is_above_a_try_that_was_open_and_the_try_is_given_up(f
     assert {"privkey.pem": PAIRS[3][0]} == fleet.state.read_generation(WWW, 3)
     assert () == await fleet.store.open_issuances()
     assert {} == await fleet.store.tokens()
+
+
+async def test_a_key_that_was_made_for_a_try_is_not_taken_for_the_copys(fleet: Fleet) -> None:
+    """Whoever made it died before anything was recorded: its number is passed over."""
+    await fleet.issue(1)
+    await fleet.issue(2)
+    fleet.state.generation_key(WWW, 3, lambda: PAIRS[3][0])
+    await fleet.actions.rollback(WWW, 1, uid=0)
+    copy = await roll_back(fleet)
+
+    assert copy is not None
+    assert 4 == copy.number
+    assert fleet.state.read_generation(WWW, 1) == fleet.state.read_generation(WWW, 4)
 
 
 async def test_the_number_is_above_what_only_the_folder_knows(fleet: Fleet) -> None:

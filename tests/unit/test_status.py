@@ -114,6 +114,19 @@ def test_a_served_leaf_of_ours_names_its_generation() -> None:
     assert row.deadline == policy.endpoint_deadline(proof(1), NOW)
 
 
+def test_the_leaf_of_a_roll_back_is_proven_under_its_new_number() -> None:
+    """Its older number has the same leaf, and is not what is wanted any more."""
+    copy = dataclasses.replace(generation(3), fingerprint=generation(1).fingerprint, copy_of=1)
+    facts = {"generations": {"www.test": (generation(1), generation(2), copy)}}
+    certificate = view(things(proofs={WHERE: (proof(1),)}, **facts)).certificates[0]
+
+    assert (3, 1) == (certificate.generation, certificate.copy_of)
+    assert (Verdict.PROVEN, 3) == (
+        certificate.endpoints[0].verdict,
+        certificate.endpoints[0].served and certificate.endpoints[0].served.generation,
+    )
+
+
 def test_a_revoked_leaf_must_be_gone_at_its_revocation() -> None:
     """A revocation pulls the deadline forward."""
     row = only_row(
