@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -21,6 +22,7 @@ from certfan.daemon.status.view import view
 from certfan.daemon.store import IdentityFact
 from certfan.errors import ActionRefused, ShareTampered, UnknownName
 from certfan.loop import Loop
+from certfan.share_worker import publish
 from tests.unit.fleet_parts import Fleet, PowerCut, a_fleet
 from tests.unit.planner_parts import (
     DAY,
@@ -339,6 +341,29 @@ async def test_clearing_and_forgetting_may_be_repeated(small: Small) -> None:
     assert ["certfan.share", "generations", "live"] == emptied
     assert [True, True] == gone
     assert ["certfan.share", "mail1"] == sorted(path.name for path in small.root.iterdir())
+
+
+async def test_where_the_shares_root_is_roots_an_empty_folder_stays(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No key is left in it, and the journal says what root may run. Tests run as root, so the refusal is made up."""
+    await small.share.publish(ON_WEB1, NAME, 1, bundle(1))
+    real = os.rmdir
+
+    def rmdir(name: str, *, dir_fd: int) -> None:
+        if name == "web1":
+            raise PermissionError
+        real(name, dir_fd=dir_fd)
+
+    root = os.open(small.root, os.O_RDONLY)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", rmdir)
+        gone = publish.forget(root, "web1")
+    os.close(root)
+
+    assert not gone
+    assert [] == list((small.root / "web1").iterdir())
+    assert {} == await small.look()
 
 
 def test_orphans_have_a_section_of_their_own() -> None:
