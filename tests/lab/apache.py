@@ -57,7 +57,7 @@ def configure(
     """Write macros and vhosts into a VM's root; Apache starts once every site's pair is in `live`."""
     etc = root / "etc/apache2"
     shutil.copy(_SHIPPED, etc / "conf-available/certfan.conf")
-    (etc / "sites-available/farm.conf").write_text("".join(_vhosts(site, live, responder) for site in sites))
+    (etc / "sites-available/farm.conf").write_text("".join(vhosts(site, live, responder) for site in sites))
     (etc / "conf-available/servername.conf").write_text("ServerName web1.int\n")
     for argv in (
         ["a2enmod", "-q", "ssl", "macro", "proxy", "proxy_http", "rewrite", "headers"],
@@ -68,7 +68,8 @@ def configure(
         machine.run(["chroot", str(root), *argv])
 
 
-def _vhosts(site: Site, live: str, responder: str) -> str:
+def vhosts(site: Site, live: str = "/etc/certfan/live", responder: str = "cert.int:8055") -> str:
+    """Return a site's text; it has no meaning without the macros that `configure` lays."""
     names = site.name + "".join(f"\n    ServerAlias {alias}" for alias in site.aliases)
     proxy = f"Use le_proxy {responder}" if site.forwards else "# this one forgot the macro"
     return _VHOSTS.format(names=names, proxy=proxy, live=f"{live}/{site.certificate}")

@@ -4,14 +4,13 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.lab.fleet import ENDPOINTS, NAME, Fleet
-from tests.lab.machine import run, wait_until
-from tests.lab.network import INTERNAL, SEATS
+from tests.lab.machine import wait_until
+from tests.lab.network import INTERNAL
 from tests.lab.vm import Vm
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -22,6 +21,15 @@ CONFIG, HOOK = "/etc/certfan/agent.toml", "/usr/local/sbin/after-renewal"
 SCRIPT = """#!/bin/sh
 env | grep -E '^(RENEWED|CERTFAN)_' > /run/after-renewal.env
 [ ! -e /run/after-renewal.fails ] || { echo no space left; exit 3; }
+"""
+AUTOMOUNT = """[Unit]
+Description=the share, once somebody looks there
+
+[Automount]
+Where=/srv/le
+
+[Install]
+WantedBy=multi-user.target
 """
 
 
@@ -62,21 +70,6 @@ class Web1:
     def served(self) -> set[str]:
         """Return the serials that Apache shows."""
         return {self.fleet.serial(endpoint) for endpoint in WEB}
-
-    def leave(self) -> None:
-        """Cut it off from share and daemon."""
-        self.fleet.farm.network.cut("web1", INTERNAL)
-        # Told so, the mount gives up at once; in the dark it takes 45 s, which is all that would be waited for.
-        self._route("add")
-
-    def come_back(self) -> None:
-        """Undo `leave`."""
-        self._route("del")
-        self.fleet.farm.network.heal("web1", INTERNAL)
-
-    def _route(self, verb: str) -> None:
-        for seat in (seat for seat in SEATS if seat.name in {"cert", "host"}):
-            run(["ip", "-n", self.vm.netns, "route", verb, "unreachable", f"{seat.internal}/32"])
 
     def problems(self) -> set[str]:
         """Return the codes that the status shows for this consumer."""
@@ -203,34 +196,41 @@ def test_a_failing_hook_fails_the_deployment_and_rolls_nothing_back(hooked: Web1
     assert hooked.outcome(wanted + 1)["state"] == "proven"
 
 
-def test_a_consumer_that_boots_alone_serves_what_was_proven_and_converges_later(web1: Web1) -> None:
-    """Share and daemon are away: Apache starts on its own disk, the agent waits, and nothing is done by hand to it."""
-    fleet = web1.fleet
-    fleet.cert.run(["systemctl", "stop", "certfan"])
-    web1.leave()
+@pytest.fixture
+def automounted(web1: Web1) -> Iterator[Web1]:
+    """web1 whose share is mounted when somebody looks there, as the README's line in fstab has it."""
+    web1.vm.run(["tee", "/etc/systemd/system/srv-le.automount"], input=AUTOMOUNT)
+    web1.vm.run(["systemctl", "disable", "--quiet", "srv-le.mount"])
+    web1.vm.run(["systemctl", "enable", "--quiet", "srv-le.automount"])
+    yield web1
+    web1.vm.run(["systemctl", "disable", "--now", "--quiet", "srv-le.automount"])
+    web1.vm.run(["rm", "/etc/systemd/system/srv-le.automount"])
+    web1.vm.run(["systemctl", "enable", "--now", "--quiet", "srv-le.mount"], timeout=90)
+
+
+def test_a_consumer_that_boots_alone_serves_what_was_proven_and_converges_later(automounted: Web1) -> None:
+    """Share and daemon are away: Apache starts from its own disk, the agent waits; nothing is done to web1 by hand."""
+    web1, fleet = automounted, automounted.fleet
     serials = web1.served()
+    fleet.cert.run(["systemctl", "stop", "certfan"])
+    fleet.farm.network.cut("web1", INTERNAL)
     try:
         web1.vm.power_cut()
-        web1.vm.boot()
+        web1.vm.boot(binds=["--bind=/dev/autofs"])
         alone = web1.served()
         units = ["apache2.service", "certfan-agent.service", "certfan-agent-boot.service"]
         states = web1.vm.run(["systemctl", "is-active", *units], check=False).stdout.split()
     finally:
-        web1.come_back()
+        fleet.farm.network.heal("web1", INTERNAL)
         fleet.cert.run(["systemctl", "start", "certfan"])
-        # What fails at boot stays so: a mount is the admin's, or an automount's.
-        web1.vm.run(["systemctl", "start", _mount_unit(web1.vm)], timeout=90)
-
-    assert (alone, states) == (serials, ["active"] * 3)
     wait_until(lambda: _daemon_answers(fleet), "the daemon", 30)
     wanted = web1.live() + 1
     fleet.renew()
     fleet.wait_proven(wanted)
+
+    assert (alone, states) == (serials, ["active"] * 3)
     assert web1.live() == wanted
-
-
-def _mount_unit(vm: Vm) -> str:
-    return next(path.name for path in Path(vm.path, "etc/systemd/system").glob("srv-le*.mount"))
+    assert "glusterfs" in web1.vm.run(["findmnt", "-n", "-o", "FSTYPE", "/srv/le"]).stdout
 
 
 def _daemon_answers(fleet: Fleet) -> bool:

@@ -1,7 +1,7 @@
 """The privileged half and the boot unit as systemd runs them, sandbox and all, with Apache, Postfix and Dovecot."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ AGENT = """
 [[service]]
 name = "apache2"
 recipe = "apache2"
-certificates = ["example.test"]
+certificates = ["example.test", "*.shop.test"]
 endpoints = [{ address = ["10.61.0.20", "fd61::20"] }]
 
 [[service]]
@@ -126,9 +126,15 @@ class Consumer:
         answer: dict[str, Any] = json.loads(self.as_agent([f"{OPT}/bin/python", "-P", "-c", ASK, *pairs]))
         return answer
 
-    def served(self) -> list[str]:
+    def is_placeholder(self, endpoint: tuple[str, str, str, int]) -> bool:
+        """Whether an endpoint shows the placeholder that is laid for its name."""
+        live = f"/etc/certfan/live/{endpoint[0]}"
+        laid = pki.read_leaf(self.vm.run(["cat", f"{live}/cert.pem"]).stdout.encode())
+        return laid.placeholder and self.served([endpoint]) == [laid.fingerprint]
+
+    def served(self, endpoints: Sequence[tuple[str, str, str, int]] = ENDPOINTS) -> list[str]:
         """Return the fingerprint that each endpoint serves."""
-        argv = [f"{OPT}/bin/python", "-P", "-c", PROBE, json.dumps(ENDPOINTS)]
+        argv = [f"{OPT}/bin/python", "-P", "-c", PROBE, json.dumps(endpoints)]
         found: list[str] = json.loads(self.vm.run(argv).stdout)
         return found
 
@@ -188,6 +194,22 @@ def test_a_broken_config_is_told_and_nothing_served_changes(consumer: Consumer) 
     assert consumer.ask(f"{WEB}@2")["installed"] == {WEB: 2}
 
 
+def test_a_name_assigned_for_the_first_time_has_its_placeholder_before_its_vhost_is_loaded(
+    consumer: Consumer,
+) -> None:
+    """The admin wrote the vhost beforehand: Apache cannot load it as long as its files are missing."""
+    site = apache.vhosts(apache.Site("www.shop.test", certificate="www.shop.test"))
+    consumer.vm.run(["tee", "/etc/apache2/sites-enabled/shop.conf"], input=site)
+    refused = consumer.vm.run(["apache2ctl", "configtest"], check=False)
+
+    answer = consumer.ask("www.shop.test@0")
+
+    assert refused.returncode != 0
+    assert (answer["problem"], answer["installed"]) == (None, {"www.shop.test": 0})
+    shop = ("www.shop.test", "tls", "10.61.0.20", 443)
+    machine.wait_until(lambda: consumer.is_placeholder(shop), "Apache to serve the placeholder", 10)
+
+
 def test_postfix_that_was_killed_is_started_with_the_new_pair(consumer: Consumer) -> None:
     """Debian's postfix.service is active whatever happens; the instance's unit is what counts."""
     consumer.vm.run(["systemctl", "kill", "-s", "KILL", "postfix@-.service"])
@@ -223,6 +245,10 @@ def test_after_a_power_cut_services_start_on_what_was_proven(consumer: Consumer)
     }
     script = "import sys; open('/var/lib/certfan-agent/outcomes.json', 'w').write(sys.stdin.read())"
     consumer.as_agent(["python3", "-c", script], json.dumps(noted))
+    first = pki.read_leaf(
+        consumer.vm.run(["cat", f"/etc/certfan/generations/{WEB}/1/cert.pem"]).stdout.encode()
+    )
+    mail_before = consumer.served()[2:]
     consumer.vm.run(["sync"])
     consumer.vm.power_cut()
     consumer.vm.boot()
@@ -231,3 +257,4 @@ def test_after_a_power_cut_services_start_on_what_was_proven(consumer: Consumer)
     assert (
         consumer.vm.run(["readlink", f"/etc/certfan/live/{WEB}"]).stdout.strip() == f"../generations/{WEB}/1"
     )
+    assert consumer.served() == [first.fingerprint] * 2 + mail_before
