@@ -4,10 +4,10 @@ PYTHON ?= /usr/bin/python3
 BIN := .venv/bin
 SOURCES := certfan tests
 
-.PHONY: help venv lab check format test sweep demo bench clean
+.PHONY: help venv lab check format test sweep demo bench bench-fanout clean
 
 help:            ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 venv: .venv/ready
 .venv/ready: pyproject.toml
@@ -43,6 +43,9 @@ demo: lab        ## the main job on real parts; MODE=full never falls back, KEEP
 
 bench: lab       ## the figures of docs/benchmarks.md, into build/bench/demo.json
 	@$(BIN)/python -m tests.lab.bench
+
+bench-fanout: .venv/ready  ## one announcement to 5,000 agents, beside Mosquitto, into build/bench/fanout.json
+	@$(BIN)/python -m tests.lab.bench_fanout
 
 clean:           ## remove what the other targets made in this folder
 	rm -rf .venv build

@@ -9,9 +9,10 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from sqlalchemy import Connection
 
 from certfan import log, tls
 from certfan.core.model import NOTHING_DESIRED, Generation, Identifier, KeyType
@@ -22,16 +23,13 @@ from certfan.daemon.channel import Channel
 from certfan.daemon.enroller import Enroller
 from certfan.daemon.journal import Journal
 from certfan.daemon.listeners import Listener
+from certfan.daemon.main import calm_collector, now
 from certfan.daemon.state import StateFolder
-from certfan.daemon.store import Store
+from certfan.daemon.store import Store, deploying
+from certfan.daemon.store.store import transaction
 
 FLEET, CERTIFICATE = "bench", "www.example.org"
 PATIENCE = 60  # seconds for the last acknowledgement
-
-
-def now() -> datetime:
-    """Return the wall clock, aware UTC."""
-    return datetime.now(UTC)
 
 
 def consumer(number: int) -> str:
@@ -83,21 +81,24 @@ class Bench:
     async def obey(self, command: str, *words: str) -> Mapping[str, float | str]:
         """Do one thing and say what came of it."""
         match command, *words:
-            case ["publish", count]:
-                return await self._publish(int(count))
+            case ["publish", count, how]:
+                return await self._publish(int(count), one_by_one=how == "one-by-one")
             case ["enrol", name]:
                 self._enroller._address = f"127.0.0.1:{self.channel.ports[0]}"
                 return {"line": await self._enroller.add(name)}
             case _:
                 return {"port": self.channel.ports[0], "pid": os.getpid()}
 
-    async def _publish(self, count: int) -> Mapping[str, float]:
-        """Offer the next generation to the first `count` consumers, then announce it to all of them."""
+    async def _publish(self, count: int, *, one_by_one: bool) -> Mapping[str, float]:
+        """Offer the next generation to the first `count` consumers, then announce it to all of them.
+
+        One by one is how the reconciler offers: a transaction each.
+        """
         self._number += 1
         everybody = [consumer(number) for number in range(count)]
         began = time.monotonic()
-        for name in everybody:
-            await self._store.offer(CERTIFICATE, name, self._number, now())
+        for names in [[name] for name in everybody] if one_by_one else [everybody]:
+            await transaction(_offer)(self._store, names, self._number)
         offered, cpu = time.monotonic(), time.process_time()
         everyone = self._board.expect(count)
         for name in everybody:
@@ -111,6 +112,11 @@ class Bench:
         }
 
 
+def _offer(db: Connection, names: Sequence[str], number: int) -> None:
+    for name in names:
+        deploying.offer(db, CERTIFICATE, name, number, now())
+
+
 async def serve(folder: Path) -> None:
     """Run until stdin ends."""
     reader = asyncio.StreamReader()
@@ -122,6 +128,7 @@ async def serve(folder: Path) -> None:
         await store.begin_run("bench", os.getpid(), now())
         bench = Bench(store, state)
         await bench.channel.start()
+        calm_collector()
         while line := await reader.readline():
             print(json.dumps(await bench.obey(*line.decode().split())), flush=True)
         await bench.channel.stop()

@@ -53,15 +53,14 @@ async def test_only_a_change_moves_the_revision(store: Store) -> None:
     assert {"mail1": ((WWW, 1),)} == lists.offered
 
 
-async def test_lists_of_more_consumers_than_one_query_names(store: Store) -> None:
-    """Each has its own certificates, sorted, and nobody is left out."""
-    names = [f"web{number}" for number in range(7)]
+@pytest.mark.parametrize("count", [7, deploying.NAMED + 1])
+async def test_lists_of_few_and_of_many(store: Store, count: int) -> None:
+    """Each has its own certificates, sorted, and nobody is left out, however the query is written."""
+    names = [f"web{number}" for number in range(count)]
     for name in names:
         await store.offer("b.example", name, 2, NOW)
         await store.offer("a.example", name, 1, NOW)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deploying, "PORTION", 3)
-        lists = await store.lists(names)
+    lists = await store.lists(names)
 
     assert dict.fromkeys(names, 2) == lists.revisions
     assert dict.fromkeys(names, (("a.example", 1), ("b.example", 2))) == lists.offered

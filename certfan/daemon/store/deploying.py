@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select
+from sqlalchemy import Column, ColumnElement, Connection, delete, func, insert, select, true
 
 from certfan.core.model import Deployment, DeploymentState, Endpoint, Health, Proof
 from certfan.daemon.store import tables
 from certfan.daemon.store.facts import Heard, PublishedFact
 from certfan.daemon.store.rows import from_problem, put, to_problem
 
-PORTION = 1000  # consumers that one query names
+NAMED = 100  # consumers that one query names
 
 
 def offer(db: Connection, certificate: str, consumer: str, generation: int, now: datetime) -> int:
@@ -49,14 +49,14 @@ def lists(
 ) -> tuple[dict[str, int], dict[str, tuple[tuple[str, int], ...]]]:
     """Return revision and list, (certificate, generation) by certificate, of each of many consumers."""
     table, count = tables.assignments.c, tables.revisions.c
-    revisions = dict.fromkeys(consumers, 0)
-    found: dict[str, tuple[tuple[str, int], ...]] = {}
     query = select(table.consumer, table.certificate, table.generation).order_by(table.certificate)
-    for some in _portions(tuple(consumers)):
-        for consumer, certificate, generation in db.execute(query.where(table.consumer.in_(some))):
-            found[consumer] = (*found.get(consumer, ()), (certificate, generation))
-        known = db.execute(select(count.consumer, count.revision).where(count.consumer.in_(some)))
-        revisions.update(dict(known.all()))
+    found: dict[str, tuple[tuple[str, int], ...]] = {}
+    for consumer, certificate, generation in db.execute(query.where(_among(table.consumer, consumers))).all():
+        found[consumer] = (*found.get(consumer, ()), (certificate, generation))
+    known = db.execute(select(count.consumer, count.revision).where(_among(count.consumer, consumers))).all()
+    revisions = dict.fromkeys(consumers, 0) | {
+        row.consumer: row.revision for row in known if row.consumer in consumers
+    }
     return revisions, found
 
 
@@ -135,9 +135,9 @@ def all_heard(db: Connection) -> dict[str, Heard]:
     }
 
 
-def _portions(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Cut names to what any engine takes as parameters of one query."""
-    return (names[at : at + PORTION] for at in range(0, len(names), PORTION))
+def _among(consumer: Column[Any], names: Collection[str]) -> ColumnElement[bool]:
+    """Say whose rows are read: everybody's when so many are asked for that naming them would cost more."""
+    return consumer.in_(names) if len(names) <= NAMED else true()
 
 
 def _revision(db: Connection, consumer: str) -> int:
