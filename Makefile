@@ -23,7 +23,7 @@ check: .venv/ready  ## the quick part: format, lint, types, unit and house tests
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check --quiet $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q -n 2 tests/unit
 
 format: .venv/ready  ## let ruff format and mend what it can
 	$(BIN)/ruff format $(SOURCES)

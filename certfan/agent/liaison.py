@@ -139,13 +139,20 @@ class Liaison:
         )
 
     async def _pause(self, failures: int, error: ChannelError) -> None:
-        """Come back later and later, never all agents at once."""
-        longest = min(FIRST_PAUSE * 2 ** min(failures - 1, 10), LONGEST_PAUSE)
-        pause = SHORTEST_PAUSE + (longest - SHORTEST_PAUSE) * self._jitter()
+        pause = pause_after(failures, self._jitter())
         self._log.warning(
             "daemon.away", code=error.code, detail=error.text, hint=error.hint, again_in=pause.total_seconds()
         )
         await asyncio.sleep(pause.total_seconds())
+
+
+def pause_after(failures: int, jitter: float) -> timedelta:
+    """Return how long to stay away after so many failures in a row: longer and longer, never all agents alike.
+
+    `jitter` is drawn evenly from [0, 1), and so the pauses spread evenly over their whole range.
+    """
+    longest = min(FIRST_PAUSE * 2 ** min(failures - 1, 10), LONGEST_PAUSE)
+    return SHORTEST_PAUSE + (longest - SHORTEST_PAUSE) * jitter
 
 
 def _assignments(found: Assignments) -> dict[str, Assignment]:
