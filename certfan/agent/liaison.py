@@ -151,7 +151,7 @@ def pause_after(failures: int, jitter: float) -> timedelta:
 
     `jitter` is drawn evenly from [0, 1), and so the pauses spread evenly over their whole range.
     """
-    longest = min(FIRST_PAUSE * 2 ** min(failures - 1, 10), LONGEST_PAUSE)
+    longest = min(FIRST_PAUSE * (1 << min(failures - 1, 10)), LONGEST_PAUSE)
     return SHORTEST_PAUSE + (longest - SHORTEST_PAUSE) * jitter
 
 
