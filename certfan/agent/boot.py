@@ -20,7 +20,7 @@ from certfan.agent import config as agent_config
 from certfan.agent.apply import lock_path
 from certfan.agent.config import AgentConfig
 from certfan.agent.installer import Installer, Laid
-from certfan.agent.swap import Journal
+from certfan.agent.journal import Journal
 from certfan.core.model import CERTIFICATE_NAME
 from certfan.errors import CertfanError, InstallFailed
 

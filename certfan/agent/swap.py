@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
 
-from certfan import files, log, pki
+from certfan import log, pki
 from certfan.agent import reloader
 from certfan.agent.config import AgentConfig, Service
 from certfan.agent.installer import Installer, Laid
+from certfan.agent.journal import Journal, Owed
 from certfan.agent.reloader import Running
-from certfan.core.model import CERTIFICATE_NAME, Problem
+from certfan.core.model import Problem
 from certfan.errors import CertfanError, PairRefused, ServiceDown, ServiceError
 
 HOOKS_THAT_SPEAK = 20  # of one answer: what they said has to fit into it
@@ -74,47 +74,6 @@ class Wanted:
     certificate: str
     generation: int = 0
     pair: pki.Pair | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Owed:
-    """What a swap that has not ended must be able to restore: former pointers, and services that ran."""
-
-    former: Mapping[str, str | None]  # certificate -> folder
-    ran: frozenset[str]
-
-
-class Journal:
-    """The durable `Owed` of a swap under way, beside the generations."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / ".owed.json"
-
-    def read(self) -> Owed:
-        """Return what an interrupted swap has left, or nothing. A damaged file counts as nothing."""
-        try:
-            document = json.loads(files.read_private(self._path))
-            former = {
-                name: folder
-                for name, folder in document["former"].items()
-                if CERTIFICATE_NAME.fullmatch(name) and (folder is None or Laid.parse(folder))
-            }
-            return Owed(former, frozenset(document["ran"]))
-        except FileNotFoundError:
-            pass
-        except (CertfanError, ValueError, TypeError, KeyError, AttributeError) as error:
-            log.get("apply").warning("journal.unreadable", problem=str(error))
-        return Owed({}, frozenset())
-
-    def write(self, owed: Owed) -> None:
-        """Make it durable."""
-        document = {"former": dict(owed.former), "ran": sorted(owed.ran)}
-        files.write_private(self._path, json.dumps(document).encode())
-
-    def clear(self) -> None:
-        """The swap has ended."""
-        self._path.unlink(missing_ok=True)
-        files.sync_folder(self._path.parent)
 
 
 class Swap:
