@@ -127,26 +127,29 @@ class _Daemon:
         self._channel = Channel(self._ca, self._board, listeners=config.channel)
         self._responder = Responder(self._issuer.key_authorization, self._issuer.fetched)
         self._lookout = Lookout(self._share, self._accounts, journal, now, self._loop)
-        self.reconciler = Reconciler(
-            Parts(
-                store=store,
-                state=state,
-                share=self._share,
-                issuer=self._issuer,
-                journal=journal,
-                bundles=bundles,
-                desired=self.configured.desired,
-                announce=self._channel.announce,
-                clock=now,
-                probe_interval=lambda: self.configured.config.probe_interval,
-            ),
-            self._loop,
-            self._lookout,
-        )
+        self.reconciler = self._make_reconciler(state, bundles)
         self._deadlines = Deadlines(store, self._things)
-        self._actions = AdminActions(
-            store=store,
-            journal=journal,
+        self._actions = self._make_actions(enroller)
+
+    def _make_reconciler(self, state: StateFolder, bundles: Bundles) -> Reconciler:
+        parts = Parts(
+            store=self._store,
+            state=state,
+            share=self._share,
+            issuer=self._issuer,
+            journal=self._journal,
+            bundles=bundles,
+            desired=self.configured.desired,
+            announce=self._channel.announce,
+            clock=now,
+            probe_interval=lambda: self.configured.config.probe_interval,
+        )
+        return Reconciler(parts, self._loop, self._lookout)
+
+    def _make_actions(self, enroller: Enroller) -> AdminActions:
+        return AdminActions(
+            store=self._store,
+            journal=self._journal,
             enroller=enroller,
             desired=self.configured.desired,
             on_the_share=lambda: {**self._lookout.published, **self._lookout.live},
