@@ -58,6 +58,7 @@ def make_app(doors: Doors, actions: Actions | None = None) -> web.Application:
         [
             web.get("/livez", routes.livez),
             web.get("/readyz", routes.readyz),
+            web.get("/metrics", routes.metrics),
             web.get("/api/v1/status", routes.status),
             web.get("/api/v1/events", routes.events),
             web.get("/api/v1/certificates/{name}", routes.certificate),
@@ -99,6 +100,12 @@ class _Routes:
 
     async def status(self, _: web.Request) -> web.Response:
         return _json(await self._page())
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        from certfan.daemon.status import metrics  # its library need not be there before somebody scrapes
+
+        body = metrics.exposition(await self._page())
+        return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def certificate(self, request: web.Request) -> web.Response:
         page = await self._page()

@@ -1,0 +1,71 @@
+"""/metrics: what Prometheus reads is what the page says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from certfan.core.model import Health
+from certfan.daemon.listeners import Listener
+from certfan.daemon.status.metrics import exposition
+from certfan.daemon.status.view import view
+from tests.unit.status_parts import DAY, NOW, WHERE, proof, serving, things
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def samples(text: str) -> Samples:
+    """Every sample by name and labels, as Prometheus itself would read it."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def labels(**words: str) -> frozenset[tuple[str, str]]:
+    return frozenset(words.items())
+
+
+def test_a_proven_certificate_has_its_instants_and_no_line_an_endpoint() -> None:
+    """Timestamps, not days left; what is proven costs nothing."""
+    found = samples(exposition(view(things(proofs={WHERE: (proof(),)}))).decode())
+
+    name = labels(name="www.test")
+    assert found["certfan_certificate_ready_status", name] == 1
+    assert found["certfan_certificate_expiration_timestamp_seconds", name] == (NOW + 89 * DAY).timestamp()
+    assert found["certfan_certificate_renewal_timestamp_seconds", name] == (NOW + 59 * DAY).timestamp()
+    assert found["certfan_endpoints", labels(verdict="proven")] == 1
+    assert not [key for key, _ in found if key.startswith("certfan_endpoint_")]
+
+
+def test_the_urgency_of_an_unproven_endpoint_rises_as_its_deadline_nears() -> None:
+    """An endpoint that was lost has an hour; each third look is more urgent, and past it the highest."""
+    lost = replace(proof(health=Health.UNREACHABLE), since=NOW)
+    urgencies = []
+    for minutes in (1, 40, 57, 61):
+        now = NOW + timedelta(minutes=minutes)
+        page = view(things(now=now, proofs={WHERE: (replace(lost, heard_at=now),)}))
+        found = samples(exposition(page).decode())
+        urgencies.append(
+            next(value for (name, _), value in found.items() if name == "certfan_endpoint_urgency")
+        )
+        deadline = next(
+            v for (n, _), v in found.items() if n == "certfan_endpoint_deadline_timestamp_seconds"
+        )
+        assert deadline == (NOW + timedelta(hours=1)).timestamp()
+
+    assert urgencies == [0, 1, 2, 3]
+
+
+async def test_it_is_served_beside_the_status() -> None:
+    """On the read-only listener, in the content type that scrapers expect."""
+    async with serving(Listener("127.0.0.1", 0)) as runner, aiohttp.ClientSession() as session:
+        async with session.get(f"http://127.0.0.1:{runner.addresses[0][1]}/metrics") as response:
+            text = await response.text()
+
+    assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert ("certfan_endpoints", labels(verdict="proven")) in samples(text)
