@@ -63,9 +63,12 @@ def test_the_urgency_of_an_unproven_endpoint_rises_as_its_deadline_nears() -> No
 
 async def test_it_is_served_beside_the_status() -> None:
     """On the read-only listener, in the content type that scrapers expect."""
-    async with serving(Listener("127.0.0.1", 0)) as runner, aiohttp.ClientSession() as session:
-        async with session.get(f"http://127.0.0.1:{runner.addresses[0][1]}/metrics") as response:
-            text = await response.text()
+    async with (
+        serving(Listener("127.0.0.1", 0)) as runner,
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{runner.addresses[0][1]}/metrics") as response,
+    ):
+        text = await response.text()
 
     assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     assert ("certfan_endpoints", labels(verdict="proven")) in samples(text)
