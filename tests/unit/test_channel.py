@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import json
 import socket
@@ -21,6 +22,7 @@ from certfan.agent.identity import read_trust
 from certfan.agent.link import Link
 from certfan.daemon.ca import open_ca
 from certfan.daemon.channel import Channel
+from certfan.daemon.channel.waiting import Waiting
 from certfan.daemon.listeners import Listener
 from certfan.errors import (
     ConfigInvalid,
@@ -35,7 +37,7 @@ from certfan.errors import (
     StoreFailed,
 )
 from certfan.protocol.identity import client_context, make_line, parse_line, server_context
-from certfan.protocol.messages import MAX_REPORT, EnrolReply, EnrolRequest, Report, decode
+from certfan.protocol.messages import MAX_REPORT, Assignments, EnrolReply, EnrolRequest, Report, decode
 from tests.unit.channel_parts import CA, FLEET, NOW, Yard, ask, make_ca_folder, running_yard, write_pair
 
 GUARDED = [
@@ -356,6 +358,61 @@ async def test_lists_of_many_are_read_together(yard: Yard, tmp_path: Path) -> No
         found = [(await query).revision for query in queries]
 
     assert (found, yard.reads - before) == (["e.1"] * len(names), 1)
+
+
+class SlowBoard:
+    """Reads a list at once and hands it out when the gate is open."""
+
+    def __init__(self) -> None:
+        self.revision, self.asked, self.gate = "e.1", asyncio.Event(), asyncio.Event()
+
+    async def assignments(self, consumers: Collection[str]) -> dict[str, Assignments]:
+        found = {n: Assignments(revision=self.revision, consumer=n, assignments=()) for n in consumers}
+        self.asked.set()
+        await self.gate.wait()
+        await asyncio.sleep(0)
+        return found
+
+
+@contextlib.asynccontextmanager
+async def being_read() -> AsyncIterator[tuple[SlowBoard, Waiting, list[asyncio.Task[bytes]]]]:
+    """A query whose list has been read, and not been handed out yet."""
+    board = SlowBoard()
+    waiting = Waiting(board)  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        reading = asyncio.create_task(waiting.run())
+        queries = [asyncio.create_task(waiting.changed("web1", "e.0", 60))]
+        await board.asked.wait()
+        yield board, waiting, queries
+        for task in (reading, *queries):
+            task.cancel()
+        await asyncio.wait([reading, *queries])
+
+
+async def test_a_list_that_changes_while_it_is_read_is_not_handed_out() -> None:
+    """It is read once more first."""
+    async with being_read() as (board, waiting, queries):
+        board.revision = "e.2"
+        waiting.announce("web1")
+        board.gate.set()
+
+        assert b'"revision":"e.2"' in await queries[0]
+
+
+async def test_a_list_that_changes_while_its_only_asker_leaves_is_not_kept() -> None:
+    """The announcement found nobody; the next query must not wait on what was read before it."""
+    async with being_read() as (board, waiting, queries):
+        queries[0].cancel()
+        await asyncio.wait(queries)
+        queries.clear()  # a task that ended holds its frames, and they the event
+        gc.collect()
+        board.revision = "e.2"
+        waiting.announce("web1")
+        board.gate.set()
+        for _ in range(10):  # turns of the loop: the read comes to its end
+            await asyncio.sleep(0)
+
+        assert b'"revision":"e.2"' in await waiting.changed("web1", "e.1", 60)
 
 
 async def test_a_list_is_read_anew_when_no_revision_is_known(yard: Yard, web1: Link) -> None:

@@ -96,10 +96,11 @@ class Waiting:
         while asked := self._unread:
             self._unread = set()
             found = await self._board.assignments(asked)
-            # What is announced while it is read may have been read before it changed: once more.
+            # What is announced while it is read may have been read before it changed: once more. An announcement
+            # that nobody waits for is not noted, so nothing is kept that nobody waits for.
             for consumer in asked - self._unread:
-                self._kept[consumer] = Listing(found[consumer].revision, found[consumer].encode())
                 if event := self._rung.pop(consumer, None):
+                    self._kept[consumer] = Listing(found[consumer].revision, found[consumer].encode())
                     event.set()
 
     async def _note(self) -> None:
