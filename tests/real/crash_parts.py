@@ -178,11 +178,11 @@ class Books(Ledger):
         return self.ask("SELECT authority, uri FROM accounts")
 
     def accounts_at_ca(self) -> int:
-        """Return how many accounts the CA ever made."""
+        """Return how many accounts the CA has made since it was started."""
         return self._ca_count("accounts in memory")
 
     def orders_at_ca(self) -> int:
-        """Return how many orders the CA ever made."""
+        """Return how many orders the CA has made since it was started."""
         return self._ca_count("orders in the db")
 
     def orders(self) -> int:
@@ -190,8 +190,9 @@ class Books(Ledger):
         return int(str(self.ask("SELECT count(*) FROM orders")[0][0]))
 
     def _ca_count(self, what: str) -> int:
-        log = self.ca_log.read_text(errors="replace")
-        return max((int(found) for found in re.findall(rf"There are now (\d+) {what}", log)), default=0)
+        # The last word counts: Pebble keeps everything in memory, and one that was started again counts anew.
+        said = re.findall(rf"There are now (\d+) {what}", self.ca_log.read_text(errors="replace"))
+        return int(said[-1]) if said else 0
 
 
 def wait_proven(fleet: Fleet, books: Books, generation: int) -> None:
