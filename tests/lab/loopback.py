@@ -171,10 +171,19 @@ class Loopback:
 
     def start_agent(self, consumer: str) -> None:
         """Start both halves of a consumer's agent, the privileged one first."""
+        self.start_privileged(consumer)
+        self.start_unprivileged(consumer)
+
+    def start_privileged(self, consumer: str) -> None:
+        """Start the privileged half, CONSUMER-apply, and return when it listens."""
         home = self.layout.home(consumer)
+        (home / "apply.sock").unlink(missing_ok=True)  # one that was killed left it
         self._start(f"{consumer}-apply", "agent", "apply", config=home / "agent.toml")
         self._wait(f"{consumer}-apply", (home / "apply.sock").exists)
-        self._start(f"{consumer}-agent", "agent", "run", config=home / "agent.toml")
+
+    def start_unprivileged(self, consumer: str) -> None:
+        """Start the half that talks to the daemon, CONSUMER-agent."""
+        self._start(f"{consumer}-agent", "agent", "run", config=self.layout.home(consumer) / "agent.toml")
 
     def _build(self) -> None:
         self.rundir.mkdir(mode=0o755)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.lab import machine
 from tests.lab.fleet import Fleet
+from tests.lab.loopback import Loopback
 
 
 @pytest.fixture(scope="session")
@@ -21,9 +22,10 @@ def fleet() -> Iterator[Fleet]:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, None]:
-    """A failure on the fleet comes with what every part has said."""
+    """A failure on the fleet, or on one place for many tests, comes with what every part has said."""
     outcome = yield
     report = outcome.get_result()
-    up = getattr(item, "funcargs", {}).get("fleet")
-    if report.when == "call" and report.failed and isinstance(up, Fleet):
-        report.sections.append(("logs of the fleet", up.logs()))
+    if report.when == "call" and report.failed:
+        for name, up in getattr(item, "funcargs", {}).items():
+            if isinstance(up, Fleet | Loopback):
+                report.sections.append((f"logs of the {name}", up.logs()))

@@ -20,6 +20,8 @@ from tests.lab import machine
 from tests.lab.fleet import ENDPOINTS, NAME, Fleet
 from tests.lab.vm import Vm
 
+CALLS = "fsync,fdatasync,rename,renameat,renameat2"  # what makes a change durable: the steps of a sweep
+HELD = 3000  # microseconds before each of these calls: longer than it takes to kill after the one before
 PATIENCE = 60.0  # seconds for an aimed moment to come
 CONVERGED = 120.0  # seconds after a kill; a validation that met a dead daemon is tried again after one minute
 
@@ -27,6 +29,34 @@ CONVERGED = 120.0  # seconds after a kill; a validation that met a dead daemon i
 def seed_of(default: int) -> int:
     """The seed of the kills' order and delays; CERTFAN_SEED overrides."""
     return int(os.environ.get("CERTFAN_SEED") or default)
+
+
+def sweeps_all() -> bool:
+    """Whether every point of every sweep is asked for."""
+    return os.environ.get("CERTFAN_SWEEP") == "all"
+
+
+def points_of(counted: int, seed: int) -> list[int]:
+    """Return the durable steps to kill after: a seeded tenth of 1 to `counted`, or all of them."""
+    every = list(range(1, counted + 1))
+    return every if sweeps_all() else every[random.Random(seed).randrange(10) :: 10]
+
+
+def tracing(writable: int) -> list[str]:
+    """Return strace's words for telling durable calls to a pipe; what to trace follows."""
+    words = ["strace", "-f", "-qq", "-o", f"/proc/self/fd/{writable}", "-e", f"trace={CALLS}"]
+    return [*words, "-e", f"inject={CALLS}:delay_enter={HELD}"]
+
+
+def kill_after(steps: int, pid: int, readable: int) -> int:
+    """Read a trace to its end, SIGKILL a process after so many durable calls; return how many there were."""
+    done = 0
+    with open(readable) as trace:
+        for line in trace:
+            done += line.rstrip().endswith(("= 0", "= 0 (DELAYED)"))
+            if done == steps:
+                kill(pid)
+    return done
 
 
 def main_pid(vm: Vm, unit: str) -> int:

@@ -3,25 +3,23 @@
 As in test_crash, the moment is chosen from outside, by what web1 has on its disk.
 """
 
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
-from enum import IntEnum
-from typing import Any
 
 import pytest
 
 from tests.lab.fleet import ENDPOINTS, NAME, Fleet
+from tests.real.agent_disk import Disk, Stage
 from tests.real.crash_parts import (
     Books,
     Short,
     first_in_line,
-    generation_of,
     kill,
     main_pid,
     seed_of,
     spin,
+    sweeps_all,
     wait_patiently,
     wait_proven,
 )
@@ -29,21 +27,6 @@ from tests.real.crash_parts import (
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 
 AIMED_AGAIN = 8  # at most, at stages that no kill has fallen into
-
-
-class Stage(IntEnum):
-    """The last thing on web1's disk before a kill."""
-
-    ASSIGNED = 0  # or less
-    STAGED = 1  # the bundle is verified
-    TRYING = 2  # noted, nothing applied yet
-    LAID = 3  # the folder is begun, no pointer moves
-    OWED = 4  # what the pointer was is noted
-    INSTALLED = 5  # the pointer has moved, the reload is due or under way
-    RELOADED = 6  # and probed, as far as that had come
-    CONCLUDED = 7  # proven on web1, the daemon has not heard it
-    REPORTED = 8
-
 
 # Where each half is killed, and up to how many seconds after the stage's begin.
 AGENT: Sequence[tuple[Stage, float]] = (
@@ -69,54 +52,6 @@ OF_AGENT = frozenset({Stage.STAGED, Stage.TRYING, Stage.INSTALLED, Stage.RELOADE
 OF_APPLY = frozenset({Stage.LAID, Stage.INSTALLED})
 
 
-class Disk:
-    """What is on web1's disk about one generation."""
-
-    def __init__(self, fleet: Fleet, books: Books, number: int) -> None:
-        self._agent = fleet.web1.path / "var/lib/certfan-agent"
-        self._installed = fleet.web1.path / "etc/certfan"
-        self._books, self._number = books, number
-
-    def outcomes(self) -> dict[str, Any]:
-        """Return what the agent has noted of each generation."""
-        return dict(json.loads((self._agent / "outcomes.json").read_bytes())[NAME])
-
-    def live(self) -> int:
-        """Return the generation that Apache's configuration leads to."""
-        return generation_of(self._installed / "live" / NAME)
-
-    def stage(self) -> Stage:
-        """Return the last stage that is reached."""
-        state = self._state()
-        if state == "proven":
-            return Stage.REPORTED if self._is_reported() else Stage.CONCLUDED
-        owed = self._owed()
-        if self.live() == self._number:
-            return Stage.INSTALLED if owed else Stage.RELOADED
-        if owed:
-            return Stage.OWED
-        if (self._installed / "generations" / NAME / str(self._number)).exists():
-            return Stage.LAID
-        if state == "trying":
-            return Stage.TRYING
-        staged = (self._agent / "bundles" / NAME / str(self._number)).exists()
-        return Stage.STAGED if staged else Stage.ASSIGNED
-
-    def is_settled(self) -> bool:
-        """Whether nothing is left to do or to tell."""
-        return self.stage() is Stage.REPORTED and not self._owed()
-
-    def _owed(self) -> bool:
-        return (self._installed / "generations/.owed.json").exists()
-
-    def _state(self) -> str:
-        return str(self.outcomes().get(str(self._number), {}).get("state", ""))
-
-    def _is_reported(self) -> bool:
-        query = "SELECT 1 FROM deployments WHERE consumer = 'web1' AND generation = ? AND state = 'proven'"
-        return bool(self._books.ask(query, self._number))
-
-
 class Breaker:
     """Has a renewal made, ends something on web1 meanwhile, and looks what became of it."""
 
@@ -128,7 +63,9 @@ class Breaker:
         """End it at a stage or up to `late` seconds after; return the stage it was, and Apache's reloads."""
         number = self.books.newest() + 1
         main_pid(self._fleet.web1, "certfan-agent.service")  # not before the last restart is over
-        disk, reloads = Disk(self._fleet, self.books, number), self.reloads()
+        web1 = self._fleet.web1.path
+        disk = Disk(web1 / "var/lib/certfan-agent", web1 / "etc/certfan", self.books, number)
+        reloads = self.reloads()
         asking = self._fleet.cert.popen(["certfan", "renew", NAME])
         then = self._dice.uniform(0, late)
         with first_in_line():
@@ -144,10 +81,7 @@ class Breaker:
         wait_proven(self._fleet, self.books, number)
         # The leaf may be served, and so proven, before web1 has done again what was cut off.
         wait_patiently(disk.is_settled, f"{NAME}@{number} to be concluded and reported by web1")
-        noted = disk.outcomes()
-        assert number == disk.live()
-        assert ("proven", 0) == (noted[str(number)]["state"], noted[str(number)]["failures"])
-        assert {"proven"} == {one["state"] for one in noted.values()}
+        disk.assert_settled_well()
         assert (
             "active"
             == self._fleet.web1.run(["systemctl", "is-active", "apache2"], check=False).stdout.strip()
@@ -209,13 +143,20 @@ def test_kill_9_of_the_privileged_half_between_its_steps(
     assert set(fell) >= OF_APPLY
 
 
-def test_a_power_cut_of_the_consumer_between_install_and_proof(
-    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    "aim",
+    [Stage.INSTALLED, *([Stage.TRYING, Stage.RELOADED] if sweeps_all() else [])],
+    ids=lambda aim: aim.name.lower(),
+)
+def test_a_power_cut_of_the_consumer_between_bundle_and_report(
+    fleet: Fleet, aim: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Cut off with the pointer moved, web1 boots into an Apache that serves the last proven pair or the newer one."""
+    """Cut off anywhere, web1 boots into an Apache that serves the last proven pair or the newer one."""
     breaker = Breaker(fleet, seed_of(3))
     former = fleet.certificate()["serial"]
-    stage, _ = breaker.run(Stage.INSTALLED, 0.3, lambda: _cut_and_boot(fleet, former, breaker.books))
+    late = 0.3 if aim is Stage.INSTALLED else 0.0
+    stage, _ = breaker.run(aim, late, lambda: _cut_and_boot(fleet, former, breaker.books))
     with capsys.disabled():
         print(f"\npower cut of web1: {stage.name.lower()} when it was cut")
 

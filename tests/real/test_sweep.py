@@ -7,7 +7,6 @@ that a kill falls between one and the next. The CA validates through a proxy tha
 import contextlib
 import json
 import os
-import random
 import re
 import shutil
 import socket
@@ -24,7 +23,7 @@ import pytest
 from certfan import pki
 from tests.lab import machine
 from tests.lab.pebble import LoopbackDns, Pebble, free_port
-from tests.real.crash_parts import Ledger, kill, seed_of
+from tests.real.crash_parts import Ledger, kill, kill_after, points_of, seed_of, sweeps_all, tracing
 
 pytestmark = [
     pytest.mark.real,
@@ -38,8 +37,6 @@ pytestmark = [
 ]
 
 NAME, CONSUMER = "example.test", "web1"
-CALLS = "fsync,fdatasync,rename,renameat,renameat2"
-HELD = 3000  # microseconds before each of these calls: longer than it takes to kill after the one before
 PATIENCE = 30.0
 CONFIG = """\
 fleet = "story"
@@ -163,8 +160,7 @@ class Daemon:
     def killed_after(self, steps: int) -> int:
         """Start it, kill it after so many durable steps, or stop it when it is done; return how many it took."""
         readable, writable = os.pipe()
-        words = ["strace", "-D", "-f", "-qq", "-o", f"/proc/self/fd/{writable}", "-e", f"trace={CALLS}"]
-        process = self._start([*words, "-e", f"inject={CALLS}:delay_enter={HELD}"], writable)
+        process = self._start([*tracing(writable), "-D"], writable)
         os.close(writable)
         try:
             return self._follow(process, readable, steps)
@@ -209,14 +205,9 @@ class Daemon:
             )
 
     def _follow(self, process: subprocess.Popen[bytes], readable: int, steps: int) -> int:
-        done = 0
         stopper = threading.Thread(target=self._stop_when_done, args=(process,), daemon=True)
         stopper.start()
-        with open(readable) as trace:
-            for line in trace:
-                done += line.rstrip().endswith(("= 0", "= 0 (DELAYED)"))
-                if done == steps:
-                    kill(process.pid)
+        done = kill_after(steps, process.pid, readable)
         stopper.join(PATIENCE)
         return done
 
@@ -241,17 +232,15 @@ def test_killed_after_any_durable_step_the_daemon_loses_nothing(
 ) -> None:
     """Whatever it was killed after: one account, one key, one certificate; two orders only if newOrder's answer was lost."""
     counted = Daemon(place.fresh()).killed_after(10**6)
-    every = list(range(1, counted + 1))
-    sweep = os.environ.get("CERTFAN_SWEEP") == "all"
     seed = seed_of(4)
-    points = every if sweep else every[random.Random(seed).randrange(10) :: 10]
+    points = points_of(counted, seed)
     extra = [point for point in points if _kill_and_finish(place, point)]
     with capsys.disabled():
         print(
             f"\nkilled after {len(points)} of {counted} durable steps, seed {seed}; one order more at {extra or 'none'}"
         )
 
-    assert len(points) >= (counted if sweep else counted // 10)
+    assert len(points) >= (counted if sweeps_all() else counted // 10)
     assert counted > 60
 
 
