@@ -16,6 +16,11 @@ def is_running() -> bool:
     return Path("/run/systemd/system").is_dir()
 
 
+def boot_id() -> str:
+    """Return the kernel's id of this boot (sd_id128_get_boot(3))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def notify(*states: str) -> None:
     """Send `READY=1`, `STATUS=...`, `WATCHDOG=1` and the like; does nothing without systemd."""
     address = os.environ.get("NOTIFY_SOCKET", "")

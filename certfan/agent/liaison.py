@@ -10,9 +10,8 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
-from pathlib import Path
 
-from certfan import __version__, log
+from certfan import __version__, log, systemd
 from certfan.agent.config_schema import Delivery
 from certfan.agent.link import Link
 from certfan.agent.shelf import Shelf
@@ -76,7 +75,7 @@ class Liaison:
         self._heartbeat = heartbeat
         self._jitter = jitter
         self._changed = asyncio.Event()
-        self._boot_id = _boot_id()
+        self._boot_id = systemd.boot_id()
         self._sequence = 0
         self._log = log.get("liaison")
 
@@ -162,7 +161,3 @@ def _assignments(found: Assignments) -> dict[str, Assignment]:
         )
         for one in found.assignments
     }
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

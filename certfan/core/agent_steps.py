@@ -91,8 +91,6 @@ class AgentFacts:
     outcomes: Mapping[Pair, Outcome] = field(default_factory=dict)
     # Pairs whose Apply ended well in this process. Memory only: after a restart a `trying` pair is applied again.
     applied: frozenset[Pair] = frozenset()
-    # Certificates whose pointer moved and whose reload is still due, as the privileged half remembers it.
-    owed: frozenset[str] = frozenset()
     services: Mapping[str, ServiceFacts] = field(default_factory=dict)
     # The latest of each, seen after the last reload: an Apply that starts empties this, and a probe that began
     # before that Apply ended is not put in. `at` is when the probe began.

@@ -187,9 +187,7 @@ def _may_install(facts: AgentFacts, pair: Pair, now: datetime) -> bool:
 
 
 def _needs_repair(facts: AgentFacts, live: Pair, now: datetime) -> bool:
-    """Whether the live pair's reload or hook is still owed, or a reload changed nothing a while ago."""
-    if live[0] in facts.owed:
-        return True
+    """Whether the live pair's hook is still owed, or its endpoints show that its reload was lost or changed nothing."""
     outcome = facts.outcomes.get(live)
     if live[1] == PLACEHOLDER:
         return False

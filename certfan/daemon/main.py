@@ -67,7 +67,7 @@ async def serve(config: Config) -> None:
     with StateFolder(config.state) as state:
         store = await Store.open(state.database, now)
         try:
-            unclean = await store.begin_run(_boot_id(), os.getpid(), now())
+            unclean = await store.begin_run(systemd.boot_id(), os.getpid(), now())
             journal = Journal(store, now)
             if unclean is not None:
                 await journal.warn(
@@ -265,7 +265,3 @@ def calm_collector() -> None:
 
 def _connect(spec: Authority, account_key_pem: bytes, account_uri: str | None) -> AcmeAuthority:
     return AcmeAuthority(spec, account_key_pem=account_key_pem, account_uri=account_uri, clock=now)
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

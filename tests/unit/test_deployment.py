@@ -191,13 +191,6 @@ def test_a_try_that_was_cut_off_is_applied_again() -> None:
     )
 
 
-def test_a_reload_that_is_owed_is_done() -> None:
-    """Whatever the endpoints seem to serve."""
-    owed = replace(TRIED, outcomes={(WWW, 2): PROVEN}, owed=frozenset({WWW}))
-
-    assert (Apply(((WWW, 2),), Why.REPAIR),) == steps(owed)
-
-
 def test_going_back_skips_what_failed_or_expired() -> None:
     """The last proven, else the newest that has not failed, else the placeholder."""
     bad = replace(

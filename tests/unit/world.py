@@ -128,7 +128,6 @@ class World:
             live=dict(agent.live),
             outcomes=dict(agent.outcomes),
             applied=frozenset(agent.applied),
-            owed=frozenset(agent.owed),
             services={
                 s.name: on_agent.ServiceFacts(
                     frozenset(s.certificates), {c: (agent.endpoint(s.name, c),) for c in s.certificates}
@@ -506,7 +505,6 @@ class World:
         except Failure as failure:
             agent.live.update({name: before[name] for name in touched})
             self._reload(agent, touched)
-            agent.owed -= touched
             self._record_setback(agent, step, failure.problem)
             return
         finally:
@@ -522,7 +520,6 @@ class World:
             outcome = agent.outcomes.get(pair)
             tried = outcome is not None and outcome.state is not on_agent.TryState.FAILED
             must(number == 0 or tried, "`trying` is durable before the pointer moves")
-            agent.owed.add(name)
             agent.live[name] = number
             yield None
         if agent.config_broken:
@@ -532,7 +529,6 @@ class World:
         touched = {name for name, _ in step.pairs}
         self._reload(agent, touched)
         yield None
-        agent.owed -= touched
 
     def _run_hooks(self, agent: Agent, step: on_agent.Apply) -> None:
         bad = {name: Problem("service.hook_failed", "exit 1") for name, number in step.pairs if number}
@@ -612,6 +608,7 @@ class World:
                 )
 
     def _conclude(self, agent: Agent, step: on_agent.Conclude) -> Work:
+        """Judge the decision by what was so when it was made: an endpoint may heal before it is carried out."""
         pair = (step.certificate, step.generation)
         endpoints = [
             agent.endpoint(service.name, step.certificate)
@@ -627,9 +624,12 @@ class World:
             must(pair not in agent.hook_failed, "nothing is proven before its hook has passed")
         else:
             must("" in served, "nothing is rolled back that is no worse")
+        return self._concluded(agent, step)
+
+    def _concluded(self, agent: Agent, step: on_agent.Conclude) -> Work:
         yield None
         self.done[f"Conclude.{step.outcome.state}"] += 1
-        self._record_outcome(agent, pair, step.outcome)
+        self._record_outcome(agent, (step.certificate, step.generation), step.outcome)
 
     # What happens to them
 

@@ -184,7 +184,6 @@ class Agent:
     live: dict[str, int] = field(default_factory=dict)
     outcomes: dict[on_agent.Pair, on_agent.Outcome] = field(default_factory=dict)
     worked_before: frozenset[tuple[str, Endpoint]] = frozenset()
-    owed: set[str] = field(default_factory=set)
     hook_failed: set[on_agent.Pair] = field(default_factory=set)  # at its last run
     # memory
     assignments: dict[str, on_agent.Assignment] = field(default_factory=dict)
