@@ -85,7 +85,7 @@ def _roll_backs(observed: Observed, now: datetime) -> Iterator[Wish]:
         attempt = observed.attempts.get(name)
         if not attempt_holds(attempt, now, LONGEST_SHORT_WAIT):
             yield RollBack(name, generation)
-        elif attempt is not None:
+        if attempt is not None:
             yield from holding_instants(attempt.not_before, LONGEST_SHORT_WAIT)
 
 

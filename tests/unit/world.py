@@ -269,7 +269,7 @@ class World:
         floor = max(daemon.generations[name][-1].number, begun.generation if begun else 0)
         copy = replace(old, number=floor + 1, issued_at=self.now, copy_of=number)
         daemon.generations[name] = (*daemon.generations[name], copy)
-        daemon.rolled_back.pop(name)
+        daemon.rolled_back.pop(name, None)
         daemon.asked.pop(name, None)
         self._succeeded(name)
 
