@@ -17,8 +17,10 @@ CertfanError
 ├── AuthorityError               authority.*  the certificate authority
 │   ├── AuthorityUnreachable     authority.unreachable
 │   ├── AuthorityRefused         authority.refused          carries the ACME problem
+│   ├── AuthoritySlow            authority.slow             an order has waited for too long; it stays open
 │   └── AuthorityMalformed       authority.malformed        it answered, but not in ACME
 ├── ChallengeError               challenge.*
+│   ├── SelfCheckFailed          challenge.self_check_failed  we ourselves did not see our answer
 │   └── ChallengeFailed          challenge.failed           the CA did not see the key authorization
 ├── ShareError                   share.*
 │   ├── ShareUnavailable         share.unavailable          not mounted, wrong, read-only, hung
@@ -211,6 +213,12 @@ class AuthorityRefused(AuthorityError):
         self.status = status
 
 
+class AuthoritySlow(AuthorityError):
+    """An order has waited for its authority for too long; it stays open and is looked at again later."""
+
+    code = "authority.slow"
+
+
 class AuthorityMalformed(AuthorityError):
     """The authority answered, but not in ACME: HTML, a foreign URL, too long, a missing field."""
 
@@ -221,6 +229,12 @@ class ChallengeError(CertfanError):
     """A challenge could not be completed."""
 
     code = "challenge"
+
+
+class SelfCheckFailed(ChallengeError):
+    """We asked for a challenge's answer as the CA would, and a hop on the way failed; nothing was spent."""
+
+    code = "challenge.self_check_failed"
 
 
 class ChallengeFailed(ChallengeError):

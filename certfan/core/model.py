@@ -9,7 +9,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -70,6 +70,27 @@ class Identifier:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """So many of something in any window of that length."""
+
+    count: int
+    window: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an authority says it grants; None: it says nothing. Each is counted for our account there."""
+
+    orders: Limit | None = None
+    certificates_per_domain: Limit | None = None  # registered domain, by the Public Suffix List
+    certificates_per_set: Limit | None = None  # of exactly the same identifiers
+    failures_per_name: Limit | None = None  # authorizations that failed
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class Authority:
     """A certificate authority as we use it."""
 
@@ -80,8 +101,18 @@ class Authority:
     ca_file: str | None = field(
         default=None, kw_only=True
     )  # what its HTTPS is verified by; None: the system's
-    roots_file: str | None = field(default=None, kw_only=True)  # what its chains end in; None: not pinned
+    roots_file: str | None = field(default=None, kw_only=True)  # what its chains end in; None: the system's
     orders_at_once: int = field(default=8, kw_only=True)
+    eab_kid: str | None = field(
+        default=None, kw_only=True
+    )  # external account binding (RFC 8555 section 7.3.4)
+    eab_key_file: str | None = field(default=None, kw_only=True)  # its HMAC key, base64url
+    preferred_chain: str | None = field(
+        default=None, kw_only=True
+    )  # common name that a chain's top names as issuer
+    origins: tuple[str, ...] = field(default=(), kw_only=True)  # of its URLs, beside the directory's own
+    staging: str | None = field(default=None, kw_only=True)  # the authority that trial orders go to
+    limits: Limits = field(default=NO_LIMITS, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +124,17 @@ class Certificate:
     consumers: tuple[str, ...] = field(kw_only=True)
     authority: str = field(kw_only=True)
     key_type: KeyType = field(default=KeyType.ECDSA_P256, kw_only=True)
-    profile: str | None = field(default=None, kw_only=True)
+    profile: str | None = field(default=None, kw_only=True)  # at `authority`; a fallback's own applies there
     custody: Custody = field(default=Custody.SHARE, kw_only=True)
+    fallback: tuple[str, ...] = field(
+        default=(), kw_only=True
+    )  # authorities to go to when `authority` fails lastingly
+    fallback_after: timedelta = field(
+        default=timedelta(days=1), kw_only=True
+    )  # how long one must have failed
+    reuse_key: timedelta | None = field(
+        default=None, kw_only=True
+    )  # how old a key may grow; None: a new one each time
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +178,7 @@ class Generation:
     not_after: datetime = field(kw_only=True)
     issued_at: datetime = field(kw_only=True)  # or rolled back to, when it is a copy
     copy_of: int | None = field(default=None, kw_only=True)  # the older generation whose pair it is again
+    key: str = field(default="", kw_only=True)  # SHA-256 of its SubjectPublicKeyInfo; "" when issued by 0.1.0
 
     @property
     def origin(self) -> int:
@@ -181,6 +222,7 @@ class Attempt:
     failures: int
     at: datetime
     not_before: datetime
+    since: datetime | None = None  # the first failure of the row
 
 
 @dataclass(frozen=True, slots=True)
