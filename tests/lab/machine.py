@@ -130,7 +130,7 @@ def capabilities() -> tuple[str, ...]:
 
 
 def pebble_program(name: str = "pebble") -> Path | None:
-    """The Pebble that setup.sh brought, else the installed one, else None."""
+    """The program (Pebble, Caddy, lego) that setup.sh brought, else the installed one, else None."""
     found = shutil.which(name, path=f"{TOOLS}:{_ENVIRONMENT['PATH']}")
     return Path(found) if found else None
 

@@ -1,9 +1,10 @@
 #!/bin/sh
-# Brings what the lab needs: the packages of packages.txt, and Pebble 2.10 or newer in build/tools.
+# Brings what the lab needs: the packages of packages.txt, and in build/tools Pebble 2.10 and Caddy 2.11 or newer.
+# `setup.sh bench` also brings what the benches compare with: packages-bench.txt and lego.
 # Safe to repeat; with nothing to do it asks dpkg once and touches no network.
 #
-# Debian 12's own Pebble is 2.4.0, without ARI and profiles. A newer one is taken from a newer suite by this
-# machine's own apt and mirror and only unpacked: it is a static program, so nothing else of that suite comes along.
+# Debian 12's own Pebble is 2.4.0, without ARI and profiles. Newer ones are taken from a newer suite by this machine's
+# own apt and mirror and only unpacked: they are static programs, so nothing else of that suite comes along.
 # PEBBLE_SUITES overrides the suites that are tried.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -42,42 +43,54 @@ debian_mirror() { # the address this machine's own apt gets its Debian release f
         sed -n "s/^$codename main //p" | grep -i debian | head -n 1
 }
 
-unpack_pebble() { # SUITE; false when that suite gives none
+unpack() { # SUITE NAME...; false when that suite does not give all of them
     state=$tools/apt
     keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     mkdir -p "$state/lists/partial" "$state/cache/archives/partial"
     echo "deb [signed-by=$keyring] $(debian_mirror) $1 main" >"$state/sources.list"
+    shift
+    programs=$*
     (
         cd "$state"
         set -- -qq -o Dir::Etc::SourceList="$state/sources.list" -o Dir::Etc::SourceParts=/dev/null \
             -o Dir::State::Lists="$state/lists" -o Dir::Cache="$state/cache" -o APT::Sandbox::User="$(id -un)" \
             -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
-        apt-get "$@" update && apt-get "$@" download pebble
-    ) >"$log" 2>&1 && dpkg -x "$state"/pebble_*.deb "$tools"
+        rm -f ./*.deb
+        apt-get "$@" update && apt-get "$@" download $programs && for package in ./*.deb; do dpkg -x "$package" "$tools"; done
+    ) >"$log" 2>&1 && [ -z "$(missing_tools $programs)" ]
 }
 
-bring_pebble() {
+missing_tools() { # NAME... -> those that do not run from build/tools
+    for program; do
+        "$tools/usr/bin/$program" --version >/dev/null 2>&1 || "$tools/usr/bin/$program" -version >/dev/null 2>&1 || echo "$program"
+    done
+}
+
+bring() { # NAME...
     mkdir -p "$tools"
     for suite in ${PEBBLE_SUITES:-forky sid}; do
-        if unpack_pebble "$suite" && "$tools/usr/bin/pebble" -version >/dev/null 2>&1; then
-            say "pebble $(dpkg-deb -f "$tools"/apt/pebble_*.deb Version) from $suite"
+        if unpack "$suite" "$@"; then
+            for package in "$tools"/apt/*.deb; do
+                say "$(dpkg-deb -W --showformat '${Package} ${Version}' "$package") from $suite"
+            done
             rm -rf "$tools/apt"
             return 0
         fi
-        rm -rf "$tools/usr"
     done
     tail -n 5 "$log" >&2
-    say "no newer suite gave a pebble, so this release's own package is used (older: no ARI, no profiles)"
-    [ -z "$(missing_packages pebble)" ] || install_packages pebble
+    say "no newer suite gave $*: this release's own packages are used (an older Pebble has no ARI and no profiles)"
+    [ -z "$(missing_packages "$@")" ] || install_packages $(missing_packages "$@")
     mkdir -p "$tools/usr/bin" # so that the next run has nothing to do
-    for program in pebble pebble-challtestsrv; do
-        [ ! -x "/usr/bin/$program" ] || ln -sf "/usr/bin/$program" "$tools/usr/bin/$program"
+    for program in "$@" pebble-challtestsrv; do
+        [ -x "$tools/usr/bin/$program" ] || [ ! -x "/usr/bin/$program" ] || ln -sf "/usr/bin/$program" "$tools/usr/bin/$program"
     done
 }
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 trap 'exit 130' INT TERM
-missing=$(missing_packages $(grep -v '^#' "$here/packages.txt"))
+packages=$(grep -hv '^#' "$here/packages.txt" $([ "${1:-}" != bench ] || echo "$here/packages-bench.txt"))
+missing=$(missing_packages $packages)
 [ -z "$missing" ] || install_packages $missing
-[ -x "$tools/usr/bin/pebble" ] || bring_pebble
+missing=$(missing_tools pebble caddy $([ "${1:-}" != bench ] || echo lego))
+[ -z "$missing" ] || bring $missing
