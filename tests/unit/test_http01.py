@@ -6,6 +6,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
@@ -16,6 +17,7 @@ from certfan.daemon.listeners import Listener
 TOKEN = "tokenTOKENtokenTOKEN_-"
 PATH = f"/.well-known/acme-challenge/{TOKEN}"
 ANSWER = f"{TOKEN}.thumbprint"
+PROBE = "/.well-known/acme-challenge/certfan~probe"
 
 
 class Rig:
@@ -25,7 +27,8 @@ class Rig:
         self.live = {TOKEN: ANSWER}
         self.told: list[tuple[str, str]] = []
         self.asked: list[str] = []
-        self.responder = Responder(self._look, lambda *told: self.told.append(told))
+        self.probes: dict[str, str] = {}
+        self.responder = Responder(self._look, lambda *told: self.told.append(told), probes=self.probes)
 
     def _look(self, token: str) -> str | None:
         self.asked.append(token)
@@ -119,6 +122,23 @@ async def test_everything_else_is_not_found(rig: Rig, path: str) -> None:
     assert (status, body) == (404, b"404\n")
     assert headers["server"] == "certfan"
     assert rig.told == []
+
+
+async def test_a_probe_is_answered_while_it_lives_and_told_to_nobody(rig: Rig) -> None:
+    """No order waits for it, and no token is ever looked up for its sake."""
+    before = (await rig.get(PROBE))[0]
+    rig.probes[PROBE] = "mine"
+
+    assert (before, await rig.get(PROBE)) == (404, (200, ANY, b"mine"))
+    assert (rig.asked, rig.told) == ([], [])
+
+
+async def test_no_token_is_ever_answered_from_the_probes(rig: Rig) -> None:
+    """Not even if one of its very path stood there."""
+    rig.probes[PATH] = "mine"
+    rig.live.clear()
+
+    assert (await rig.get(PATH))[0] == 404
 
 
 async def test_a_token_is_live_as_long_as_it_is_live(rig: Rig) -> None:

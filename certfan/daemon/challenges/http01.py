@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from aiohttp import hdrs, web
 
@@ -34,11 +35,20 @@ class Responder:
 
     `tokens` gives the key authorization of a live token. `fetched` is told token and place of every answer that a
     GET got, after its last byte went out: `www.example.org from 192.168.1.5`. Both must be quick and not raise.
+    `probes` is read at every request that is for no token: answers by whole path, our own self-checks' live ones.
+    No path of a token is ever looked up in it, and no probe's path has the form of a token's.
     """
 
-    def __init__(self, tokens: Callable[[str], str | None], fetched: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        tokens: Callable[[str], str | None],
+        fetched: Callable[[str, str], None],
+        *,
+        probes: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._tokens = tokens
         self._fetched = fetched
+        self._probes = probes
         self._runner: web.ServerRunner | None = None
         self._bound: list[socket.socket] = []
 
@@ -81,14 +91,14 @@ class Responder:
         if request.method not in {"GET", "HEAD"}:
             return _plain(405, {hdrs.ALLOW: "GET, HEAD"})
         found = _PATH.fullmatch(request.raw_path)
-        text = self._tokens(found[1]) if found else None
-        if found is None or text is None:
+        text = self._tokens(found[1]) if found else self._probes.get(request.raw_path)
+        if text is None:
             return _plain(404)
         response = web.Response(body=text.encode(), content_type="application/octet-stream", headers=_HEADERS)
         response.force_close()
         await response.prepare(request)
         await response.write_eof()
-        if request.method == "GET":
+        if found and request.method == "GET":
             self._fetched(found[1], _place(request))
         return response
 
