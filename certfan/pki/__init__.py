@@ -23,6 +23,7 @@ from certfan.pki.chains import (
     make_placeholder,
     read_chain,
     read_leaf,
+    renewal_id,
     verify_chain,
 )
 from certfan.pki.keys import (
@@ -60,6 +61,7 @@ __all__ = [
     "read_chain",
     "read_csr",
     "read_leaf",
+    "renewal_id",
     "sign",
     "verify",
     "verify_chain",

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import re
-from collections.abc import Collection, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import pairwise
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from certfan.errors import ChainInvalid, PairMismatch
@@ -28,10 +33,9 @@ from certfan.pki.keys import (
 PLACEHOLDER_ORGANIZATION = "certfan placeholder"
 PLACEHOLDER_LIFETIME = timedelta(days=30)
 
+_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 # RFC 8555 section 9.1: certificates and nothing else. The library would skip a block that was cut short.
-_CHAIN = re.compile(
-    rb"\s*(?:-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----(?:\s+|\Z))+"
-)
+_CHAIN = re.compile(rb"\s*(?:" + _BLOCK.pattern + rb"(?:\s+|\Z))+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,33 @@ def read_leaf(pem_or_der: bytes) -> Leaf:
     return leaf_of(read_chain(pem_or_der)[0])
 
 
+def renewal_id(cert_pem: bytes) -> str | None:
+    """Return what an authority calls a certificate when asked about its renewal (certID, RFC 9773 section 4.1).
+
+    That of the first of a chain; None when it does not say which key has signed it.
+
+    Raises:
+        ChainInvalid: it does not parse.
+    """
+    certificate = read_chain(cert_pem)[0]
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return None
+    except UNPARSABLE as error:
+        raise ChainInvalid("a field of the certificate does not parse") from error
+    if not found.key_identifier:
+        return None
+    serial = certificate.serial_number
+    # The bytes of the DER: a leading 00 where the highest bit of a positive number is set.
+    der = serial.to_bytes(serial.bit_length() // 8 + 1, signed=True)
+    return f"{_base64url(found.key_identifier)}.{_base64url(der)}"
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
 def load_pair(key_pem: bytes, fullchain_pem: bytes) -> Pair:
     """Load a key and its chain the way a server would, and match them.
 
@@ -141,7 +172,8 @@ def verify_chain(
 ) -> Leaf:
     """Check that a chain is what was asked for: its names exactly, valid now, each signed by the next.
 
-    With `roots_pem`, some certificate of the chain must be one of the roots or be signed by one.
+    With `roots_pem`, some certificate of the chain must be one of the roots or be signed by one; cheap to repeat
+    with the same roots, however many.
 
     Raises:
         ChainInvalid: and says which of these does not hold.
@@ -161,7 +193,7 @@ def verify_chain(
                 f"certificate {certificate.serial_number:x} is not signed by the next of its chain"
             )
     if roots_pem is not None:
-        _check_anchor(chain, read_chain(roots_pem))
+        _check_anchor(chain, _by_subject(roots_pem))
     return leaf
 
 
@@ -174,11 +206,34 @@ def _check_dates(certificate: x509.Certificate, now: datetime) -> None:
         )
 
 
-def _check_anchor(chain: tuple[x509.Certificate, ...], roots: tuple[x509.Certificate, ...]) -> None:
+def _check_anchor(
+    chain: Sequence[x509.Certificate], roots: Mapping[x509.Name, Sequence[x509.Certificate]]
+) -> None:
     for certificate in chain:
-        if certificate in roots or any(is_issued_by(certificate, root) for root in roots):
+        if certificate in roots.get(certificate.subject, ()):
+            return
+        if any(is_issued_by(certificate, root) for root in roots.get(certificate.issuer, ())):
             return
     raise ChainInvalid(f"chain of certificate {chain[0].serial_number:x} ends in none of the roots")
+
+
+@lru_cache(maxsize=8)
+def _by_subject(roots_pem: bytes) -> Mapping[x509.Name, Sequence[x509.Certificate]]:
+    # A system has about 140 roots: parsed once a process for the same bytes, and only one or two are tried.
+    found: dict[x509.Name, list[x509.Certificate]] = {}
+    blocks = _BLOCK.findall(roots_pem) if b"-----BEGIN" in roots_pem else [roots_pem]
+    if len(blocks) != max(roots_pem.count(b"-----BEGIN"), 1):
+        raise ChainInvalid("roots are truncated or hold something else than certificates")
+    for block in blocks:
+        with warnings.catch_warnings():
+            # Systems trust one or two roots that the library will not read for long (a serial of 0): left out.
+            warnings.simplefilter("error", CryptographyDeprecationWarning)
+            with contextlib.suppress(ChainInvalid, *UNPARSABLE):
+                root = read_chain(block)[0]
+                found.setdefault(root.subject, []).append(root)
+    if not found:
+        raise ChainInvalid("none of the roots parses")
+    return found
 
 
 def may_issue(certificate: x509.Certificate) -> bool:

@@ -12,6 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from certfan import pki
 from certfan.errors import ChainInvalid, PairMismatch, RequestInvalid, SignatureInvalid
+from certfan.pki import chains
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 AUTHORITY = trustme.CA().create_child_ca()
@@ -182,6 +183,67 @@ def test_a_chain_of_another_root_is_refused() -> None:
         pki.verify_chain(
             CHAIN, names=pki.read_leaf(CHAIN).names, now=NOW, roots_pem=trustme.CA().cert_pem.bytes()
         )
+
+
+def test_a_chain_is_anchored_by_one_root_of_many_that_are_read_once() -> None:
+    """A hundred strangers beside it, one of them of the same name, text between them; nothing is parsed again."""
+    root = trustme.CA()
+    issued = root.issue_cert("a.example.org")
+    twin = trustme.CA().cert_pem.bytes()
+    strangers = b"# a comment\n".join(trustme.CA().cert_pem.bytes() for _ in range(20))
+    roots = b"# roots of this machine\n" + twin + strangers + root.cert_pem.bytes()
+    chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+    before = chains._by_subject.cache_info()
+
+    for _ in range(3):
+        pki.verify_chain(chain, names=["a.example.org"], now=NOW, roots_pem=bytes(bytearray(roots)))
+
+    after = chains._by_subject.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 2)
+
+
+def test_a_root_that_the_library_will_not_read_keeps_nobody_from_the_others() -> None:
+    """Systems trust roots with a serial of 0; alone it is no root at all."""
+    broken = chain_root().replace(b"MII", b"MIA", 1)
+
+    pki.verify_chain(CHAIN, names=pki.read_leaf(CHAIN).names, now=NOW, roots_pem=broken + chain_root())
+    with pytest.raises(ChainInvalid, match="none of the roots parses"):
+        pki.verify_chain(CHAIN, names=pki.read_leaf(CHAIN).names, now=NOW, roots_pem=broken)
+
+
+@pytest.mark.parametrize("roots", [b"", b"garbage", chain_root()[:-40], chain_root() + KEY])
+def test_roots_that_are_no_certificates_anchor_nothing(roots: bytes) -> None:
+    """Cut, empty, or with a key among them: the file is not what the admin meant."""
+    with pytest.raises(ChainInvalid, match="root"):
+        pki.verify_chain(CHAIN, names=pki.read_leaf(CHAIN).names, now=NOW, roots_pem=roots)
+
+
+# RFC 9773, appendix A: its serial has the highest bit set.
+RFC_9773 = b"""-----BEGIN CERTIFICATE-----
+MIIBQzCB66ADAgECAgUAh2VDITAKBggqhkjOPQQDAjAVMRMwEQYDVQQDEwpFeGFt
+cGxlIENBMCIYDzAwMDEwMTAxMDAwMDAwWhgPMDAwMTAxMDEwMDAwMDBaMBYxFDAS
+BgNVBAMTC2V4YW1wbGUuY29tMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEeBZu
+7cbpAYNXZLbbh8rNIzuOoqOOtmxA1v7cRm//AwyMwWxyHz4zfwmBhcSrf47NUAFf
+qzLQ2PPQxdTXREYEnKMjMCEwHwYDVR0jBBgwFoAUaYhba4dGQEHhs3uEe6CuLN4B
+yNQwCgYIKoZIzj0EAwIDRwAwRAIge09+S5TZAlw5tgtiVvuERV6cT4mfutXIlwTb
++FYN/8oCIClDsqBklhB9KAelFiYt9+6FDj3z4KGVelYM5MdsO3pK
+-----END CERTIFICATE-----
+"""
+
+
+def test_the_renewal_id_of_the_rfcs_own_certificate() -> None:
+    """A leading 00 of the serial's DER belongs to it; nothing is padded."""
+    assert pki.renewal_id(RFC_9773) == "aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE"
+
+
+def test_a_renewal_id_is_that_of_the_leaf_and_needs_the_key_that_signed_it() -> None:
+    """The chain behind it counts for nothing; a self-signed placeholder has none."""
+    _, placeholder = pki.make_placeholder(["a.example.org"], NOW)
+
+    assert pki.renewal_id(RFC_9773 + CHAIN) == pki.renewal_id(RFC_9773)
+    assert pki.renewal_id(placeholder) is None
+    with pytest.raises(ChainInvalid):
+        pki.renewal_id(b"garbage")
 
 
 def test_a_placeholder_is_a_loadable_pair_that_says_what_it_is() -> None:
