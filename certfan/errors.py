@@ -194,7 +194,7 @@ class AuthorityUnreachable(AuthorityError):
 
 
 class AuthorityRefused(AuthorityError):
-    """An ACME problem document (RFC 8555 section 6.7, RFC 9457)."""
+    """An ACME problem document (RFC 8555 section 6.7, RFC 9457); `identifiers` are those that it blames by name."""
 
     code = "authority.refused"
 
@@ -207,10 +207,12 @@ class AuthorityRefused(AuthorityError):
         subject: str = "",
         hint: str = "",
         not_before: datetime | None = None,
+        identifiers: tuple[str, ...] = (),
     ) -> None:
         super().__init__(text, subject=subject, hint=hint, not_before=not_before)
         self.type = type
         self.status = status
+        self.identifiers = identifiers
 
 
 class AuthoritySlow(AuthorityError):

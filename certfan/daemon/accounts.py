@@ -11,6 +11,7 @@ from typing import Protocol
 from certfan import pki
 from certfan.core.issuance import AuthorizationSeen, ChallengeSeen, OrderSeen
 from certfan.core.model import Authority
+from certfan.core.renewal import Window
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store
@@ -25,8 +26,19 @@ class AcmeClient(Protocol):
     async def register(self) -> str:
         """Return the account's URL, made now unless the key has one."""
 
-    async def new_order(self, csr_der: bytes, *, profile: str | None = None) -> OrderSeen:
-        """Order the names of a request."""
+    async def find_account(self) -> str | None:
+        """Return the account's URL; None: the key has no account there."""
+
+    async def update_contacts(self) -> None:
+        """Give the account the contacts of the authority's spec."""
+
+    async def change_key(self, new_key_pem: bytes) -> None:
+        """Give the account another key, and sign with that from then on."""
+
+    async def new_order(
+        self, csr_der: bytes, *, profile: str | None = None, replaces: str | None = None
+    ) -> OrderSeen:
+        """Order the names of a request, as the successor of a certificate by its certID."""
 
     async def order(self, url: str) -> OrderSeen:
         """Look at an order."""
@@ -40,8 +52,17 @@ class AcmeClient(Protocol):
     async def finalize(self, url: str, csr_der: bytes, *, order_url: str) -> OrderSeen:
         """Send the request of a ready order."""
 
-    async def certificate(self, url: str) -> bytes:
-        """Return the chain, PEM, leaf first."""
+    async def certificate(self, url: str, *, issuer: str | None = None) -> bytes:
+        """Return the chain, PEM, leaf first: the one that ends in `issuer` if it is offered, else the default."""
+
+    async def renewal_info(self, cert_id: str) -> Window | None:
+        """Return when the authority wants a certificate renewed; None: it never says."""
+
+    async def revoke(self, cert_der: bytes, reason: int, *, key_pem: bytes | None = None) -> None:
+        """Revoke a certificate, signed by the account or by the certificate's own key."""
+
+    async def deactivate(self, authorization_url: str) -> None:
+        """Give an authorization up."""
 
     def key_authorization(self, token: str) -> str:
         """Return what answers a challenge."""

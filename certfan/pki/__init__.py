@@ -24,6 +24,7 @@ from certfan.pki.chains import (
     read_chain,
     read_leaf,
     renewal_id,
+    top_names,
     verify_chain,
 )
 from certfan.pki.keys import (
@@ -63,6 +64,7 @@ __all__ = [
     "read_leaf",
     "renewal_id",
     "sign",
+    "top_names",
     "verify",
     "verify_chain",
     "verify_signer",

@@ -152,6 +152,24 @@ def _base64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
 
+def top_names(chain_pem: bytes) -> frozenset[str]:
+    """Return the common names of the last certificate of a chain and of its issuer.
+
+    Raises:
+        ChainInvalid: see `read_chain`.
+    """
+    top = read_chain(chain_pem)[-1]
+    try:
+        found = [*_common_names(top.subject), *_common_names(top.issuer)]
+    except UNPARSABLE as error:
+        raise ChainInvalid("a field of the certificate does not parse") from error
+    return frozenset(str(name.value) for name in found)
+
+
+def _common_names(name: x509.Name) -> list[x509.NameAttribute[str | bytes]]:
+    return name.get_attributes_for_oid(NameOID.COMMON_NAME)
+
+
 def load_pair(key_pem: bytes, fullchain_pem: bytes) -> Pair:
     """Load a key and its chain the way a server would, and match them.
 

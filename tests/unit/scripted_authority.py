@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from certfan.core.issuance import (
     AuthorizationSeen,
@@ -21,13 +22,17 @@ from certfan.core.issuance import (
     OrderStatus,
 )
 from certfan.core.model import Authority, Identifier, Problem
+from certfan.core.renewal import Window
 from certfan.errors import AuthorityRefused
 
 PREFIX = "urn:ietf:params:acme:error:"
 HOST = "https://ca.example"
+ISSUER = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Scripted Root")])
 READS = frozenset(
     {"account", "open_issuances", "generations", "tokens", "order", "authorization", "certificate"}
+    | {"find_account", "renewal_info"}
 )
+NEEDS_NO_ACCOUNT = frozenset({"register", "look", "find_account", "renewal_info"})
 
 
 def refused(kind: str, status: int = 400, *, not_before: datetime | None = None) -> AuthorityRefused:
@@ -86,6 +91,7 @@ class Order:
     valid: set[str] = field(default_factory=set)
     broken: set[str] = field(default_factory=set)
     chain: bytes = b""
+    replaces: str | None = None
 
     @property
     def status(self) -> OrderStatus:
@@ -107,13 +113,17 @@ class ScriptedCa:
         self.unreachable_names: set[str] = set()
         self.fetched: Callable[[str, str], None] = lambda _token, _place: None
         self.connected: list[str | None] = []
+        self.renewal: dict[str, Window] | None = None  # by certID; None: it has no such thing
+        self.revoked: dict[bytes, int] = {}  # DER -> reason
+        self.deactivated: list[str] = []
+        self.contacts: dict[str, tuple[str, ...]] = {}
         self._now = now
         self._key = ec.generate_private_key(ec.SECP256R1())
 
-    def connect(self, _spec: Authority, key: bytes, uri: str | None) -> "Client":
+    def connect(self, spec: Authority, key: bytes, uri: str | None) -> "Client":
         """Return a client, as the composition root does."""
         self.connected.append(uri)
-        return Client(self, key, uri)
+        return Client(self, spec, key, uri)
 
     def lose_accounts(self) -> None:
         """Forget everybody, as a test CA does when it restarts."""
@@ -127,28 +137,45 @@ class ScriptedCa:
         leaf = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([]))
-            .issuer_name(x509.Name([]))
+            .issuer_name(ISSUER)
             .public_key(key or request.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(self._now - timedelta(hours=1))
             .not_valid_after(self._now + timedelta(days=90))
             .add_extension(names, critical=True)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+            )
             .sign(self._key, SHA256())
         )
         return leaf.public_bytes(Encoding.PEM)
+
+    @property
+    def root_pem(self) -> bytes:
+        """What every chain is signed by."""
+        root = (
+            x509.CertificateBuilder(issuer_name=ISSUER, subject_name=ISSUER)
+            .public_key(self._key.public_key())
+            .serial_number(1)
+            .not_valid_before(self._now - timedelta(days=1))
+            .not_valid_after(self._now + timedelta(days=3650))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(self._key, SHA256())
+        )
+        return root.public_bytes(Encoding.PEM)
 
 
 class Client:
     """One account there."""
 
-    def __init__(self, ca: ScriptedCa, key: bytes, uri: str | None) -> None:
-        self._ca, self._key, self._uri = ca, key, uri
+    def __init__(self, ca: ScriptedCa, spec: Authority, key: bytes, uri: str | None) -> None:
+        self._ca, self._spec, self._key, self._uri = ca, spec, key, uri
 
     def _enter(self, method: str) -> None:
         self._ca.calls[method] += 1
         if script := self._ca.scripts.get(method):
             raise script.pop(0)
-        if method not in {"register", "look"} and self._uri not in self._ca.accounts.values():
+        if method not in NEEDS_NO_ACCOUNT and self._ca.accounts.get(self._key) != self._uri:
             raise refused("accountDoesNotExist")
 
     def _order(self, url: str) -> Order:
@@ -165,14 +192,34 @@ class Client:
         self._uri = self._ca.accounts.setdefault(self._key, f"{HOST}/account/{number}")
         return self._uri
 
-    async def new_order(self, csr_der: bytes, *, profile: str | None = None) -> OrderSeen:
+    async def find_account(self) -> str | None:
+        self._enter("find_account")
+        self._uri = self._ca.accounts.get(self._key, self._uri)
+        return self._ca.accounts.get(self._key)
+
+    async def update_contacts(self) -> None:
+        self._enter("update_contacts")
+        self._ca.contacts[self._ca.accounts[self._key]] = self._spec.contact
+
+    async def change_key(self, new_key_pem: bytes) -> None:
+        self._enter("change_key")
+        if new_key_pem in self._ca.accounts:
+            raise refused("malformed", 409)
+        self._ca.accounts[new_key_pem] = self._ca.accounts.pop(self._key)
+        self._key = new_key_pem
+
+    async def new_order(
+        self, csr_der: bytes, *, profile: str | None = None, replaces: str | None = None
+    ) -> OrderSeen:
         self._enter("new_order")
         names = x509.load_der_x509_csr(csr_der).extensions.get_extension_for_class(
             x509.SubjectAlternativeName
         )
         url = f"{HOST}/order/{self._ca.calls['new_order']}"
         assert self._uri is not None
-        self._ca.orders[url] = Order(self._uri, tuple(names.value.get_values_for_type(x509.DNSName)))
+        self._ca.orders[url] = Order(
+            self._uri, tuple(names.value.get_values_for_type(x509.DNSName)), replaces=replaces
+        )
         return self._seen(url)
 
     async def order(self, url: str) -> OrderSeen:
@@ -221,9 +268,25 @@ class Client:
         self._order(order_url).chain = self._ca.sign(csr_der)
         return self._seen(order_url)
 
-    async def certificate(self, url: str) -> bytes:
+    async def certificate(self, url: str, *, issuer: str | None = None) -> bytes:
         self._enter("certificate")
         return self._order(url.removesuffix("/certificate")).chain
+
+    async def renewal_info(self, cert_id: str) -> Window | None:
+        self._enter("renewal_info")
+        if self._ca.renewal is None:
+            return None
+        if cert_id not in self._ca.renewal:
+            raise refused("malformed", 404)
+        return self._ca.renewal[cert_id]
+
+    async def revoke(self, cert_der: bytes, reason: int, *, key_pem: bytes | None = None) -> None:
+        self._enter("revoke")
+        self._ca.revoked.setdefault(cert_der, reason)
+
+    async def deactivate(self, authorization_url: str) -> None:
+        self._enter("deactivate")
+        self._ca.deactivated.append(authorization_url)
 
     def key_authorization(self, token: str) -> str:
         return f"{token}.thumbprint"

@@ -3,51 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any
 
 from acme import messages
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from josepy import b64, jwa, jwk
 from josepy.interfaces import JSONDeSerializable
-from josepy.json_util import field
 
 from certfan import pki
 from certfan.core.issuance import AuthorizationSeen, ChallengeSeen, OrderSeen
 from certfan.core.model import Authority
+from certfan.core.renewal import Window
 from certfan.daemon.authority.answer import Answer
+from certfan.daemon.authority.bodies import (
+    Body,
+    NewOrder,
+    Signer,
+    identifiers_of,
+    key_change,
+    load_csr,
+    registration,
+    revocation,
+    signer_of,
+)
 from certfan.daemon.authority.bridge import in_greenlet
 from certfan.daemon.authority.network import LoopNetwork, NoncePool, ProblemAnswered
 from certfan.daemon.authority.problems import PREFIX, refusal
 from certfan.daemon.authority.reading import TOKEN, Reader
 from certfan.daemon.authority.transport import Transport
-from certfan.errors import AuthorityRefused, ChainInvalid, PairMismatch, RequestInvalid
-from certfan.pki.keys import load_key
+from certfan.errors import AuthorityMalformed, AuthorityRefused, ChainInvalid
 
 EXCHANGE_TIMEOUT = 30.0  # seconds for everything of one method: retried nonces, the directory, the answer
 DIRECTORY_LIFE = 3600.0  # seconds that a fetched directory is believed
 MOST_CERTIFICATES = 10  # of one chain
-
-
-class NewOrder(messages.NewOrder):
-    """A newOrder that may say which certificate it replaces (RFC 9773 section 5)."""
-
-    replaces: str | None = field("replaces", omitempty=True)
-
-
-class _Empty(JSONDeSerializable):
-    """`{}`, which is how a challenge is answered (RFC 8555 section 7.5.1)."""
-
-    def to_partial_json(self) -> dict[str, Any]:
-        return {}
-
-    @classmethod
-    def from_json(cls, jobj: Any) -> _Empty:
-        return cls()
+MOST_ALTERNATES = 10  # chains beside the first that are looked at
+_CERT_ID = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
 def make_account_key() -> bytes:
@@ -58,7 +51,7 @@ def make_account_key() -> bytes:
 class AcmeAuthority:
     """An authority and our account there; any number of tasks may share one.
 
-    Every method is one exchange of at most 30 s. Cancelled, its request is cut off, the authority may or may not
+    Every method is one exchange of at most 30 s, or a few. Cancelled, its request is cut off, the authority may or may not
     have heard it, and this object is as usable as before. All of them raise:
 
         AuthorityUnreachable: no answer came.
@@ -80,11 +73,7 @@ class AcmeAuthority:
         self._transport = Transport(spec, clock)
         self._reader = Reader(self._transport)
         self._nonces = NoncePool()
-        self._key, self._alg = _load_account_key(account_key_pem)
-        self._thumbprint = b64.b64encode(self._key.thumbprint()).decode()
-        self._anonymous = self._network(None)
-        self._account_uri = account_uri
-        self._known = self._network(account_uri) if account_uri else None
+        self._sign_with(signer_of(account_key_pem), account_uri)
         self._directory: tuple[dict[str, Any], float] | None = None
         self._directory_lock = asyncio.Lock()
 
@@ -99,15 +88,56 @@ class AcmeAuthority:
         return self._transport.server_date
 
     async def register(self) -> str:
-        """Return the URL of the account of our key, made now unless it exists. Repeatable."""
-        wanted = messages.NewRegistration(contact=self._spec.contact, terms_of_service_agreed=True)
-        answer = await self._exchange("a new account", "newAccount", wanted, network=self._anonymous)
+        """Return the URL of the account of our key, made now unless it exists. Repeatable.
+
+        Bound to an account outside of ACME when the spec has an `eab_kid`.
+
+        Raises:
+            AuthorityRefused: also, before anything is sent, when the authority wants such a binding and has none.
+            ConfigInvalid, ConfigTooOpen: also for the file of the binding's key.
+        """
+        wanted = registration(self._spec, self._signer, await self._known_directory())
+        return await self._account("a new account", wanted)
+
+    async def find_account(self) -> str | None:
+        """Return the URL of the account of our key; None when it has none, and none is made."""
+        try:
+            wanted = messages.NewRegistration(only_return_existing=True)
+            return await self._account("to find an account", wanted)
+        except AuthorityRefused as refused:
+            if refused.type == PREFIX + "accountDoesNotExist":
+                return None
+            raise
+
+    async def _account(self, asked: str, wanted: messages.NewRegistration) -> str:
+        answer = await self._exchange(asked, "newAccount", wanted, network=self._anonymous)
         uri = self._reader.location(answer, "the account")
         status = self._reader.account_status(answer)
         if status != "valid":
             raise self._refused(f"the account {uri} is {status}", "unauthorized", "make a new account key")
-        self._account_uri, self._known = uri, self._network(uri)
+        self._sign_with(self._signer, uri)
         return uri
+
+    async def update_contacts(self) -> None:
+        """Let the account have the contacts of the spec and no others. Repeatable."""
+        wanted = Body({"contact": list(self._spec.contact)})
+        await self._exchange("new contacts", self._account_uri or "", wanted)
+
+    async def change_key(self, new_key_pem: bytes) -> None:
+        """Give the account another key (RFC 8555 section 7.3.5); from then on this object signs with it.
+
+        What proves the account at a challenge changes too, so answers that were laid before no longer do. When it
+        fails or is cancelled this object signs as before, and `find_account` with either key says which one counts.
+
+        Raises:
+            PairMismatch: the new key does not parse, or no authority takes its kind; nothing was sent.
+            AuthorityRefused: also when the new key has an account already.
+        """
+        new = signer_of(new_key_pem)
+        url = self._named(await self._known_directory(), "keyChange")
+        uri = self._account_uri or ""
+        await self._exchange("a change of the account's key", url, key_change(uri, self._signer, new, url))
+        self._sign_with(new, uri)
 
     async def look(self) -> None:
         """See whether the authority answers at all: its directory is asked for anew."""
@@ -117,8 +147,7 @@ class AcmeAuthority:
 
     async def profiles(self) -> frozenset[str]:
         """Return the names of the profiles that the authority advertises; empty when it knows none."""
-        async with self._patience():
-            advertised = (await self._fresh_directory()).get("meta", {}).get("profiles")
+        advertised = (await self._known_directory()).get("meta", {}).get("profiles")
         return frozenset(advertised) if isinstance(advertised, dict) else frozenset()
 
     async def new_order(
@@ -136,7 +165,7 @@ class AcmeAuthority:
         profile = profile or self._spec.profile
         if profile is not None:
             await self._check_profile(profile)
-        wanted = NewOrder(identifiers=_identifiers(csr_der), profile=profile, replaces=replaces)
+        wanted = NewOrder(identifiers=identifiers_of(csr_der), profile=profile, replaces=replaces)
         answer = await self._exchange("a new order", "newOrder", wanted)
         return self._reader.order(answer, self._reader.location(answer, "the order"))
 
@@ -150,15 +179,31 @@ class AcmeAuthority:
 
     async def answer(self, challenge_url: str) -> ChallengeSeen:
         """Have the authority try a challenge whose answer is in place."""
-        return self._reader.challenge(await self._exchange("a challenge's answer", challenge_url, _Empty()))
+        return self._reader.challenge(await self._exchange("a challenge's answer", challenge_url, Body({})))
 
     async def finalize(self, url: str, csr_der: bytes, *, order_url: str) -> OrderSeen:
         """Send the request of a ready order that lives at `order_url`; the answer need not say where that is."""
-        wanted = messages.CertificateRequest(csr=_load_csr(csr_der))
+        wanted = messages.CertificateRequest(csr=load_csr(csr_der))
         return self._reader.order(await self._exchange("to finalize", url, wanted), order_url)
 
-    async def certificate(self, url: str) -> bytes:
-        """Return the chain as PEM, leaf first: certificates only, one to ten; whether it fits is for `pki` to say."""
+    async def certificate(self, url: str, *, issuer: str | None = None) -> bytes:
+        """Return the chain as PEM, leaf first: certificates only, one to ten; whether it fits is for `pki` to say.
+
+        With `issuer`, it is the first of the chains offered whose topmost certificate has, or is issued by, that
+        common name, and the one offered first when there is none. An alternate that is no chain counts for nothing.
+        """
+        answer = await self._chain(url)
+        if issuer is None or issuer in pki.top_names(answer.content):
+            return answer.content
+        for alternate in answer.links("alternate")[:MOST_ALTERNATES]:
+            # The certificate is issued: a bad chain beside a good one must not keep it from being served.
+            with suppress(AuthorityMalformed, AuthorityRefused):
+                other = await self._chain(alternate)
+                if issuer in pki.top_names(other.content):
+                    return other.content
+        return answer.content
+
+    async def _chain(self, url: str) -> Answer:
         answer = await self._exchange("a certificate", url, accept="application/pem-certificate-chain")
         try:
             if not answer.content.lstrip().startswith(b"-----BEGIN"):
@@ -168,13 +213,47 @@ class AcmeAuthority:
             raise self._transport.malformed(f"the certificate at {url}: {error.text}") from error
         if len(chain) > MOST_CERTIFICATES:
             raise self._transport.malformed(f"the chain at {url} holds {len(chain)} certificates")
-        return answer.content
+        return answer
+
+    async def renewal_info(self, cert_id: str) -> Window | None:
+        """Return when the authority wants a certificate renewed (RFC 9773); None when it never says such a thing.
+
+        `cert_id` is `pki.renewal_id`; ValueError when it cannot be one.
+        """
+        if not _CERT_ID.fullmatch(cert_id):
+            raise ValueError("cert_id is not that of RFC 9773")
+        where = (await self._known_directory()).get("renewalInfo")
+        if where is None:
+            return None
+        base = self._transport.check(where, "renewalInfo of the directory").rstrip("/")
+        async with self._patience():
+            return self._reader.renewal_info(await self._look("renewal information", f"{base}/{cert_id}"))
+
+    async def revoke(self, cert_der: bytes, reason: int, *, key_pem: bytes | None = None) -> None:
+        """Revoke a certificate (RFC 8555 section 7.6) for a reason of RFC 5280 section 5.3.1. Repeatable.
+
+        Signed by the account, or by the certificate's own private key when it is given.
+
+        Raises:
+            PairMismatch: `key_pem` does not parse.
+        """
+        network = None if key_pem is None else self._network(signer_of(key_pem), None)
+        try:
+            await self._exchange("a revocation", "revokeCert", revocation(cert_der, reason), network=network)
+        except AuthorityRefused as refused:
+            if refused.type != PREFIX + "alreadyRevoked":
+                raise
+
+    async def deactivate(self, authorization_url: str) -> None:
+        """Give an authorization up (RFC 8555 section 7.5.2): nobody tries its challenges any more."""
+        wanted = Body({"status": "deactivated"})
+        await self._exchange("to give up an authorization", authorization_url, wanted)
 
     def key_authorization(self, token: str) -> str:
         """Return what proves our account at a challenge (RFC 8555 section 8.1); ValueError for a bad token."""
         if not TOKEN.fullmatch(token):
             raise ValueError("token is not base64url")
-        return f"{token}.{self._thumbprint}"
+        return f"{token}.{self._signer.thumbprint}"
 
     async def close(self) -> None:
         """Close the connections; repeatable."""
@@ -196,7 +275,8 @@ class AcmeAuthority:
         headers = {"Content-Type": LoopNetwork.JOSE_CONTENT_TYPE, "Accept": accept}
         async with self._patience():
             directory = await self._fresh_directory()
-            url, new_nonce = directory.get(where, where), directory["newNonce"]
+            url = where if "/" in where else self._named(directory, where)
+            new_nonce = directory["newNonce"]
             try:
                 return await in_greenlet(network.post, url, body, headers=headers, new_nonce_url=new_nonce)
             except ProblemAnswered as said:
@@ -205,12 +285,24 @@ class AcmeAuthority:
     async def _fresh_directory(self) -> dict[str, Any]:
         async with self._directory_lock:
             if self._directory is None or time.monotonic() - self._directory[1] > DIRECTORY_LIFE:
-                try:
-                    answer = await in_greenlet(self._anonymous.look, self._spec.directory)
-                except ProblemAnswered as said:
-                    raise refusal(self._spec, "its directory", said.answer, said.document) from None
+                answer = await self._look("its directory", self._spec.directory)
                 self._directory = self._reader.directory(answer), time.monotonic()
             return self._directory[0]
+
+    async def _known_directory(self) -> dict[str, Any]:
+        async with self._patience():
+            return await self._fresh_directory()
+
+    def _named(self, directory: dict[str, Any], name: str) -> str:
+        if name not in directory:
+            raise self._transport.malformed(f"the directory has no {name}")
+        return self._transport.check(directory[name], f"{name} of the directory")
+
+    async def _look(self, asked: str, url: str) -> Answer:
+        try:
+            return await in_greenlet(self._anonymous.look, url)
+        except ProblemAnswered as said:
+            raise refusal(self._spec, asked, said.answer, said.document) from None
 
     async def _check_profile(self, profile: str) -> None:
         advertised = await self.profiles()
@@ -232,33 +324,10 @@ class AcmeAuthority:
         except TimeoutError as error:
             raise self._transport.unreachable(f"none within {EXCHANGE_TIMEOUT:.0f} s") from error
 
-    def _network(self, account_uri: str | None) -> LoopNetwork:
-        return LoopNetwork(self._key, self._alg, self._transport, self._nonces, account_uri)
+    def _sign_with(self, signer: Signer, account_uri: str | None) -> None:
+        self._signer, self._account_uri = signer, account_uri
+        self._anonymous = self._network(signer, None)
+        self._known = self._network(signer, account_uri) if account_uri else None
 
-
-def _load_account_key(pem: bytes) -> tuple[jwk.JWK, jwa.JWASignature]:
-    match load_key(pem):
-        case ec.EllipticCurvePrivateKey(curve=ec.SECP256R1()) as key:
-            return jwk.JWKEC(key=key), jwa.ES256
-        case ec.EllipticCurvePrivateKey(curve=ec.SECP384R1()) as key:
-            return jwk.JWKEC(key=key), jwa.ES384
-        case rsa.RSAPrivateKey() as key:
-            return jwk.JWKRSA(key=key), jwa.RS256
-    raise PairMismatch("account key is of a kind that no authority takes")
-
-
-def _load_csr(csr_der: bytes) -> x509.CertificateSigningRequest:
-    try:
-        return x509.load_der_x509_csr(csr_der)
-    except ValueError as error:
-        raise RequestInvalid("certificate signing request does not parse") from error
-
-
-def _identifiers(csr_der: bytes) -> list[messages.Identifier]:
-    try:
-        san = _load_csr(csr_der).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError) as error:
-        raise RequestInvalid("certificate signing request holds no names") from error
-    names = [(messages.IDENTIFIER_FQDN, name) for name in san.get_values_for_type(x509.DNSName)]
-    names += [(messages.IDENTIFIER_IP, str(ip)) for ip in san.get_values_for_type(x509.IPAddress)]
-    return [messages.Identifier(typ=typ, value=value) for typ, value in names]
+    def _network(self, signer: Signer, account_uri: str | None) -> LoopNetwork:
+        return LoopNetwork(signer.key, signer.alg, self._transport, self._nonces, account_uri)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from certfan.core.model import Authority, Problem
 from certfan.daemon.authority.answer import Answer
@@ -11,7 +12,10 @@ from certfan.errors import AuthorityRefused
 
 PREFIX = "urn:ietf:params:acme:error:"
 LONGEST_TEXT = 500
+LONGEST_URL = 2000  # one that lets a paused account go on holds a whole signed token
 MAX_SUBPROBLEMS = 100
+_URL = re.compile(r"https://[!-~]+")
+_NAME = re.compile(r"[!-~]{1,253}")
 
 _HINTS = {
     "accountDoesNotExist": "registered again by itself, with the same key",
@@ -23,7 +27,7 @@ _HINTS = {
     "connection": "let the vhost of the name forward /.well-known/acme-challenge/ and open port 80 to the world",
     "dns": "publish A or AAAA records of the name, and check its DNSSEC",
     "dnssec": "check the DNSSEC of the name",
-    "externalAccountRequired": "this authority wants external account binding; choose another one",
+    "externalAccountRequired": "set eab_kid and eab_key_file of the authority",
     "incorrectResponse": "let the vhost of the name forward /.well-known/acme-challenge/ to this machine",
     "invalidContact": "correct contact of the authority",
     "invalidProfile": "choose a profile that the authority advertises",
@@ -49,6 +53,7 @@ def refusal(spec: Authority, asked: str, answer: Answer, document: Mapping[str, 
         subject=spec.name,
         hint=hint_for(document, links),
         not_before=answer.not_before,
+        identifiers=_identifiers(document),
     )
 
 
@@ -70,12 +75,38 @@ def describe(document: Mapping[str, Any]) -> str:
 
 
 def hint_for(document: Mapping[str, Any], links: tuple[str, ...] = ()) -> str:
-    """Return what to try next; when the authority wants an action, with the URL where."""
+    """Return what to try next; when the authority wants an action, with the whole URL where."""
     nested = document.get("subproblems")
     kinds = [kind(document), *(kind(one) for one in _mappings(nested))]
     hint = next((_HINTS[one] for one in kinds if one in _HINTS), "see the authority's documentation")
-    url = next((u for u in (document.get("instance"), *links) if _may_be_shown(u)), None)
-    return f"open {url}" if kinds[0] == "userActionRequired" and url else hint
+    detail = _text(document.get("detail"))
+    match kinds[0]:
+        case "userActionRequired":
+            url = next(_shown(document.get("instance"), *links, *_urls(detail)), None)
+            return f"open {url}" if url else hint
+        case "rateLimited":
+            url = next(_shown(*_urls(detail)), None)
+            if url is None:
+                return hint
+            # A limit goes away by itself, a paused account (Boulder has no type of its own for it) does not.
+            paused = "unpause" in url or "visit" in detail.lower()
+            return f"open {url}" if paused else f"{hint}; see {url}"
+    return hint
+
+
+def _urls(detail: str) -> Iterator[str]:
+    return (found[0].rstrip(".,;:!?)>]}\"'") for found in _URL.finditer(detail))
+
+
+def _shown(*urls: object) -> Iterator[str]:
+    return (url for url in urls if may_be_shown(url, LONGEST_URL))
+
+
+def _identifiers(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names that the subproblems are about, each once; one that is no name at all is left out."""
+    named = (one.get("identifier") for one in _mappings(document.get("subproblems")))
+    values = (_text(one.get("value")) for one in named if isinstance(one, Mapping))
+    return tuple(dict.fromkeys(value for value in values if _NAME.fullmatch(value)))
 
 
 def _parts(document: Mapping[str, Any]) -> Iterator[str]:
@@ -93,8 +124,9 @@ def _mappings(value: object) -> list[Mapping[str, Any]]:
     return [one for one in value[:MAX_SUBPROBLEMS] if isinstance(one, Mapping)]
 
 
-def _may_be_shown(url: object) -> bool:
-    return isinstance(url, str) and url.startswith("https://") and len(url) <= 200 and url.isprintable()
+def may_be_shown(url: object, longest: int) -> TypeGuard[str]:
+    """Say whether a URL that came over the wire can be given to a user to open."""
+    return isinstance(url, str) and len(url) <= longest and _URL.fullmatch(url) is not None
 
 
 def _text(value: object, default: str = "") -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -21,13 +21,15 @@ from certfan.core.issuance import (
     OrderStatus,
 )
 from certfan.core.model import Identifier
+from certfan.core.renewal import Window
 from certfan.daemon.authority.answer import Answer
-from certfan.daemon.authority.problems import fact
+from certfan.daemon.authority.problems import fact, may_be_shown
 from certfan.daemon.authority.transport import Transport
 
 TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 MOST_AUTHORIZATIONS = 1000
 MOST_CHALLENGES = 100
+MOST_OF_EXPLANATION = 200  # characters of a URL that says why
 S = TypeVar("S", bound=StrEnum)
 T = TypeVar("T")
 
@@ -97,6 +99,24 @@ class Reader:
         """Read one challenge."""
         return self._challenge(self._object(answer, "the challenge"))
 
+    def renewal_info(self, answer: Answer) -> Window:
+        """Read a suggested window (RFC 9773 section 4.2); an explanation that cannot be shown is left out."""
+        what = "the renewal information"
+        fields = self._object(answer, what)
+        window = fields.get("suggestedWindow")
+        if not isinstance(window, dict):
+            raise self._wrong(fields, "suggestedWindow", what)
+        start, end = (self._instant(window, name, f"suggestedWindow of {what}") for name in ("start", "end"))
+        if start is None or end is None:
+            raise self._wrong(window, "start" if start is None else "end", f"suggestedWindow of {what}")
+        url = fields.get("explanationURL")
+        return Window(
+            start,
+            end,
+            explanation_url=url if may_be_shown(url, MOST_OF_EXPLANATION) else "",
+            retry_after=answer.retry_after,
+        )
+
     def _has_token(self, fields: object) -> bool:
         if not isinstance(fields, dict):
             raise self.transport.malformed("a challenge is no object")
@@ -152,11 +172,11 @@ class Reader:
             return None
         try:
             found = datetime.fromisoformat(value)  # TypeError: not even text
-        except (ValueError, TypeError):
-            raise self._wrong(fields, name, what) from None
-        if found.tzinfo is None:
-            raise self._wrong(fields, name, what)
-        return found
+            if found.tzinfo is not None:
+                return found.astimezone(UTC)
+        except (ValueError, TypeError, OverflowError):
+            pass
+        raise self._wrong(fields, name, what)
 
     def _wrong(self, fields: Mapping[str, Any], name: str, what: str) -> Exception:
         if name not in fields:

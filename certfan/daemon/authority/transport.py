@@ -1,4 +1,4 @@
-"""HTTPS to one authority: its origin only, no redirects, no proxies of the environment, everything capped.
+"""HTTPS to one authority: its origins only, no redirects, no proxies of the environment, everything capped.
 
 One TLS context and one pool of kept-alive connections an authority. What must never come in: what a body means.
 """
@@ -93,7 +93,7 @@ class Transport:
         return bytes(body)
 
     def check(self, url: object, what: str) -> str:
-        """Return `url` if it is https and of the directory's origin.
+        """Return `url` if it is https and of the directory's origin, or of one that the spec allows beside it.
 
         Raises:
             AuthorityMalformed: it is not; nothing was sent there.
@@ -102,21 +102,27 @@ class Transport:
             raise self.malformed(f"{what} is no URL: {url!r:.200}")
         try:
             found = urlsplit(url)
-            same = _origin(found) == _home(self.spec.directory) and "@" not in found.netloc
+            homes = _homes(self.spec.directory, *self.spec.origins)
+            same = _origin(found) in homes and "@" not in found.netloc
         except ValueError as error:
             raise self.malformed(f"{what} is no URL: {url!r:.200}") from error
         if found.scheme != "https":
             raise self.malformed(f"{what} is not https: {url!r:.200}")
         if not same:
-            raise self.malformed(f"{what} is of another origin than the directory: {url!r:.200}")
+            raise self.malformed(
+                f"{what} is of another origin than the directory: {url!r:.200}",
+                hint=f"if the URL is right, add it to origins of authority {self.spec.name}",
+            )
         return url
 
-    def malformed(self, reason: str, *, not_before: datetime | None = None) -> AuthorityMalformed:
+    def malformed(
+        self, reason: str, *, not_before: datetime | None = None, hint: str = ""
+    ) -> AuthorityMalformed:
         """Return the error for something that is not ACME."""
         return AuthorityMalformed(
             f"authority {self.spec.name}: {reason}",
             subject=self.spec.name,
-            hint=f"check the directory of authority {self.spec.name}: {self.spec.directory}",
+            hint=hint or f"check the directory of authority {self.spec.name}: {self.spec.directory}",
             not_before=not_before,
         )
 
@@ -184,8 +190,8 @@ def _origin(url: SplitResult) -> tuple[str, str, int]:
 
 
 @lru_cache
-def _home(directory: str) -> tuple[str, str, int]:
-    return _origin(urlsplit(directory))
+def _homes(*urls: str) -> frozenset[tuple[str, str, int]]:
+    return frozenset(_origin(urlsplit(url)) for url in urls)
 
 
 def _place(url: str) -> str:
