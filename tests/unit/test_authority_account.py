@@ -29,14 +29,6 @@ Open = Callable[..., AcmeAuthority]
 
 
 @pytest.fixture
-async def ca(tmp_path: Path) -> AsyncIterator[OddAuthority]:
-    odd = OddAuthority(tmp_path)
-    await odd.start()
-    yield odd
-    await odd.stop()
-
-
-@pytest.fixture
 async def at(ca: OddAuthority) -> AsyncIterator[Open]:
     opened = []
 

@@ -3,7 +3,6 @@
 import base64
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,14 +31,6 @@ DER = pki.read_leaf(trustme.CA().issue_cert("a.example").cert_chain_pems[0].byte
 
 
 @pytest.fixture
-async def ca(tmp_path: Path) -> AsyncIterator[OddAuthority]:
-    odd = OddAuthority(tmp_path)
-    await odd.start()
-    yield odd
-    await odd.stop()
-
-
-@pytest.fixture
 async def acme(ca: OddAuthority) -> AsyncIterator[AcmeAuthority]:
     authority = connected(ca, account=f"{ca.url}/account/1")
     yield authority
@@ -51,13 +42,18 @@ def connected(ca: OddAuthority, *, account: str | None = None, **spec: Any) -> A
     return AcmeAuthority(found, account_key_pem=KEY, account_uri=account, clock=lambda: NOW)
 
 
-def chain(top: str, issuer: str) -> bytes:
-    """One certificate with these common names, as the top of a chain."""
+def named(subject: str, issuer: str) -> bytes:
+    """One certificate with these common names."""
     key = ec.generate_private_key(ec.SECP256R1())
-    subject, above = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, one)]) for one in (top, issuer))
-    builder = x509.CertificateBuilder(issuer_name=above, subject_name=subject, public_key=key.public_key())
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, one)]) for one in (issuer, subject)]
+    builder = x509.CertificateBuilder(*names, public_key=key.public_key())
     builder = builder.serial_number(7).not_valid_before(NOW).not_valid_after(NOW + timedelta(days=9))
     return builder.sign(key, SHA256()).public_bytes(Encoding.PEM)
+
+
+def chain(top: str, issuer: str) -> bytes:
+    """A leaf and what it is issued by."""
+    return named("leaf", top) + named(top, issuer)
 
 
 CHAINS = {
@@ -95,6 +91,7 @@ def offering(ca: OddAuthority, *alternates: str) -> None:
         ("Root Three", "/cert/3", 3),
         ("Root Four", "/cert/3", 3),
         ("root two", "/cert/1", 3),
+        ("leaf", "/cert/1", 3),
     ],
 )
 async def test_the_chain_that_ends_in_the_issuer_asked_for_is_chosen(
