@@ -55,7 +55,7 @@ EDGES = {
 BANNED_NAMES = frozenset(
     {"utils", "util", "common", "helpers", "helper", "base", "manager", "handler", "misc"}
 )
-AGENT_NEVER_LOADS = ("acme", "josepy", "sqlalchemy", "alembic", "watchfiles", "publicsuffixlist")
+AGENT_NEVER_LOADS = ("acme", "dns", "josepy", "sqlalchemy", "alembic", "watchfiles", "publicsuffixlist")
 
 
 def modules() -> Iterator[tuple[str, Path]]:
