@@ -1,9 +1,21 @@
 """What several unit tests need."""
 
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
+from tests.unit.odd_authority import OddAuthority
+
+
+@pytest.fixture
+async def ca(tmp_path: Path) -> AsyncIterator[OddAuthority]:
+    """Serve an authority over real HTTPS that can be told to misbehave."""
+    odd = OddAuthority(tmp_path)
+    await odd.start()
+    yield odd
+    await odd.stop()
 
 
 @pytest.fixture

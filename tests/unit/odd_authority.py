@@ -37,6 +37,8 @@ class OddAuthority:
         self.authorization: dict[str, Any] = {}
         self.headers: dict[str, str] = {}
         self.meta: dict[str, Any] = {"profiles": {"classic": "90 days"}}
+        self.names = {"newNonce", "newAccount", "newOrder", "keyChange", "revokeCert", "renewalInfo"}
+        self.window: dict[str, Any] = {}
         self.chain = self.ca.issue_cert("a.example").cert_chain_pems[0].bytes()
         self.seen: list[tuple[str, str, dict[str, Any], Any]] = []
         self.raw: list[web.BaseRequest] = []
@@ -108,8 +110,11 @@ class OddAuthority:
             self.nonces.discard(protected["nonce"])
         match request.method, request.path:
             case "GET", "/dir":
-                names = {n: f"{self.url}/{n}" for n in ("newNonce", "newAccount", "newOrder")}
-                return web.json_response({**names, "meta": self.meta})
+                return web.json_response({n: f"{self.url}/{n}" for n in self.names} | {"meta": self.meta})
+            case "GET", path if path.startswith("/renewalInfo/"):
+                return web.json_response(self.window)
+            case "POST", "/account/1" | "/keyChange" | "/revokeCert":
+                return web.json_response({"status": "valid"})
             case "HEAD", "/newNonce":
                 return web.Response()
             case "POST", "/newAccount":

@@ -3,7 +3,6 @@
 import base64
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -17,14 +16,6 @@ from tests.unit.odd_authority import TOKEN, OddAuthority, problem
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 KEY = make_account_key()
 CSR = pki.make_csr(pki.make_key(), ["a.example", "*.a.example", "192.0.2.7", "2001:db8::1"])
-
-
-@pytest.fixture
-async def ca(tmp_path: Path) -> AsyncIterator[OddAuthority]:
-    odd = OddAuthority(tmp_path)
-    await odd.start()
-    yield odd
-    await odd.stop()
 
 
 @pytest.fixture

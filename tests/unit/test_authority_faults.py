@@ -23,14 +23,6 @@ CSR = pki.make_csr(pki.make_key(), ["a.example"])
 
 
 @pytest.fixture
-async def ca(tmp_path: Path) -> AsyncIterator[OddAuthority]:
-    odd = OddAuthority(tmp_path)
-    await odd.start()
-    yield odd
-    await odd.stop()
-
-
-@pytest.fixture
 async def acme(ca: OddAuthority) -> AsyncIterator[AcmeAuthority]:
     authority = at(ca, str(ca.ca_file))
     yield authority
