@@ -1,11 +1,14 @@
 """The http-01 responder on real sockets: live tokens only, whoever asks and however."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import stat
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Self
 from unittest.mock import ANY
 
 import pytest
@@ -45,7 +48,8 @@ class Rig:
 
     async def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
         lines = [
-            f"{name.replace('_', '-')}: {value}" for name, value in {"Host": "a.example", **headers}.items()
+            f"{name.replace('_', '-')}: {value}"
+            for name, value in {"Host": "a.example", "Connection": "close", **headers}.items()
         ]
         return await self.ask("\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]))
 
@@ -217,6 +221,159 @@ async def test_what_is_no_sane_http_gets_a_short_refusal(
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
+class Kept:
+    """One connection that asks again and again."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    async def __aenter__(self) -> Self:
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.close()
+        with contextlib.suppress(ConnectionResetError):
+            await self._writer.wait_closed()
+
+    async def send(self, request: str) -> None:
+        self._writer.write(request.encode())
+        await self._writer.drain()
+
+    async def answer(self) -> tuple[int, bytes, bytes]:
+        """Return status, the `Connection` header and the body of the next answer."""
+        async with asyncio.timeout(5):
+            head = await self._reader.readuntil(b"\r\n\r\n")
+            fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
+            body = await self._reader.readexactly(int(fields[b"content-length"]))
+        return int(head.split()[1]), fields[b"connection"], body
+
+    async def rest(self) -> bytes:
+        """Return what comes until the other side closes."""
+        async with asyncio.timeout(5):
+            return await self._reader.read()
+
+
+def request(path: str = PATH, *lines: str, version: str = "1.1") -> str:
+    return "\r\n".join([f"GET {path} HTTP/{version}", "Host: a.example", *lines, "", ""])
+
+
+async def test_a_connection_may_ask_again_and_is_told_each_time(rig: Rig) -> None:
+    """Validators close, proxies do not: a kept connection saves them the next handshake."""
+    async with Kept(rig.port) as kept:
+        answers = []
+        for path in (PATH, "/unknown", PATH):
+            await kept.send(request(path))
+            answers.append(await kept.answer())
+        await kept.send(request(PATH, "Connection: close"))
+        last = await kept.answer()
+
+        ok, missing = (200, b"keep-alive", ANSWER.encode()), (404, b"keep-alive", b"404\n")
+        assert answers == [ok, missing, ok]
+        assert (last, await kept.rest()) == ((200, b"close", ANSWER.encode()), b"")
+        assert rig.told == [(TOKEN, "a.example from 127.0.0.1")] * 3
+
+
+@pytest.mark.parametrize(("lines", "stays"), [((), b"close"), (("Connection: keep-alive",), b"keep-alive")])
+async def test_http_1_0_is_kept_only_when_it_asks_for_that(
+    rig: Rig, lines: tuple[str, ...], stays: bytes
+) -> None:
+    """Old proxies wait for the end of the connection."""
+    async with Kept(rig.port) as kept:
+        await kept.send(request(PATH, *lines, version="1.0"))
+
+        assert await kept.answer() == (200, stays, ANSWER.encode())
+        if stays == b"keep-alive":
+            await kept.send("nonsense\r\n\r\n")
+            assert (await kept.answer())[0] == 400
+        assert await kept.rest() == b""
+
+
+async def test_requests_sent_in_one_breath_are_answered_in_their_order(rig: Rig) -> None:
+    """Each exactly once."""
+    async with Kept(rig.port) as kept:
+        await kept.send(request() + request("/unknown") + request(PATH, "Connection: close"))
+
+        assert [(await kept.answer())[0] for _ in range(3)] == [200, 404, 200]
+        assert await kept.rest() == b""
+
+
+async def test_a_body_is_never_taken_for_the_next_request(rig: Rig) -> None:
+    """A proxy that forwards one must not have its answers mixed up."""
+    async with Kept(rig.port) as kept:
+        smuggled = request()
+        await kept.send(request("/unknown", f"Content-Length: {len(smuggled)}") + smuggled)
+
+        assert await kept.answer() == (404, b"close", b"404\n")
+        assert (await kept.rest(), rig.told) == (b"", [])
+
+
+async def test_a_kept_connection_that_trickles_its_next_request_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An answer gives time for one more request, bytes give none."""
+    monkeypatch.setattr(http01, "PATIENCE", 0.5)
+    rig = Rig()
+    await rig.responder.start([Listener("127.0.0.1", 0)])
+    async with Kept(rig.port) as kept:
+        await kept.send(request())
+        first = await kept.answer()
+        await kept.send("GET / HT")
+
+        assert (first[0], await kept.rest()) == (200, b"")
+        await rig.responder.stop()
+
+
+async def test_an_answer_gives_a_connection_its_whole_time_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a busy proxy is not cut off in the middle of a request."""
+    monkeypatch.setattr(http01, "PATIENCE", 0.5)
+    rig = Rig()
+    await rig.responder.start([Listener("127.0.0.1", 0)])
+    async with Kept(rig.port) as kept:
+        began = time.monotonic()
+        answers = set()
+        while time.monotonic() - began < 1.2:
+            await kept.send(request())
+            answers.add(await kept.answer())
+        await rig.responder.stop()
+
+        assert answers == {(200, b"keep-alive", ANSWER.encode())}
+
+
+async def test_a_newcomer_gets_the_place_of_whoever_was_answered_longest_ago(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Kept connections are a favour: asking now and then holds no place against anybody."""
+    monkeypatch.setattr(http01, "MOST_CONNECTIONS", 2)
+    rig = Rig()
+    await rig.responder.start([Listener("127.0.0.1", 0)])
+    async with Kept(rig.port) as idle, Kept(rig.port) as busy:
+        for kept in (busy, idle, busy):
+            await kept.send(request())
+            await kept.answer()
+
+        newcomer, _, _ = await rig.get(PATH)
+        gone = await idle.rest()
+        await busy.send(request())
+
+        assert (newcomer, gone, (await busy.answer())[0]) == (200, b"", 200)
+        await rig.responder.stop()
+
+
+async def test_a_client_that_asks_and_never_reads_is_not_answered_into_memory(rig: Rig) -> None:
+    """At some point nothing more is read from it."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.setblocking(False)
+        await loop.sock_connect(deaf, ("127.0.0.1", rig.port))
+        burst = request(PATH, f"X: {'x' * 1500}").encode() * 100
+        with pytest.raises(TimeoutError):
+            for _ in range(500):  # 80 MB
+                async with asyncio.timeout(1):
+                    await loop.sock_sendall(deaf, burst)
+
+
 async def test_a_client_that_sends_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor may one trickle headers for ever."""
     monkeypatch.setattr(http01, "PATIENCE", 0.1)
@@ -245,7 +402,7 @@ async def test_one_connection_too_many_is_dropped_and_its_place_comes_free(
 
     async with asyncio.timeout(5):
         received = await second[0].read()
-    status, _, _ = await exchange(*first, f"GET {PATH} HTTP/1.1\r\nHost: a\r\n\r\n")
+    status, _, _ = await exchange(*first, f"GET {PATH} HTTP/1.0\r\nHost: a\r\n\r\n")
     again, _, _ = await rig.get(PATH)
     second[1].close()
     await rig.responder.stop()
@@ -261,7 +418,7 @@ async def test_a_unix_socket_is_for_owner_and_group(tmp_path: Path) -> None:
 
     mode = stat.S_IMODE(path.stat().st_mode)
     reader, writer = await asyncio.open_unix_connection(path)
-    status, _, body = await exchange(reader, writer, f"GET {PATH} HTTP/1.1\r\nHost: a.example\r\n\r\n")
+    status, _, body = await exchange(reader, writer, f"GET {PATH} HTTP/1.0\r\nHost: a.example\r\n\r\n")
     await rig.responder.stop()
 
     assert (mode, status, body) == (0o660, 200, ANSWER.encode())
@@ -311,7 +468,7 @@ async def test_sockets_of_systemd_are_served_beside_the_configured_ones() -> Non
     statuses = []
     for port in ports:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        statuses.append((await exchange(reader, writer, f"GET {PATH} HTTP/1.1\r\nHost: a\r\n\r\n"))[0])
+        statuses.append((await exchange(reader, writer, f"GET {PATH} HTTP/1.0\r\nHost: a\r\n\r\n"))[0])
     await rig.responder.stop()
 
     assert statuses == [200, 200]
@@ -326,7 +483,7 @@ async def test_an_ipv6_listener_takes_ipv6_only() -> None:
 
     flags = [sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) for sock in rig.responder._bound]
     reader, writer = await asyncio.open_connection("::1", rig.port)
-    status, _, _ = await exchange(reader, writer, f"GET {PATH} HTTP/1.1\r\nHost: a\r\n\r\n")
+    status, _, _ = await exchange(reader, writer, f"GET {PATH} HTTP/1.0\r\nHost: a\r\n\r\n")
     await rig.responder.stop()
 
     assert (flags, status) == ([1, 1], 200)
