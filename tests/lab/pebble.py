@@ -30,26 +30,36 @@ class Pebble:
     """One Pebble; without a network of its own it listens on free ports of `bind`.
 
     `retry_after` is what it asks pollers to wait, in seconds; `nonce_reject` the percentage of good nonces it refuses.
-    A restart is a new CA: it keeps everything in memory.
+    With `eab_keys` (kid -> base64url MAC key) only their holders get an account; every certificate has
+    `alternate_roots` chains beside the first. A restart is a new CA: it keeps everything in memory, and
+    `roots_file` (PEM, every root of its chains) is written anew.
     """
 
     def __init__(
         self, rundir: Path, dns: str, *, http_port: int = 80, prefix_argv: Sequence[str] = (), bind: str = "127.0.0.1",
         ports: tuple[int, int] | None = None, host: str | None = None, retry_after: int = 1, nonce_reject: int = 5,
-        blocklist: Sequence[str] = (BLOCKED,), env: Mapping[str, str] | None = None,
+        blocklist: Sequence[str] = (BLOCKED,), eab_keys: Mapping[str, str] | None = None, alternate_roots: int = 0,
+        env: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.folder = rundir / "ca"
         self.ca_file = self.folder / "listener-ca.pem"
+        self.roots_file = self.folder / "roots.pem"
         self.log_path = self.folder / "pebble.log"
+        self._eab_keys, self._roots = eab_keys or {}, alternate_roots + 1
         self._dns, self._prefix, self._bind = dns, list(prefix_argv), bind
         self._port, self._management = ports or (free_port(bind), free_port(bind))
         self._http_port, self._retry_after, self._blocklist = http_port, retry_after, list(blocklist)
-        self._env = {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": str(nonce_reject), **(env or {})}
+        self._env = {
+            "PEBBLE_VA_NOSLEEP": "1",
+            "PEBBLE_WFE_NONCEREJECT": str(nonce_reject),
+            "PEBBLE_ALTERNATE_ROOTS": str(alternate_roots),
+            **(env or {}),
+        }
         self.directory_url = f"https://{host or bind}:{self._port}/dir"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start, and return when both listeners are open.
+        """Start, and return when both listeners are open and the roots are in their file.
 
         Raises:
             NotInTime: it ended or did not listen; the text ends with its log.
@@ -65,6 +75,7 @@ class Pebble:
         argv = [*self._prefix, str(program), "-config", str(config), "-dnsserver", self._dns]
         self._process = machine.spawn(argv, self.log_path, env=self._env)
         machine.wait_until(self._ready, f"pebble to listen (log: {self.log_path})")
+        self.roots_file.write_text("".join(self.root_pem(number) for number in range(self._roots)))
 
     def stop(self) -> None:
         """End it; repeatable."""
@@ -77,9 +88,9 @@ class Pebble:
         """Its pid, 0 when it does not run."""
         return self._process.pid if self._process else 0
 
-    def root_pem(self) -> str:
-        """The root of the chains that it issues."""
-        return self.management("/roots/0")
+    def root_pem(self, number: int = 0) -> str:
+        """The root of the chains that it issues; from 1 on, those of the alternates."""
+        return self.management(f"/roots/{number}")
 
     def management(self, path: str, body: Mapping[str, object] | None = None) -> str:
         """Ask the management interface; with a body it is a POST, such as to /set-renewal-info/."""
@@ -105,7 +116,8 @@ class Pebble:
             "httpPort": self._http_port,
             "tlsPort": 443,
             "ocspResponderURL": "",
-            "externalAccountBindingRequired": False,
+            "externalAccountBindingRequired": bool(self._eab_keys),
+            "externalAccountMACKeys": self._eab_keys,
             "domainBlocklist": self._blocklist,
             "retryAfter": {"authz": self._retry_after, "order": self._retry_after},
             "keyAlgorithm": "ecdsa",

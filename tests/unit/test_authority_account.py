@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from acme import jws
+from aiohttp import web
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from josepy import jwk
 
@@ -176,6 +177,7 @@ async def test_a_new_key_is_asked_for_by_both_keys_and_signs_from_then_on(
     new = pki.make_key(kind)
 
     await acme.change_key(new)
+    changed, found, last = len(ca.raw) - 2, ca.seen[-1], len(ca.raw)
     inner = jws.JWS.from_json(ca.payload("/keyChange"))
     protected = json.loads(inner.signature.protected)
     await acme.order(f"{ca.url}/order/1")
@@ -186,10 +188,11 @@ async def test_a_new_key_is_asked_for_by_both_keys_and_signs_from_then_on(
     assert protected["url"] == f"{ca.url}/keyChange"
     assert protected["jwk"] == new_public.to_json()
     assert "nonce" not in protected
-    outer = ca.seen[-2][2]
+    outer = ca.seen[changed][2]
     assert (outer["kid"], outer["alg"]) == (f"{ca.url}/account/1", "ES256")
-    assert jws.JWS.from_json(await ca.raw[-2].json()).verify(public(KEY))
-    assert jws.JWS.from_json(await ca.raw[-1].json()).verify(new_public)
+    assert jws.JWS.from_json(await ca.raw[changed].json()).verify(public(KEY))
+    assert (found[1], found[2]["jwk"]) == ("/newAccount", new_public.to_json())
+    assert jws.JWS.from_json(await ca.raw[last].json()).verify(new_public)
     assert acme.key_authorization(TOKEN) == f"{TOKEN}.{thumbprint(new_public)}"
 
 
@@ -203,6 +206,27 @@ async def test_a_new_key_that_is_refused_changes_nothing(ca: OddAuthority, at: O
     ca.twist = lambda _m, path: problem("malformed", 409) if path == "/keyChange" else None
 
     with pytest.raises(AuthorityRefused, match="refused a change of the account's key"):
+        await acme.change_key(pki.make_key())
+    await acme.order(f"{ca.url}/order/1")
+
+    assert jws.JWS.from_json(await ca.raw[-1].json()).verify(public(KEY))
+
+
+@pytest.mark.parametrize("location", ["/account/2", None])
+async def test_a_new_key_is_believed_only_when_it_opens_the_account(
+    ca: OddAuthority, at: Open, location: str | None
+) -> None:
+    """Pebble answers 200 to a key that another account has; believing it would lock us out of ours."""
+    acme = at(account="/account/1")
+
+    def found() -> web.Response:
+        if location is None:
+            return problem("accountDoesNotExist")
+        return web.json_response({"status": "valid"}, headers={"Location": ca.url + location})
+
+    ca.twist = lambda _m, path: found() if path == "/newAccount" else None
+
+    with pytest.raises(AuthorityRefused, match=r"account/2, not of|refused to find the account by its new"):
         await acme.change_key(pki.make_key())
     await acme.order(f"{ca.url}/order/1")
 

@@ -40,6 +40,7 @@ EXCHANGE_TIMEOUT = 30.0  # seconds for everything of one method: retried nonces,
 DIRECTORY_LIFE = 3600.0  # seconds that a fetched directory is believed
 MOST_CERTIFICATES = 10  # of one chain
 MOST_ALTERNATES = 10  # chains beside the first that are looked at
+_EXISTING = messages.NewRegistration(only_return_existing=True)
 _CERT_ID = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
@@ -97,25 +98,27 @@ class AcmeAuthority:
             ConfigInvalid, ConfigTooOpen: also for the file of the binding's key.
         """
         wanted = registration(self._spec, self._signer, await self._known_directory())
-        return await self._account("a new account", wanted)
+        uri = await self._account("a new account", wanted, self._signer)
+        self._sign_with(self._signer, uri)
+        return uri
 
     async def find_account(self) -> str | None:
         """Return the URL of the account of our key; None when it has none, and none is made."""
         try:
-            wanted = messages.NewRegistration(only_return_existing=True)
-            return await self._account("to find an account", wanted)
+            uri = await self._account("to find an account", _EXISTING, self._signer)
         except AuthorityRefused as refused:
             if refused.type == PREFIX + "accountDoesNotExist":
                 return None
             raise
+        self._sign_with(self._signer, uri)
+        return uri
 
-    async def _account(self, asked: str, wanted: messages.NewRegistration) -> str:
-        answer = await self._exchange(asked, "newAccount", wanted, network=self._anonymous)
+    async def _account(self, asked: str, wanted: messages.NewRegistration, signer: Signer) -> str:
+        answer = await self._exchange(asked, "newAccount", wanted, network=self._network(signer, None))
         uri = self._reader.location(answer, "the account")
         status = self._reader.account_status(answer)
         if status != "valid":
             raise self._refused(f"the account {uri} is {status}", "unauthorized", "make a new account key")
-        self._sign_with(self._signer, uri)
         return uri
 
     async def update_contacts(self) -> None:
@@ -137,6 +140,11 @@ class AcmeAuthority:
         url = self._named(await self._known_directory(), "keyChange")
         uri = self._account_uri or ""
         await self._exchange("a change of the account's key", url, key_change(uri, self._signer, new, url))
+        # Pebble 2.10 answers 200 to a key that another account has: only the account itself is believed.
+        if (found := await self._account("to find the account by its new key", _EXISTING, new)) != uri:
+            raise self._refused(
+                f"the new key is that of {found}, not of {uri}", "malformed", "make another account key"
+            )
         self._sign_with(new, uri)
 
     async def look(self) -> None:
