@@ -171,11 +171,13 @@ class Client:
     def __init__(self, ca: ScriptedCa, spec: Authority, key: bytes, uri: str | None) -> None:
         self._ca, self._spec, self._key, self._uri = ca, spec, key, uri
 
-    def _enter(self, method: str) -> None:
+    def _enter(self, method: str, *, by_account: bool = True) -> None:
         self._ca.calls[method] += 1
         if script := self._ca.scripts.get(method):
             raise script.pop(0)
-        if method not in NEEDS_NO_ACCOUNT and self._ca.accounts.get(self._key) != self._uri:
+        if method in NEEDS_NO_ACCOUNT or not by_account:
+            return
+        if self._ca.accounts.get(self._key) != self._uri:
             raise refused("accountDoesNotExist")
 
     def _order(self, url: str) -> Order:
@@ -281,7 +283,7 @@ class Client:
         return self._ca.renewal[cert_id]
 
     async def revoke(self, cert_der: bytes, reason: int, *, key_pem: bytes | None = None) -> None:
-        self._enter("revoke")
+        self._enter("revoke", by_account=key_pem is None)
         self._ca.revoked.setdefault(cert_der, reason)
 
     async def deactivate(self, authorization_url: str) -> None:

@@ -285,7 +285,9 @@ async def test_renewal_information_of_a_foreign_host_is_malformed(
     await allowed.close()
     await other.stop()
 
-    assert caught.value.hint == "if the URL is right, add it to origins of authority lab"
+    assert caught.value.hint == (
+        "if that host is its own too, add https://HOST[:PORT] to origins of authority lab"
+    )
     assert asked == []
     assert found is not None
     assert other.paths("GET") == [f"/renewalInfo/{CERT_ID}"]

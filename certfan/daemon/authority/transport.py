@@ -111,7 +111,7 @@ class Transport:
         if not same:
             raise self.malformed(
                 f"{what} is of another origin than the directory: {url!r:.200}",
-                hint=f"if the URL is right, add it to origins of authority {self.spec.name}",
+                hint=f"if that host is its own too, add https://HOST[:PORT] to origins of authority {self.spec.name}",
             )
         return url
 
