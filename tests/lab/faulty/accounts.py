@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.lab.faulty import signing
-from tests.lab.faulty.answers import Answer, json_answer, refused
+from tests.lab.faulty.answers import Answer, Refused, json_answer, problem, refused
 from tests.lab.faulty.records import Account, Behaviour, Records
 
 
@@ -65,7 +65,8 @@ class Accounts:
             raise refused("malformed", detail="oldKey is not the account's key")
         other = self.records.account_of(signing.thumbprint(jwk))
         if other is not None:
-            raise refused("malformed", 409, "the key is that of an account", location=other.url)
+            taken = problem("malformed", 409, "the key is that of an account")
+            raise Refused(taken.adding(Location=other.url))
         account.jwk, account.thumbprint = jwk, signing.thumbprint(jwk)
         return self._shown(account)
 
