@@ -199,12 +199,18 @@ def _words(identifier: Identifier, walk: Walk) -> dict[str, object]:
         "host": _shown(host),
         "address": _shown(last.address),
         "socket": f"{_bracketed(last.address)}:{port or (443 if scheme == 'https' else 80)}",
-        "record": "AAAA" if ":" in last.address else "A",
+        "claim": "certificate's name"
+        if last.address == identifier.value
+        else f"{_record(last.address)} record",
         "status": last.status,
         "length": last.length,
         "location": _shown(last.location),
         "curl": _curl(identifier, first),
     }
+
+
+def _record(address: str) -> str:
+    return "AAAA" if ":" in address else "A"
 
 
 def _curl(identifier: Identifier, first: Hop) -> str:
@@ -240,11 +246,11 @@ _DNS = frozenset(
 _CONNECTION = frozenset(
     {Failure.NO_ROUTE, Failure.REFUSED, Failure.UNREACHABLE, Failure.NOT_CONNECTED, Failure.SILENT}
 )
-_LISTEN = "let the web server listen on {socket} and the firewall let it in, or remove that {record} record"
+_LISTEN = "let the web server listen on {socket} and the firewall let it in, or remove that {claim}"
 _EXEMPT = "except /.well-known/acme-challenge/ from the redirects there: put `Use le_proxy` into that vhost"
-_CAPTURED = (
-    "an Alias, an MDomain of mod_md or another ACME client (certbot, acme.sh) there must let "
-    "/.well-known/acme-challenge/ go"
+_FORWARD = (
+    "put `Use le_proxy DAEMON:PORT` into the vhost of {host}; if it stands there, let the MDomain, Alias or other "
+    "ACME client (certbot, acme.sh) leave /.well-known/acme-challenge/ alone"
 )
 # Each failure's cause and hint, with the words of `_words`.
 _TOLD = MappingProxyType(
@@ -286,8 +292,9 @@ _TOLD = MappingProxyType(
             "let a web server with this name's vhost answer there",
         ),
         Failure.NOT_FOUND: (
-            "answers {status}: the vhost there does not forward to the daemon",
-            "put `Use le_proxy DAEMON:PORT` into the vhost of {host}; " + _CAPTURED,
+            "answers {status}: nothing there forwards the path to the daemon, or an MDomain of mod_md, an Alias or another "
+            "ACME client takes it first",
+            _FORWARD,
         ),
         Failure.DENIED: (
             "answers {status}: authentication or a deny rule stands before the daemon",
@@ -299,12 +306,13 @@ _TOLD = MappingProxyType(
             "let its proxy line name an address of [http01] listen in certfan.toml, and the firewall between them let it in",
         ),
         Failure.FOREIGN: (
-            "answers 200 with {length} bytes that are not ours",
-            _CAPTURED + "; put `Use le_proxy DAEMON:PORT` into the vhost of {host}",
+            "answers 200 with {length} bytes that are not ours: an Alias, an application or another ACME client takes "
+            "the path",
+            _FORWARD,
         ),
         Failure.TOO_LONG: (
-            "answers 200 with more than 128 bytes, which is all that a CA reads",
-            _CAPTURED + "; put `Use le_proxy DAEMON:PORT` into the vhost of {host}",
+            "answers 200 with more than 128 bytes, which is all that a CA reads: an application takes the path",
+            _FORWARD,
         ),
         Failure.ODD_STATUS: (
             "answers {status}, where a CA wants 200 or follows 301, 302, 307 and 308",
