@@ -281,7 +281,7 @@ _TOLD = MappingProxyType(
             "give it one",
         ),
         Failure.REFUSED: ("refuses the connection", _LISTEN),
-        Failure.UNREACHABLE: ("cannot be reached: a router says there is no such host", _LISTEN),
+        Failure.UNREACHABLE: ("cannot be reached: a router or a firewall says so", _LISTEN),
         Failure.NOT_CONNECTED: ("does not take the connection in time", _LISTEN),
         Failure.SILENT: (
             "takes the connection and does not answer in time",

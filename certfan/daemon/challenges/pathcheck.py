@@ -252,14 +252,16 @@ async def _beginning(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _why_not_connected(error: aiohttp.ClientConnectorError) -> Failure:
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return Failure.NOT_HTTP
     match error.os_error.errno:
         case errno.ECONNREFUSED:
             return Failure.REFUSED
         case errno.ETIMEDOUT:
             return Failure.NOT_CONNECTED
-        case errno.EHOSTUNREACH | errno.ENETUNREACH:
-            return Failure.UNREACHABLE
-    return Failure.NOT_HTTP
+        case errno.ECONNRESET:
+            return Failure.NOT_HTTP
+    return Failure.UNREACHABLE
 
 
 def _source(address: str) -> str:
