@@ -51,6 +51,7 @@ class Reader:
 
     def location(self, answer: Answer, what: str) -> str:
         """Return the URL of what was made."""
+        self._object(answer, what)  # a web page is named as one, not as an answer that lacks a header
         return self.transport.check(answer.headers.get("Location"), f"the Location of {what}")
 
     def account_status(self, answer: Answer) -> str:
