@@ -11,9 +11,9 @@ from certfan import pki
 from certfan.core.issuance import AuthorizationStatus, ChallengeStatus, OrderStatus
 from certfan.daemon.authority import make_account_key
 from certfan.errors import AuthorityMalformed, AuthorityRefused
+from tests.lab.authorities import EXTERNAL, KEY, NAMES, POLL, SERVERS, CaddyServer, Rig, lacking, now
 from tests.lab.faulty.records import Window
 from tests.lab.pebble import BLOCKED
-from tests.real.authority_parts import EXTERNAL, KEY, NAMES, POLL, SERVERS, CaddyServer, Rig, lacking, now
 
 pytestmark = pytest.mark.real
 

@@ -9,7 +9,7 @@ import pytest
 
 from certfan import pki
 from certfan.errors import AuthorityRefused
-from tests.real.authority_parts import PebbleServer, Rig, lacking
+from tests.lab.authorities import PebbleServer, Rig, lacking
 
 pytestmark = [pytest.mark.real, pytest.mark.skipif(bool(lacking("pebble")), reason=lacking("pebble"))]
 

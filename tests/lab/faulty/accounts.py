@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from tests.lab.faulty import signing
@@ -18,6 +19,7 @@ class Accounts:
     origin: str
     records: Records
     behaviour: Behaviour
+    numbers: count[int]
 
     def new(self, jws: signing.Jws) -> Answer:
         """Make an account, or find that of the key."""
@@ -32,7 +34,7 @@ class Accounts:
         if asked.get("termsOfServiceAgreed") is not True:
             raise refused("userActionRequired", 403, "agree to the terms of service")
         account = Account(
-            url=f"{self.origin}/account/{len(self.records.accounts) + 1}",
+            url=f"{self.origin}/account/{next(self.numbers)}",
             jwk=jwk,
             thumbprint=signing.thumbprint(jwk),
             contact=_contacts(asked.get("contact", [])),

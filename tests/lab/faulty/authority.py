@@ -75,8 +75,9 @@ class FaultyAuthority:
         self.roots_file = folder / "roots.pem"
         self.roots_file.write_bytes(b"".join(issuer.roots_pem))
         self._validator = Validator(*http_at, hosts or {})
+        numbers = count(1)
         self._ordering = Ordering(
-            self.origin, self.records, self.behaviour, self.faults, issuer, self._validate, count(1)
+            self.origin, self.records, self.behaviour, self.faults, issuer, self._validate, numbers
         )
         self._nonces = Nonces(self.behaviour, seed)
         self._routes = Routes(
@@ -85,7 +86,7 @@ class FaultyAuthority:
             self.behaviour,
             self._nonces,
             self._ordering,
-            Accounts(self.origin, self.records, self.behaviour),
+            Accounts(self.origin, self.records, self.behaviour, numbers),
             Certificates(self.records, self.behaviour),
         )
         self._tasks: set[asyncio.Task[None]] = set()

@@ -107,12 +107,12 @@ Issuing = Stuck | Spoil | Turn | Misissue
 
 @dataclass(slots=True)
 class Fault:
-    """What goes wrong at exchanges of one kind; `name` narrows it to those about that domain name.
+    """What goes wrong at exchanges of one kind (None: all); `name` narrows it to those about that domain name.
 
     The first `skip` exchanges go well, the next `left` do not (None: all of them); `hits` counts those.
     """
 
-    kind: Kind
+    kind: Kind | None
     what: Wire | Issuing
     name: str | None = field(default=None, kw_only=True)
     skip: int = field(default=0, kw_only=True)
@@ -120,7 +120,7 @@ class Fault:
     hits: int = field(default=0, kw_only=True)
 
     def _takes(self, kind: Kind, names: Iterable[str]) -> bool:
-        if kind is not self.kind or self.left == 0 or (self.name is not None and self.name not in names):
+        if self.left == 0 or self.kind not in {None, kind} or (self.name and self.name not in names):
             return False
         if self.skip:
             self.skip -= 1
@@ -137,10 +137,10 @@ class Faults:
         self._told: list[Fault] = []
 
     def add(
-        self, kind: str, what: Wire | Issuing, *, name: str | None = None, times: int | None = None, skip: int = 0
+        self, kind: str | None, what: Wire | Issuing, *, name: str | None = None, times: int | None = None, skip: int = 0
     ) -> Fault:  # fmt: skip
         """Have something go wrong from now on; `times` None means until `clear`."""
-        fault = Fault(Kind(kind), what, name=name, skip=skip, left=times)
+        fault = Fault(Kind(kind) if kind else None, what, name=name, skip=skip, left=times)
         self._told.append(fault)
         return fault
 

@@ -156,7 +156,7 @@ class Exchange:
 
 
 class Records:
-    """Everything that was made, by URL."""
+    """Everything that was made, by URL. Read from any thread: what is gone through is copied first."""
 
     def __init__(self) -> None:
         self.accounts: dict[str, Account] = {}
@@ -167,25 +167,25 @@ class Records:
 
     def account_of(self, thumbprint: str) -> Account | None:
         """Return the account of a key."""
-        return next((one for one in self.accounts.values() if one.thumbprint == thumbprint), None)
+        return next((one for one in list(self.accounts.values()) if one.thumbprint == thumbprint), None)
 
     def orders_with(self, authorization: Authorization) -> list[Order]:
         """Return every order that needs an authorization."""
-        return [one for one in self.orders.values() if authorization in one.authorizations]
+        return [one for one in list(self.orders.values()) if authorization in one.authorizations]
 
     def replacement_of(self, cert_id: str) -> Order | None:
         """Return the order that replaces a certificate, unless nothing comes of it."""
         return next(
-            (o for o in self.orders.values() if o.replaces == cert_id and o.status != "invalid"), None
+            (o for o in list(self.orders.values()) if o.replaces == cert_id and o.status != "invalid"), None
         )
 
     def by_cert_id(self, cert_id: str) -> Issued | None:
         """Return a certificate by the name that RFC 9773 gives it."""
-        return next((one for one in self.certificates.values() if one.cert_id == cert_id), None)
+        return next((one for one in list(self.certificates.values()) if one.cert_id == cert_id), None)
 
-    def by_serial(self, serial: str) -> Issued:
-        """Return a certificate; raises KeyError."""
-        return next((one for one in self.certificates.values() if one.serial == serial), None) or _no(serial)
+    def by_serial(self, serial: str) -> Issued | None:
+        """Return a certificate by its serial, lower-case hex without leading zeros."""
+        return next((one for one in list(self.certificates.values()) if one.serial == serial), None)
 
     def settle(self, orders: Iterable[Order]) -> None:
         """Give every order the status that its authorizations and the clock mean."""
@@ -197,7 +197,3 @@ class Records:
                 order.status = "invalid"
             elif statuses == {"valid"}:
                 order.status = "ready"
-
-
-def _no(serial: str) -> Issued:
-    raise KeyError(serial)

@@ -163,10 +163,10 @@ class Routes:
             raise refused("malformed", detail="this needs a kid")
         if not by_jwk and request.kind is Kind.NEW_ACCOUNT:
             raise refused("malformed", detail="this needs a jwk")
-        account = None if by_jwk else self.records.accounts.get(kid)
+        account = None if by_jwk else self.records.accounts.get(str(kid))
         if not by_jwk and account is None:
             raise refused("accountDoesNotExist", detail="no such account")
-        jws.verify(account.jwk if account else jwk)
+        jws.verify(account.jwk if account else dict(jwk or {}))
         if jws.protected.get("url") != self.origin + request.path:
             raise refused("unauthorized", 403, "the url of the signature is another one")
         self.nonces.use(jws.protected.get("nonce"))
