@@ -98,6 +98,10 @@ class Issuance:
     begun_at: datetime
     order_url: str | None = None
     answered: frozenset[str] = frozenset()
+    replaces: str | None = field(
+        default=None, kw_only=True
+    )  # certID of the predecessor (RFC 9773 section 4.1)
+    exempt: bool = field(default=False, kw_only=True)  # a renewal that the authority itself suggested
 
 
 SHORTEST_WAIT = timedelta(seconds=1)

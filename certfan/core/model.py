@@ -225,6 +225,50 @@ class Attempt:
     since: datetime | None = None  # the first failure of the row
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathCheck:
+    """What we last saw when we asked for a challenge's answer at one identifier, as the authority would."""
+
+    at: datetime
+    problem: Problem | None  # None: our own answer came back
+    failures: int = 0  # in a row
+    since: datetime | None = None  # it has been good, or failing, since then
+    mended_at: datetime | None = None  # when it last was good after it had failed
+
+
+class RevocationReason(StrEnum):
+    """Why a leaf is revoked (RFC 5280 section 5.3.1), as far as a subscriber may say."""
+
+    UNSPECIFIED = "unspecified"
+    KEY_COMPROMISE = "keyCompromise"
+    AFFILIATION_CHANGED = "affiliationChanged"
+    SUPERSEDED = "superseded"
+    CESSATION_OF_OPERATION = "cessationOfOperation"
+
+    @property
+    def code(self) -> int:
+        """Its CRLReason number."""
+        return {"unspecified": 0, "keyCompromise": 1, "affiliationChanged": 3, "superseded": 4}.get(self, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """A wish to revoke one generation: at once, or when every endpoint proves a newer one with another key."""
+
+    reason: RevocationReason
+    at_once: bool
+    asked_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """An order that was given up; what of its authorizations is pending still counts against us there."""
+
+    order_url: str
+    authority: str
+    recorded_at: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a service can be probed. The address is a literal IP, never a name."""

@@ -6,20 +6,16 @@ The plan is a value and is never stored. It never says how a step is done.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from operator import itemgetter
 
 from certfan.core.model import Certificate, Desired, Generation, Reason
-from certfan.core.policy import (
-    LONGEST_ORDER_WAIT,
-    LONGEST_SHORT_WAIT,
-    attempt_holds,
-    holding_instants,
-    renewal_instant,
-    why_issue,
-)
+from certfan.core.orders import NEVER, orders
+from certfan.core.policy import LONGEST_SHORT_WAIT, attempt_holds, holding_instants
 from certfan.core.retirement import place_instants, place_waits, retirements
 from certfan.core.steps import (
+    AskRenewal,
+    CheckPath,
     Clear,
     Forget,
     ForgetConsumer,
@@ -30,14 +26,20 @@ from certfan.core.steps import (
     Plan,
     Publish,
     Retire,
+    Revoke,
+    RollAccountKey,
     RollBack,
     Step,
+    TidyOrders,
     Where,
     Wish,
     Withdraw,
 )
+from certfan.core.upkeep import upkeep
 
 __all__ = [
+    "AskRenewal",
+    "CheckPath",
     "Clear",
     "Forget",
     "ForgetConsumer",
@@ -48,14 +50,16 @@ __all__ = [
     "Plan",
     "Publish",
     "Retire",
+    "Revoke",
+    "RollAccountKey",
     "RollBack",
     "Step",
+    "TidyOrders",
     "Where",
     "Withdraw",
     "plan",
 ]
 
-NEVER = datetime.min.replace(tzinfo=UTC)
 CHANNEL_AFTER = timedelta(seconds=60)  # a bundle that the share has not taken by then goes over the channel
 
 
@@ -65,7 +69,8 @@ def plan(desired: Desired, observed: Observed, now: datetime) -> Plan:
         *_assignments(desired, observed, now),
         *_publications(desired, observed, now),
         *_roll_backs(observed, now),
-        *_orders(desired, observed, now),
+        *orders(desired, observed, now),
+        *upkeep(desired, observed, now),
         *retirements(desired, observed, now),
     ]
     steps: dict[Key, Step] = {}
@@ -87,89 +92,6 @@ def _roll_backs(observed: Observed, now: datetime) -> Iterator[Wish]:
             yield RollBack(name, generation)
         if attempt is not None:
             yield from holding_instants(attempt.not_before, LONGEST_SHORT_WAIT)
-
-
-# Orders
-
-
-def _orders(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
-    """Wish for the most urgent orders that each authority's cap leaves room for."""
-    due: list[Issue] = []
-    for certificate in desired.certificates.values():
-        yield from _order_instants(certificate, observed)
-        if (reason := _why(certificate, observed, now)) is not None:
-            due.append(Issue(certificate.name, reason))
-    room = _room(desired, observed)
-    for issue in sorted(due, key=lambda issue: _order_urgency(issue, observed)):
-        authority = desired.certificates[issue.certificate].authority
-        if room.get(authority, 0) > 0:
-            room[authority] -= 1
-            yield issue
-
-
-def _why(certificate: Certificate, observed: Observed, now: datetime) -> Reason | None:
-    """Return why to order now; None while one is on its way, nothing is wanted, or it is not yet time."""
-    name = certificate.name
-    attempt = observed.attempts.get(name)
-    lifts = (observed.asked.get(name), observed.config_changed.get(name), _answered(certificate, observed))
-    if (name,) in observed.in_flight or name in observed.rolled_back:
-        return None
-    if attempt_holds(attempt, now, LONGEST_ORDER_WAIT, lifts):
-        return None
-    reason = why_issue(
-        certificate,
-        observed.generations.get(name, ()),
-        now,
-        asked_at=observed.asked.get(name),
-        revoked=observed.revoked,
-        renewal=observed.renewals.get(name),
-        clock_trusted=observed.clock_trusted,
-    )
-    # An order that is open is finished: giving it up would cost another one.
-    return reason or (Reason.ASKED_FOR if _has_open_order(certificate, observed) else None)
-
-
-def _answered(certificate: Certificate, observed: Observed) -> datetime | None:
-    """Return since when the authority answers again, if that it did not is what holds the order."""
-    attempt = observed.attempts.get(certificate.name)
-    unreachable = attempt is not None and attempt.problem.code == "authority.unreachable"
-    return observed.answered.get(certificate.authority) if unreachable else None
-
-
-def _has_open_order(certificate: Certificate, observed: Observed) -> bool:
-    """Whether an order for exactly the wanted names is open, that has not become a generation."""
-    order = observed.open_orders.get(certificate.name)
-    if order is None or frozenset(order.identifiers) != frozenset(certificate.identifiers):
-        return False
-    return all(g.number < order.generation for g in observed.generations.get(certificate.name, ()))
-
-
-def _room(desired: Desired, observed: Observed) -> dict[str, int]:
-    """Return how many more orders each authority may have at once."""
-    room = {name: authority.orders_at_once for name, authority in desired.authorities.items()}
-    for name in {key[0] for key in observed.in_flight if len(key) == 1}:
-        source = desired.certificates.get(name) or observed.open_orders.get(name)
-        if source is not None and source.authority in room:
-            room[source.authority] -= 1
-    return room
-
-
-def _order_urgency(issue: Issue, observed: Observed) -> tuple[bool, datetime, str]:
-    """Open orders first, then what expires first; nothing issued yet is as urgent as long expired."""
-    newest = max((g.not_after for g in observed.generations.get(issue.certificate, ())), default=NEVER)
-    return issue.certificate not in observed.open_orders, newest, issue.certificate
-
-
-def _order_instants(certificate: Certificate, observed: Observed) -> Iterator[datetime]:
-    name = certificate.name
-    generations = observed.generations.get(name, ())
-    if generations and observed.clock_trusted:
-        yield renewal_instant(generations[-1], observed.renewals.get(name))
-    if (attempt := observed.attempts.get(name)) is not None:
-        yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
-    yield from (at for facts in (observed.asked, observed.config_changed) if (at := facts.get(name)))
-    if (answered := _answered(certificate, observed)) is not None:
-        yield answered
 
 
 # The share

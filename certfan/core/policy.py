@@ -18,6 +18,7 @@ DAY = timedelta(days=1)
 ORDER_DELAYS = (timedelta(minutes=1), timedelta(minutes=10), timedelta(minutes=100), DAY)
 APPLY_DELAYS = (timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1))
 REPAIR_DELAYS = (timedelta(seconds=10), timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1))
+ASK_DELAYS = (*ORDER_DELAYS[:3], timedelta(hours=6))
 # Nothing was spent at the authority, so the cause alone decides.
 UNREACHABLE_DELAYS = tuple(timedelta(seconds=s) for s in (5, 15, 60, 300))
 # A config test or a privileged half that fails spends nothing; whoever mends it should not have to wait.
@@ -26,6 +27,7 @@ SHORT_DELAYS = tuple(timedelta(seconds=s) for s in (1, 2, 4, 8, 15))
 JITTER = 0.1  # of the delay, on top of it
 LONGEST_ORDER_WAIT = DAY * (1 + JITTER)
 LONGEST_SHORT_WAIT = SHORT_DELAYS[-1] * (1 + JITTER)
+LONGEST_ASK_WAIT = ASK_DELAYS[-1] * (1 + JITTER)
 LONGEST_APPLY_WAIT = APPLY_DELAYS[-1] * (1 + JITTER)
 NOTHING_SERVED_FOR = timedelta(hours=1)
 
@@ -113,7 +115,7 @@ def renewal_instant(generation: Generation, renewal: RenewalInfo | None) -> date
     if generation.copy_of is None:
         return instant
     half = generation.issued_at + (generation.not_after - generation.issued_at) / 2
-    return max(instant, min(half, _leafs_deadline(generation.not_before, generation.not_after)))
+    return max(instant, min(half, leafs_deadline(generation.not_before, generation.not_after)))
 
 
 def _leafs_renewal(generation: Generation, renewal: RenewalInfo | None) -> datetime:
@@ -148,6 +150,11 @@ def next_try(
 def next_unreachable_try(failures: int, at: datetime, *, jitter: float) -> datetime:
     """Return when an authority that did not answer may be asked again: 5 s, 15 s, 1 min, then every 5 min."""
     return at + _delay(UNREACHABLE_DELAYS, failures, jitter)
+
+
+def next_ask(failures: int, at: datetime, *, jitter: float) -> datetime:
+    """Return when an authority may be asked again when to renew: 1, 10, 100 min, then every 6 h (RFC 9773 section 4.3.3)."""
+    return at + _delay(ASK_DELAYS, failures, jitter)
 
 
 def next_short_try(failures: int, at: datetime, *, jitter: float) -> datetime:
@@ -204,10 +211,11 @@ def endpoint_deadline(
     """
     if proof is None or proof.health is not Health.SERVED or proof.placeholder or proof.not_after is None:
         return (missing_since or now) + NOTHING_SERVED_FOR
-    return _leafs_deadline(proof.not_before, proof.not_after)
+    return leafs_deadline(proof.not_before, proof.not_after)
 
 
-def _leafs_deadline(not_before: datetime | None, not_after: datetime) -> datetime:
+def leafs_deadline(not_before: datetime | None, not_after: datetime) -> datetime:
+    """Return by when a leaf must be replaced: a tenth of its lifetime before its end, 12 h at least and 7 d at most."""
     lifetime = not_after - not_before if not_before is not None else timedelta(0)
     return not_after - min(max(lifetime / 10, timedelta(hours=12)), timedelta(days=7))
 

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from certfan.core.model import Desired, Reason
 from certfan.core.policy import LONGEST_SHORT_WAIT, attempt_holds, holding_instants, proof_is_fresh
 from certfan.core.steps import Clear, Forget, ForgetConsumer, Observed, Retire, Step, Where, Wish
+from certfan.core.subjects import consumer_subject
 
 KEEP_TIME = timedelta(days=7)
 
@@ -52,11 +53,6 @@ def place_instants(where: Where, observed: Observed) -> Iterator[datetime]:
         yield from holding_instants(attempt.not_before, LONGEST_SHORT_WAIT)
     if (changed := observed.config_changed.get(where[0])) is not None:
         yield changed
-
-
-def consumer_subject(consumer: str) -> str:
-    """Return what an attempt at a whole consumer is filed under; no certificate can be called so."""
-    return f"consumer {consumer}"
 
 
 # What is still wanted

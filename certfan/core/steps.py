@@ -8,7 +8,17 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from certfan.core.issuance import Issuance
-from certfan.core.model import Attempt, Generation, Proof, Reason, RenewalInfo
+from certfan.core.ledger import Ledger
+from certfan.core.model import (
+    Attempt,
+    Generation,
+    Leftover,
+    PathCheck,
+    Proof,
+    Reason,
+    RenewalInfo,
+    Revocation,
+)
 
 Key: TypeAlias = tuple[str, ...]
 Where: TypeAlias = tuple[str, str]  # (certificate, consumer)
@@ -20,11 +30,80 @@ class Issue:
 
     certificate: str
     reason: Reason
+    authority: str  # the config's, or a fallback
+    exempt: bool = field(default=False, kw_only=True)  # a renewal that the authority itself suggested
 
     @property
     def key(self) -> Key:
         """One order a certificate."""
         return (self.certificate,)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPath:
+    """Ask for a challenge's answer at an identifier, as the authority would."""
+
+    identifier: str
+    reason: Reason = field(default=Reason.RENEWAL_DUE, kw_only=True)
+
+    @property
+    def key(self) -> Key:
+        """One look an identifier."""
+        return ("path", self.identifier, "check")
+
+
+@dataclass(frozen=True, slots=True)
+class AskRenewal:
+    """Ask the authority when it wants a generation renewed (RFC 9773)."""
+
+    certificate: str
+    generation: int
+    reason: Reason = field(default=Reason.RENEWAL_DUE, kw_only=True)
+
+    @property
+    def key(self) -> Key:
+        """Not Issue's: an order need not wait for it."""
+        return (self.certificate, "renewal", "ask")
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """Have the authority revoke a generation."""
+
+    certificate: str
+    generation: int
+    reason: Reason = field(default=Reason.ASKED_FOR, kw_only=True)
+
+    @property
+    def key(self) -> Key:
+        """One a generation."""
+        return (self.certificate, str(self.generation), "revoke")
+
+
+@dataclass(frozen=True, slots=True)
+class TidyOrders:
+    """Deactivate what the orders that were given up at an authority left pending."""
+
+    authority: str
+    reason: Reason = field(default=Reason.SUPERSEDED, kw_only=True)
+
+    @property
+    def key(self) -> Key:
+        """One an authority."""
+        return ("account", self.authority, "tidy")
+
+
+@dataclass(frozen=True, slots=True)
+class RollAccountKey:
+    """Give our account at an authority a new key (RFC 8555 section 7.3.5)."""
+
+    authority: str
+    reason: Reason = field(default=Reason.ASKED_FOR, kw_only=True)
+
+    @property
+    def key(self) -> Key:
+        """One an authority; no order is under way there meanwhile."""
+        return ("account", self.authority, "roll")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +219,10 @@ class ForgetConsumer:
         return ("consumer", self.consumer, "forget")
 
 
-Step: TypeAlias = Issue | Publish | Offer | Withdraw | Retire | RollBack | Clear | Forget | ForgetConsumer
+UpkeepStep: TypeAlias = CheckPath | AskRenewal | Revoke | TidyOrders | RollAccountKey
+Step: TypeAlias = (
+    Issue | UpkeepStep | Publish | Offer | Withdraw | Retire | RollBack | Clear | Forget | ForgetConsumer
+)
 Wish: TypeAlias = Step | datetime  # a rule's answer: a step, or an instant at which it may answer otherwise
 
 
@@ -152,7 +234,7 @@ class Observed:
     published: Mapping[Where, frozenset[int]] = field(default_factory=dict)  # complete on the share
     live: Mapping[Where, int] = field(default_factory=dict)  # the share's pointer
     offered: Mapping[Where, int] = field(default_factory=dict)  # the assignments; 0: nothing issued yet
-    attempts: Mapping[str, Attempt] = field(default_factory=dict)  # by `NAME` or `NAME/CONSUMER`
+    attempts: Mapping[str, Attempt] = field(default_factory=dict)  # by what `core.subjects` makes
     asked: Mapping[str, datetime] = field(default_factory=dict)  # `certfan renew`
     config_changed: Mapping[str, datetime] = field(default_factory=dict)  # by certificate: lifts back-off
     answered: Mapping[str, datetime] = field(
@@ -161,6 +243,12 @@ class Observed:
     proofs: Mapping[Where, tuple[Proof, ...]] = field(default_factory=dict)  # the latest of each endpoint
     renewals: Mapping[str, RenewalInfo] = field(default_factory=dict)
     revoked: frozenset[tuple[str, int]] = frozenset()
+    revocations: Mapping[tuple[str, int], Revocation] = field(default_factory=dict)  # asked for, not done
+    checks: Mapping[str, PathCheck] = field(default_factory=dict)  # by identifier
+    self_check: bool = False  # whether nothing is ordered before our own check has passed
+    ledgers: Mapping[str, Ledger] = field(default_factory=dict)  # by authority: what was spent there
+    leftovers: tuple[Leftover, ...] = ()
+    rollovers: frozenset[str] = frozenset()  # authorities whose account is to get a new key
     rolled_back: Mapping[str, int] = field(default_factory=dict)  # `certfan rollback`: to which generation
     forgotten: frozenset[str] = frozenset()  # `certfan forget`: certificates
     forgotten_consumers: frozenset[str] = frozenset()

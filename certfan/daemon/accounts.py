@@ -15,6 +15,7 @@ from certfan.core.renewal import Window
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store
+from certfan.errors import ActionRefused, AuthorityRefused
 
 
 class AcmeClient(Protocol):
@@ -109,6 +110,7 @@ class Accounts:
         async with self._connecting[authority.name]:
             if client := self._clients.get(authority):
                 return client
+            await self._settle_key(authority)
             # On disk before the authority hears of it, so that a lost answer costs no second account.
             key = self._state.account_key(authority.name, self._make_key)
             account = await self._store.account(authority.name, authority.directory)
@@ -116,6 +118,8 @@ class Accounts:
             try:
                 if account is None:
                     await self._register(authority, client, key)
+                elif account.contact != authority.contact:
+                    await self._tell_contact(authority, client)
             except BaseException:
                 await client.close()
                 raise
@@ -139,9 +143,27 @@ class Accounts:
 
     async def _register(self, authority: Authority, client: AcmeClient, key: bytes) -> None:
         uri = await client.register()
-        thumbprint = pki.public_key_hash(key)
-        await self._store.record_account(authority.name, authority.directory, uri, thumbprint, self._clock())
+        await self._record(authority, uri, key)
         await self._journal.note("account.registered", authority.name, uri=uri)
+
+    async def _record(self, authority: Authority, uri: str, key: bytes) -> None:
+        thumbprint, now = pki.public_key_hash(key), self._clock()
+        await self._store.record_account(authority.name, authority.directory, uri, thumbprint, now)
+        await self._store.record_contact(authority.name, authority.directory, authority.contact)
+
+    async def _tell_contact(self, authority: Authority, client: AcmeClient) -> None:
+        """Have the authority know the config's contacts; a refusal of them holds up no order."""
+        try:
+            await client.update_contacts()
+        except AuthorityRefused as error:
+            if error.type.endswith(":accountDoesNotExist"):
+                raise
+            await self._journal.warn(
+                "account.contact_refused", authority.name, detail=error.text, hint=error.hint
+            )
+        else:
+            await self._store.record_contact(authority.name, authority.directory, authority.contact)
+            await self._journal.note("account.updated", authority.name, contact=list(authority.contact))
 
     async def forget(self, client: AcmeClient) -> None:
         """Register again at the next use, with the same key: the authority has lost the account."""
@@ -156,3 +178,88 @@ class Accounts:
         clients, self._clients = self._clients, {}
         for client in clients.values():
             await client.close()
+
+    # A new key for an account (RFC 8555 section 7.3.5)
+
+    async def roll_key(self, authority: Authority) -> None:
+        """Give our account there a new key; the old one is gone afterwards. Repeatable, and completed after a crash.
+
+        No order may be under way there: its challenges are answered with the old key.
+
+        Raises:
+            AuthorityError: it did not take the new key; the old one is still in force.
+        """
+        client = await self.client(authority)
+        async with self._connecting[authority.name]:
+            fresh = self._state.next_account_key(authority.name, self._make_key)
+            await client.change_key(fresh)
+            await self._promote(authority, client, fresh)
+
+    async def _settle_key(self, authority: Authority) -> None:
+        """Find out whether a new key that a crash left undecided has come into force."""
+        fresh = self._state.read_next_account_key(authority.name)
+        if fresh is None:
+            return
+        client = self._connect(authority, fresh, None)
+        try:
+            if await client.find_account() is not None:
+                await self._promote(authority, client, fresh)
+        finally:
+            await client.close()
+
+    async def _promote(self, authority: Authority, client: AcmeClient, fresh: bytes) -> None:
+        """Make the new key the key: first what is answered with it, then the file, which ends the old one."""
+        old = self._connect(authority, self._state.account_key(authority.name, self._make_key), None)
+        live = await self._store.tokens()
+        ours = [token for token, answer in live.items() if answer == old.key_authorization(token)]
+        await old.close()
+        answers = {token: client.key_authorization(token) for token in ours}
+        thumbprint = pki.public_key_hash(fresh)
+        await self._store.change_account_key(authority.name, authority.directory, thumbprint, answers)
+        self._state.promote_account_key(authority.name)
+        await self._journal.note("account.key_changed", authority.name, thumbprint=thumbprint)
+
+    # Taking an account along
+
+    async def export(self, authority: Authority) -> tuple[str, bytes]:
+        """Return our account's URL and its private key (PEM).
+
+        Raises:
+            ActionRefused: there is no account yet.
+        """
+        account = await self._store.account(authority.name, authority.directory)
+        if account is None:
+            raise ActionRefused(
+                f"there is no account at {authority.name} yet",
+                subject=authority.name,
+                hint="it is made with the first order",
+            )
+        return account.uri, self._state.account_key(authority.name, self._make_key)
+
+    async def adopt(self, authority: Authority, key: bytes) -> str:
+        """Use the account that a key has at an authority from now on; return its URL. Repeatable.
+
+        The key that was used before is kept beside it.
+
+        Raises:
+            PairMismatch: it is no private key.
+            ActionRefused: the authority knows no account of that key.
+        """
+        async with self._connecting[authority.name]:
+            client = self._connect(authority, key, None)
+            try:
+                uri = await client.find_account()
+            finally:
+                await client.close()
+            if uri is None:
+                raise ActionRefused(
+                    f"{authority.name} knows no account of that key",
+                    subject=authority.name,
+                    hint=f"check that the key is of an account at {authority.directory}",
+                )
+            for spec in [spec for spec in self._clients if spec.name == authority.name]:
+                await self._clients.pop(spec).close()
+            self._state.replace_account_key(authority.name, key, self._clock())
+            await self._record(authority, uri, key)
+            await self._journal.note("account.adopted", authority.name, uri=uri)
+            return uri

@@ -9,14 +9,24 @@ import hashlib
 import ipaddress
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
 from certfan import toml
-from certfan.core.model import CERTIFICATE_NAME, Authority, Certificate, Consumer, Desired, Identifier
+from certfan.core.model import (
+    CERTIFICATE_NAME,
+    Authority,
+    Certificate,
+    Consumer,
+    Desired,
+    Identifier,
+    Limit,
+    Limits,
+)
+from certfan.daemon import published
 from certfan.daemon.config_schema import AuthorityTable, CertificateTable, Fragment, Main, listeners
 from certfan.daemon.listeners import Listener, parse_listener
 from certfan.errors import ConfigError, ConfigInvalid, ConfigTooOpen
@@ -43,6 +53,7 @@ class Config:
     state: Path
     share: ShareConfig
     http01: tuple[Listener, ...]
+    self_check: bool
     channel: tuple[Listener, ...]
     channel_address: str  # HOST:PORT that agents dial, IPv6 in brackets
     status: tuple[Listener, ...]
@@ -106,6 +117,8 @@ def _cross_check(main: Main | None, parts: list[_Part]) -> list[str]:
         *_listener_problems(main, parts[0].where),
         *_twice_problems(parts),
         *_reference_problems(main, parts),
+        *_authority_problems(parts),
+        *_published_problems(main, parts),
         *_file_problems(parts),
     ]
 
@@ -162,6 +175,12 @@ def _reference_problems(main: Main, parts: list[_Part]) -> Iterator[str]:
             if name not in consumers:
                 guess = toml.did_you_mean(name, consumers)
                 yield f"{here}.consumers[{position}]: there is no [consumer.{name}]{guess}"
+        for position, name in enumerate(table.fallback):
+            if name not in authorities:
+                guess = toml.did_you_mean(name, authorities)
+                yield f"{here}.fallback[{position}]: there is no [authority.{name}]{guess}"
+            elif name == (table.authority or _default_authority(main, authorities)):
+                yield f"{here}.fallback[{position}]: {name} is its authority already"
         if table.authority is not None and table.authority not in authorities:
             guess = toml.did_you_mean(table.authority, authorities)
             yield f"{here}.authority: there is no [authority.{table.authority}]{guess}"
@@ -169,10 +188,38 @@ def _reference_problems(main: Main, parts: list[_Part]) -> Iterator[str]:
             yield f"{here}.authority: is missing, and there is no default_authority"
 
 
+def _authority_problems(parts: list[_Part]) -> Iterator[str]:
+    known = _names(parts, "authority")
+    for part in parts:
+        for name, table in part.tables.authority.items():
+            here = f"{part.where}: authority.{name}"
+            if (table.eab_kid is None) != (table.eab_key_file is None):
+                missing = "eab_key_file" if table.eab_kid else "eab_kid"
+                yield f"{here}.{missing}: is missing; external account binding takes eab_kid and eab_key_file"
+            if table.staging is not None and (table.staging not in known or table.staging == name):
+                guess = toml.did_you_mean(table.staging, known - {name})
+                yield f"{here}.staging: there is no other [authority.{table.staging}]{guess}"
+
+
+def _published_problems(main: Main, parts: list[_Part]) -> Iterator[str]:
+    """Tell what an authority is known to refuse, before it is asked."""
+    tables = {name: table for part in parts for name, table in part.tables.authority.items()}
+    for part, index, certificate in _certificates(parts):
+        first = certificate.authority or _default_authority(main, tables)
+        for name in (first, *certificate.fallback):
+            if name is None or name not in tables:
+                continue
+            own = certificate.profile if name == first else None
+            profile = own or tables[name].profile
+            names = tuple(map(Identifier, certificate.names))
+            if why := published.of(tables[name].directory).why_not(profile, names):
+                yield f"{part.where}: certificate[{index}].names: {name}: {why}"
+
+
 def _file_problems(parts: list[_Part]) -> Iterator[str]:
     for part in parts:
         for name, table in part.tables.authority.items():
-            for key in ("ca_file", "roots_file"):
+            for key in ("ca_file", "roots_file", "eab_key_file"):
                 if (file := getattr(table, key)) is not None:
                     here = f"{part.where}: {toml.key_path(('authority', name, key))}"
                     yield from _file_problem(here, Path(part.where).parent / file)
@@ -219,6 +266,7 @@ def _build(path: Path, main: Main, parts: list[_Part]) -> Config:
         http01=tuple(
             Listener(x.host, x.port, path=x.path, mode=0o666) for x in listeners(main.http01.listen)
         ),
+        self_check=main.http01.self_check == "on",
         channel=listeners(main.channel.listen),
         channel_address=main.channel.address or first,
         status=listeners(main.status.listen),
@@ -263,7 +311,23 @@ def _authority(name: str, table: AuthorityTable, folder: Path) -> Authority:
         ca_file=str(folder / table.ca_file) if table.ca_file else None,
         roots_file=str(folder / table.roots_file) if table.roots_file else None,
         orders_at_once=table.orders_at_once,
+        eab_kid=table.eab_kid,
+        eab_key_file=str(folder / table.eab_key_file) if table.eab_key_file else None,
+        preferred_chain=table.preferred_chain,
+        origins=tuple(table.origins),
+        staging=table.staging,
+        limits=_limits(table),
     )
+
+
+def _limits(table: AuthorityTable) -> Limits:
+    """Return what is shipped for the authority, each limit overridden by the admin's own."""
+    own = {
+        name: Limit(limit.count, limit.window)
+        for name in table.limits.model_fields_set
+        if (limit := getattr(table.limits, name)) is not None
+    }
+    return replace(published.of(table.directory).limits, **own)
 
 
 def _certificate(table: CertificateTable, default_authority: str) -> Certificate:
@@ -275,6 +339,9 @@ def _certificate(table: CertificateTable, default_authority: str) -> Certificate
         key_type=table.key_type,
         profile=table.profile,
         custody=table.custody,
+        fallback=tuple(table.fallback),
+        fallback_after=table.fallback_after,
+        reuse_key=table.reuse_key,
     )
 
 

@@ -21,6 +21,8 @@ from certfan.daemon.listeners import Listener, parse_listener
 MAX_IDENTIFIERS = 100  # what the largest profile of a public authority takes
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _MODE = re.compile(r"0?[0-7]{3}")
+_SPAN = re.compile(r"([1-9][0-9]{0,5})([dhms])")
+_UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 
 
 def identifier(text: str) -> str:
@@ -156,6 +158,23 @@ def _dialled(text: str) -> str:
     return text
 
 
+def _span(value: Any) -> Any:
+    """Turn `"90d"`, `"12h"`, `"30m"` or `"45s"` into a span; whole seconds stay what they are."""
+    if isinstance(value, str):
+        found = _SPAN.fullmatch(value)
+        if not found:
+            raise ValueError('must be seconds, or text of the form "90d", "12h", "30m"')
+        return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    return value
+
+
+def _origin(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme != "https" or not url.hostname or url.path.strip("/") or url.query or "@" in url.netloc:
+        raise ValueError('must be of the form "https://HOST" or "https://HOST:PORT"')
+    return text.rstrip("/")
+
+
 Slug = Annotated[str, AfterValidator(_slug)]
 Label = Annotated[str, AfterValidator(_label)]
 FleetName = Annotated[str, AfterValidator(_fleet)]
@@ -163,6 +182,7 @@ AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Listen = Annotated[str, AfterValidator(_listen)]
 ListenTcp = Annotated[str, AfterValidator(_listen_tcp)]
 Distinct = AfterValidator(_distinct)
+Span = Annotated[timedelta, Field(strict=False), BeforeValidator(_span)]
 
 
 class _Table(BaseModel):
@@ -178,9 +198,10 @@ class ShareTable(_Table):
 
 
 class Http01Table(_Table):
-    """[http01]: where vhosts proxy `/.well-known/acme-challenge/` to."""
+    """[http01]: where vhosts proxy `/.well-known/acme-challenge/` to, and whether we look whether they do."""
 
     listen: Annotated[list[Listen], Distinct] = Field(min_length=1)
+    self_check: Literal["on", "off"] = "on"
 
 
 class ChannelTable(_Table):
@@ -218,6 +239,22 @@ class WatchTable(_Table):
     force_polling: bool = False
 
 
+class LimitTable(_Table):
+    """So many in any window of that length."""
+
+    count: int = Field(ge=1)
+    window: Span
+
+
+class LimitsTable(_Table):
+    """[authority.NAME.limits]: what it grants, where that differs from what is shipped for it."""
+
+    orders: LimitTable | None = None
+    certificates_per_domain: LimitTable | None = None
+    certificates_per_set: LimitTable | None = None
+    failures_per_name: LimitTable | None = None
+
+
 class AuthorityTable(_Table):
     """[authority.NAME]."""
 
@@ -228,6 +265,12 @@ class AuthorityTable(_Table):
     ca_file: str | None = Field(default=None, min_length=1)
     roots_file: str | None = Field(default=None, min_length=1)
     orders_at_once: int = Field(default=8, ge=1, le=300)
+    eab_kid: str | None = Field(default=None, min_length=1, max_length=500)
+    eab_key_file: str | None = Field(default=None, min_length=1)
+    preferred_chain: str | None = Field(default=None, min_length=1, max_length=200)
+    origins: list[Annotated[str, AfterValidator(_origin)]] = []
+    staging: str | None = None
+    limits: LimitsTable = LimitsTable()
 
 
 class ConsumerTable(_Table):
@@ -249,6 +292,9 @@ class CertificateTable(_Table):
     key_type: Annotated[KeyType, Field(strict=False)] = KeyType.ECDSA_P256
     profile: str | None = Field(default=None, min_length=1)
     custody: Annotated[Custody, Field(strict=False), BeforeValidator(_custody)] = Custody.SHARE
+    fallback: Annotated[list[str], Distinct] = []
+    fallback_after: Span = Field(default=timedelta(days=1), ge=timedelta(minutes=1))
+    reuse_key: Span | None = Field(default=None, ge=timedelta(hours=1))
 
 
 class Fragment(_Table):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from certfan.core.retirement import consumer_subject
+from certfan.core.subjects import consumer_subject
 from certfan.daemon.journal import Journal
 from certfan.daemon.lookout import Lookout
 from certfan.daemon.share import Share

@@ -1,4 +1,4 @@
-"""Carries one order at a time from intent to a verified generation: joins state folder, store and authority.
+"""Turns wanted certificates into generations: joins state folder, store and authority.
 
 The order of effects is the design's: key, intent, order URL, tokens, answer, CSR, chain, generation; each durable
 before the next. What must never come in: a decision about an order (core.issuance) or about when to try again.
@@ -7,67 +7,28 @@ before the next. What must never come in: a decision about an order (core.issuan
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import assert_never
 
-from certfan import pki
-from certfan.core.issuance import (
-    Answer,
-    AuthorizationSeen,
-    ChallengeSeen,
-    Download,
-    Finalize,
-    GiveUp,
-    Issuance,
-    LookAtAuthorization,
-    LookAtOrder,
-    NewOrder,
-    OrderSeen,
-    StartOver,
-    Wait,
-    kept,
-    next_move,
-)
-from certfan.core.model import Authority, Certificate, Desired, Generation, Problem
-from certfan.daemon.accounts import Accounts, AcmeClient
+from certfan import pki, tls
+from certfan.core.issuance import Issuance
+from certfan.core.keys import key_to_reuse, spent_keys
+from certfan.core.model import Authority, Certificate, Desired, Generation, Identifier, Problem
+from certfan.core.steps import Issue
+from certfan.daemon.accounts import Accounts
 from certfan.daemon.journal import Journal
+from certfan.daemon.ordering import ACME_ERROR, Memory, Order, Tokens
 from certfan.daemon.state import StateFolder
-from certfan.daemon.store import Store
-from certfan.errors import AuthorityRefused, ChallengeFailed, PairMismatch, PkiError
+from certfan.daemon.store import Store, StoreFacts
+from certfan.errors import AuthorityRefused, ChainInvalid, PkiError
 
-# A CA validates from several places; look once none of them has come for this long.
-AFTER_LAST_FETCH = timedelta(milliseconds=30)
-GONE = frozenset({404, 410})
-ACME_ERROR = "urn:ietf:params:acme:error:"
 ACCOUNT_LOST = f"{ACME_ERROR}accountDoesNotExist"
 
 
-@dataclass(slots=True)
-class _Order:
-    """One try under way, as far as this process has seen it."""
-
-    certificate: Certificate
-    client: AcmeClient
-    csr: bytes
-    issuance: Issuance
-    key: bytes = field(repr=False)
-    seen: OrderSeen | None = None
-    last: OrderSeen | None = None  # also after a wait, when nothing counts as seen
-    authorizations: Mapping[str, AuthorizationSeen] = field(default_factory=dict)
-    fetched: asyncio.Event = field(default_factory=asyncio.Event)
-    places: list[tuple[datetime, str]] = field(default_factory=list)
-
-    def look(self, seen: OrderSeen) -> None:
-        """Take in another look at the order."""
-        self.authorizations = kept(self.last, seen, self.authorizations)
-        self.seen = self.last = seen
-
-
 class Issuer:
-    """Turns wanted certificates into generations, and knows what the responder has to answer."""
+    """Gets generations, and trial orders; `tokens` is what the responder has to answer."""
 
     def __init__(
         self,
@@ -78,29 +39,18 @@ class Issuer:
         accounts: Accounts,
         clock: Callable[[], datetime],
     ) -> None:
+        self.tokens = Tokens()
         self._store = store
         self._state = state
         self._journal = journal
         self._accounts = accounts
         self._clock = clock
-        self._tokens: dict[str, str] = {}
-        self._waiting: dict[str, _Order] = {}  # by token
 
     async def open(self) -> None:
-        """Read the tokens that earlier processes promised to answer."""
-        self._tokens = dict(await self._store.tokens())
+        """Read the tokens that are live by what is written down; repeatable."""
+        self.tokens.replace(await self._store.tokens())
 
-    def key_authorization(self, token: str) -> str | None:
-        """Return the answer to a live token."""
-        return self._tokens.get(token)
-
-    def fetched(self, token: str, place: str) -> None:
-        """Note that somebody was given a token's answer; never blocks."""
-        if order := self._waiting.get(token):
-            order.places.append((self._clock(), place))
-            order.fetched.set()
-
-    async def issue(self, desired: Desired, name: str, *, floor: int) -> Generation:
+    async def issue(self, desired: Desired, step: Issue, *, floor: int) -> Generation:
         """Get a new generation, numbered above `floor` and all we know, or resume the order open for it.
 
         Repeatable at any point. Cancelled, what was recorded stands and the next call goes on from there.
@@ -109,162 +59,155 @@ class Issuer:
             AuthorityError, ChallengeFailed, ChainInvalid, PairMismatch: the try failed; the key is kept.
         """
         try:
-            return await self._issue(desired, name, floor)
+            return await self._issue(desired, step, floor)
         except AuthorityRefused as error:
             if error.type != ACCOUNT_LOST:
                 raise
             # It has lost us, not refused the names: registered anew at once, nobody has to wait for that.
             await self._journal.warn("account.lost", error.subject, detail=error.text, hint=error.hint)
-            return await self._issue(desired, name, floor)
+            return await self._issue(desired, step, floor)
 
-    async def _issue(self, desired: Desired, name: str, floor: int) -> Generation:
-        certificate = desired.certificates[name]
-        authority = desired.authorities[certificate.authority]
-        issuance = await self._begin(certificate, floor)
-        # Born before anybody hears of it, and kept by every later try of this generation.
-        key = self._state.generation_key(
-            name, issuance.generation, lambda: pki.make_key(certificate.key_type)
-        )
+    async def trial(self, certificate: Certificate, authority: Authority) -> pki.Leaf:
+        """Go the whole way once at another authority, with a key that is thrown away; nothing of it is kept.
+
+        Returns what the leaf says. Cancelled, it leaves an order there that ends by itself.
+
+        Raises:
+            AuthorityError, ChallengeFailed, ChainInvalid, PairMismatch: what an order would run into.
+        """
+        key = await asyncio.to_thread(pki.make_key, certificate.key_type)
+        issuance = Issuance(certificate.name, 0, authority.name, certificate.identifiers, self._clock())
+        order = await self._order(certificate, authority, issuance, key, _Unwritten())
+        try:
+            pair = _matched(key, await order.carry(), certificate)
+        finally:
+            self.tokens.drop(order)
+        roots = await _roots(authority) if authority.roots_file else None
+        pki.verify_chain(pair.fullchain_pem, names=pair.leaf.names, now=self._clock(), roots_pem=roots)
+        return pair.leaf
+
+    async def _issue(self, desired: Desired, step: Issue, floor: int) -> Generation:
+        certificate, authority = desired.certificates[step.certificate], desired.authorities[step.authority]
+        issuance = await self._begin(certificate, step, floor)
+        key = self._state.read_generation(certificate.name, issuance.generation)["privkey.pem"]
+        memory = _Written(issuance, self._store, self._journal, self._clock)
+        order = await self._order(certificate, authority, issuance, key, memory)
+        try:
+            generation = await self._keep(order, certificate, authority, key, await order.carry())
+            self.tokens.drop(order)
+        except AuthorityRefused as error:
+            if error.type == ACCOUNT_LOST:
+                await self._accounts.forget(order.client)
+            raise
+        finally:
+            self.tokens.stop_waiting(order)
+        if issuance.answered:  # by an earlier process, whose tokens this order does not know
+            await self.open()
+        return generation
+
+    async def _order(
+        self,
+        certificate: Certificate,
+        authority: Authority,
+        issuance: Issuance,
+        key: bytes,
+        memory: Memory,
+    ) -> Order:
         csr = pki.make_csr(key, [str(i) for i in certificate.identifiers])
         client = await self._accounts.client(authority)
-        order = _Order(certificate, client, csr, issuance, key)
-        try:
-            while (chain := await self._advance(order)) is None:
-                pass
-            return await self._keep(order, chain, authority)
-        finally:
-            self._stop_waiting(order)
-
-    async def _begin(self, certificate: Certificate, floor: int) -> Issuance:
-        """Return the open try for exactly this definition, begun now unless there is one."""
-        for open_one in await self._store.open_issuances():
-            if open_one.certificate != certificate.name:
-                continue
-            if _fits(open_one, certificate) and self._key_fits(certificate, open_one.generation):
-                return open_one
-            problem = Problem("authority.refused", f"{certificate.name}: its definition has changed")
-            await self._store.abandon_issuance(
-                open_one.certificate, open_one.generation, problem, self._clock()
-            )
-        number = await self._next_number(certificate, floor)
-        self._state.generation_key(certificate.name, number, lambda: pki.make_key(certificate.key_type))
-        return await self._store.begin_issuance(
-            certificate.name, number, certificate.authority, certificate.identifiers, self._clock()
+        # Its profile is one of the config's authority; a fallback, or a trial, knows others.
+        own = certificate.profile if authority.name == certificate.authority else None
+        return Order(
+            client,
+            csr,
+            issuance,
+            memory,
+            self.tokens,
+            self._clock,
+            profile=own or authority.profile,
+            preferred_chain=authority.preferred_chain,
         )
 
-    async def _next_number(self, certificate: Certificate, floor: int) -> int:
+    async def _begin(self, certificate: Certificate, step: Issue, floor: int) -> Issuance:
+        """Return the open try for exactly this definition, begun now unless there is one.
+
+        Its key is durable before anybody hears of it, and kept by every later try of this generation.
+        """
+        name, facts = certificate.name, await self._store.facts()
+        generations = facts.generations.get(name, ())
+        spent = spent_keys(generations, {*facts.revoked, *facts.revocations})
+        for open_one in facts.issuances:
+            if open_one.certificate != name:
+                continue
+            if _fits(open_one, certificate, step) and self._key_fits(certificate, open_one.generation, spent):
+                self._key(certificate, open_one.generation, None)
+                return open_one
+            problem = Problem("authority.refused", f"{name}: its definition or its authority has changed")
+            await self._store.abandon_issuance(name, open_one.generation, problem, self._clock())
+        number = self._next_number(certificate, generations, spent, floor)
+        self._key(certificate, number, key_to_reuse(certificate, generations, spent, self._clock()))
+        return await self._store.begin_issuance(
+            name,
+            number,
+            step.authority,
+            certificate.identifiers,
+            self._clock(),
+            replaces=self._predecessor(certificate, step.authority, facts),
+            exempt=step.exempt,
+        )
+
+    def _key(self, certificate: Certificate, number: int, like: Generation | None) -> None:
+        """Have a key for a number: the one it has, that of an earlier generation, or a new one."""
+
+        def make() -> bytes:
+            if like is not None:
+                earlier = self._state.read_generation(like.certificate, like.number).get("privkey.pem")
+                if earlier is not None:
+                    return earlier
+            return pki.make_key(certificate.key_type)
+
+        self._state.generation_key(certificate.name, number, make)
+
+    def _next_number(
+        self, certificate: Certificate, known: Collection[Generation], spent: Collection[str], floor: int
+    ) -> int:
         """Return the number above all generations; one that a failed try made a fitting key for is used."""
-        known = [g.number for g in (await self._store.generations()).get(certificate.name, ())]
         complete = [
             number
             for number in self._state.generation_numbers(certificate.name)
             if "fullchain.pem" in self._state.read_generation(certificate.name, number)
         ]
-        number = 1 + max([floor, *known, *complete])
-        while not self._key_fits(certificate, number):
+        number = 1 + max([floor, *(g.number for g in known), *complete])
+        while not self._key_fits(certificate, number, spent):
             number += 1
         return number
 
-    def _key_fits(self, certificate: Certificate, number: int) -> bool:
-        """Whether a generation's key is of the wanted type, or not yet made."""
+    def _key_fits(self, certificate: Certificate, number: int, spent: Collection[str]) -> bool:
+        """Whether a generation's key is of the wanted type and may be used, or is not yet made."""
         key = self._state.read_generation(certificate.name, number).get("privkey.pem")
-        return key is None or pki.key_type(key) == certificate.key_type
+        if key is None:
+            return True
+        return pki.key_type(key) == certificate.key_type and pki.public_key_hash(key) not in spent
 
-    async def _advance(self, order: _Order) -> bytes | None:
-        """Make one move; return the chain (PEM) when that was the last."""
-        move = next_move(order.issuance, order.seen, order.authorizations, self._clock())
-        try:
-            match move:
-                case NewOrder():
-                    await self._new_order(order)
-                case LookAtOrder(url):
-                    order.look(await order.client.order(url))
-                case LookAtAuthorization(url):
-                    seen = await order.client.authorization(url)
-                    order.authorizations = {**order.authorizations, url: seen}
-                case Answer(url, challenge):
-                    await self._answer(order, order.authorizations[url], challenge)
-                case Wait(until):
-                    await self._wait(order, until)
-                    order.seen = None
-                case Finalize(url):
-                    await self._note_places(order)
-                    assert order.issuance.order_url is not None
-                    order.look(
-                        await order.client.finalize(url, order.csr, order_url=order.issuance.order_url)
-                    )
-                case Download(url):
-                    return await order.client.certificate(url)
-                case StartOver(problem) | GiveUp(problem):
-                    await self._note_places(order)
-                    await self._abandon(order, problem)
-                    raise ChallengeFailed(
-                        problem.detail,
-                        subject=order.certificate.name,
-                        hint=problem.hint,
-                        not_before=problem.not_before,
-                    )
-                case _:
-                    assert_never(move)
-        except AuthorityRefused as error:
-            await self._after_refusal(order, move, error)
-        return None
+    def _predecessor(self, certificate: Certificate, authority: str, facts: StoreFacts) -> str | None:
+        """Return what the authority calls the generation that the new one replaces (RFC 9773 section 5)."""
+        generations = facts.generations.get(certificate.name, ())
+        if not generations or generations[-1].authority != authority:
+            return None
+        newest = generations[-1]
+        shares = newest.identifiers & frozenset(certificate.identifiers)
+        is_revoked = (newest.certificate, newest.number) in facts.revoked
+        if not shares or is_revoked or newest.not_after <= self._clock():
+            return None
+        cert_pem = self._state.read_generation(newest.certificate, newest.number).get("cert.pem")
+        return pki.renewal_id(cert_pem) if cert_pem is not None else None
 
-    async def _new_order(self, order: _Order) -> None:
-        seen = await order.client.new_order(order.csr, profile=order.certificate.profile)
-        name, number = order.certificate.name, order.issuance.generation
-        # The order outlives this process; forgetting its URL would cost a slot of the rate limit.
-        await self._store.record_order_url(name, number, seen.url, self._clock())
-        order.issuance = replace(order.issuance, order_url=seen.url)
-        order.look(seen)
-        await self._journal.note("order.created", f"{name}@{number}", url=seen.url)
-
-    async def _answer(
-        self, order: _Order, authorization: AuthorizationSeen, challenge: ChallengeSeen
-    ) -> None:
-        name, number = order.certificate.name, order.issuance.generation
-        answer = order.client.key_authorization(challenge.token)
-        await self._store.record_token(
-            challenge.token, answer, name, str(authorization.identifier), self._clock()
-        )
-        self._tokens[challenge.token] = answer
-        self._waiting[challenge.token] = order
-        await order.client.answer(challenge.url)
-        await self._store.record_answered(name, number, challenge.url)
-        order.issuance = replace(order.issuance, answered=order.issuance.answered | {challenge.url})
-
-    async def _wait(self, order: _Order, until: datetime) -> None:
-        """Wait until the instant, or until the authority has fetched and then been quiet for a moment."""
-        try:
-            async with asyncio.timeout(max((until - self._clock()).total_seconds(), 0)):
-                await order.fetched.wait()
-                while order.fetched.is_set():
-                    order.fetched.clear()
-                    await asyncio.sleep(AFTER_LAST_FETCH.total_seconds())
-        except TimeoutError:
-            order.fetched.clear()
-
-    async def _after_refusal(self, order: _Order, move: object, error: AuthorityRefused) -> None:
-        """Keep the order where waiting may help; else forget it, so that the next try begins anew."""
-        kind = error.type.removeprefix(ACME_ERROR)
-        if kind == "orderNotReady" and isinstance(move, Finalize):
-            order.seen = None
-            return
-        if error.type == ACCOUNT_LOST:
-            await self._accounts.forget(order.client)
-        if kind != "rateLimited" and (error.status in GONE or error.status < 500):
-            await self._abandon(order, Problem(error.code, error.text, error.hint, error.not_before))
-        raise error
-
-    async def _abandon(self, order: _Order, problem: Problem) -> None:
-        name = order.certificate.name
-        await self._store.abandon_issuance(name, order.issuance.generation, problem, self._clock())
-        await self._drop_tokens(order)
-
-    async def _keep(self, order: _Order, fullchain: bytes, authority: Authority) -> Generation:
+    async def _keep(
+        self, order: Order, certificate: Certificate, authority: Authority, key: bytes, fullchain: bytes
+    ) -> Generation:
         """Verify what came, make it durable beside its key, and record it."""
-        name, number = order.certificate.name, order.issuance.generation
-        pair = await self._verified(order, fullchain, authority)
+        name, number = certificate.name, order.issuance.generation
+        pair = await self._verified(order, certificate, authority, key, fullchain)
         leaf = pair.leaf
         self._state.save_chain(
             name, number, cert=pair.cert_pem, chain=pair.chain_pem, fullchain=pair.fullchain_pem
@@ -274,57 +217,121 @@ class Issuer:
             number,
             fingerprint=leaf.fingerprint,
             serial=leaf.serial,
-            identifiers=frozenset(order.certificate.identifiers),
-            key_type=order.certificate.key_type,
+            identifiers=frozenset(certificate.identifiers),
+            key_type=certificate.key_type,
             authority=authority.name,
             not_before=leaf.not_before,
             not_after=leaf.not_after,
             issued_at=self._clock(),
+            key=pki.public_key_hash(key),
         )
         await self._store.record_generation(generation)
-        await self._drop_tokens(order)
         await self._journal.note(
-            "generation.issued", str(generation), serial=leaf.serial, not_after=leaf.not_after.isoformat()
+            "generation.issued",
+            str(generation),
+            serial=leaf.serial,
+            not_after=leaf.not_after.isoformat(),
+            authority=authority.name,
         )
         return generation
 
-    async def _verified(self, order: _Order, fullchain: bytes, authority: Authority) -> pki.Pair:
-        roots = (
-            await asyncio.to_thread(Path(authority.roots_file).read_bytes) if authority.roots_file else None
-        )
-        names = [str(i) for i in order.certificate.identifiers]
+    async def _verified(
+        self, order: Order, certificate: Certificate, authority: Authority, key: bytes, fullchain: bytes
+    ) -> pki.Pair:
+        name = certificate.name
         try:
-            pair = pki.load_pair(order.key, fullchain)
+            pair = _matched(key, fullchain, certificate)
+        except PkiError as error:  # nothing here can make it ours: the next try orders anew
+            error.hint = f"{authority.name} answered with the wrong chain; tried again by itself, or run: certfan renew {name}"
+            await order.give_up(Problem(error.code, error.text, error.hint))
+            raise
+        try:
+            roots, names = await _roots(authority), pair.leaf.names
             pki.verify_chain(pair.fullchain_pem, names=names, now=self._clock(), roots_pem=roots)
         except PkiError as error:
-            name = order.certificate.name
             error.hint = (
                 f"check roots_file of authority {authority.name} and the clock; run: certfan renew {name}"
             )
-            if isinstance(error, PairMismatch):  # nothing here can make it ours: the next try orders anew
-                error.hint = f"{authority.name} mixed up two orders; tried again by itself, or run: certfan renew {name}"
-                await self._abandon(order, Problem(error.code, error.text, error.hint))
             raise
         return pair
 
-    async def _note_places(self, order: _Order) -> None:
-        """Tell through which vhosts the authority came; each place once, when it came first."""
-        first: dict[str, datetime] = {}
-        for at, place in order.places:
-            first.setdefault(place, at)
-        order.places.clear()
-        for place, at in first.items():
-            await self._journal.note("challenge.fetched", order.certificate.name, at=at, through=place)
 
-    async def _drop_tokens(self, order: _Order) -> None:
-        await self._store.drop_tokens(order.certificate.name)
-        self._tokens = dict(await self._store.tokens())
-        self._stop_waiting(order)
-
-    def _stop_waiting(self, order: _Order) -> None:
-        self._waiting = {token: one for token, one in self._waiting.items() if one is not order}
+def _matched(key: bytes, fullchain: bytes, certificate: Certificate) -> pki.Pair:
+    """Return the chain with its key, if it is for this key and these names."""
+    pair = pki.load_pair(key, fullchain)
+    wanted = tuple(sorted(map(str, certificate.identifiers)))
+    if pair.leaf.names != wanted:
+        raise ChainInvalid(
+            f"certificate is for {', '.join(pair.leaf.names) or 'no name'}, not {', '.join(wanted)}"
+        )
+    return pair
 
 
-def _fits(issuance: Issuance, certificate: Certificate) -> bool:
+async def _roots(authority: Authority) -> bytes:
+    """Return what the authority's chains must end in, as PEM: its own roots, else the system's."""
+    if authority.roots_file is None:
+        return tls.system_roots_pem()
+    try:
+        return await asyncio.to_thread(Path(authority.roots_file).read_bytes)
+    except OSError as error:
+        raise ChainInvalid(
+            f"roots of authority {authority.name}: {authority.roots_file} cannot be read: {error.strerror}",
+            subject=authority.name,
+        ) from error
+
+
+def _fits(issuance: Issuance, certificate: Certificate, step: Issue) -> bool:
     same_names = frozenset(issuance.identifiers) == frozenset(certificate.identifiers)
-    return same_names and issuance.authority == certificate.authority
+    return same_names and issuance.authority == step.authority
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """The memory of a real order: the store, and what the journal tells."""
+
+    issuance: Issuance
+    store: Store
+    journal: Journal
+    clock: Callable[[], datetime]
+
+    @property
+    def _where(self) -> tuple[str, int]:
+        return self.issuance.certificate, self.issuance.generation
+
+    async def order_made(self, url: str) -> None:
+        await self.store.record_order_url(*self._where, url, self.clock())
+        name, number = self._where
+        await self.journal.note("order.created", f"{name}@{number}", url=url)
+
+    async def not_replaced(self) -> None:
+        await self.store.drop_replaces(*self._where)
+
+    async def token_live(self, token: str, answer: str, identifier: Identifier) -> None:
+        name = self.issuance.certificate
+        await self.store.record_token(token, answer, name, str(identifier), self.clock())
+
+    async def answered(self, challenge_url: str) -> None:
+        await self.store.record_answered(*self._where, challenge_url)
+
+    async def fetched(self, places: Mapping[str, datetime]) -> None:
+        for place, at in places.items():
+            await self.journal.note("challenge.fetched", self.issuance.certificate, at=at, through=place)
+
+    async def given_up(self, problem: Problem, failed: Collection[Identifier]) -> None:
+        await self.store.abandon_issuance(*self._where, problem, self.clock(), failed=tuple(failed))
+
+
+class _Unwritten:
+    """The memory of a trial: none. A process that dies has lost an order that nobody wanted."""
+
+    async def order_made(self, url: str) -> None: ...
+
+    async def not_replaced(self) -> None: ...
+
+    async def token_live(self, token: str, answer: str, identifier: Identifier) -> None: ...
+
+    async def answered(self, challenge_url: str) -> None: ...
+
+    async def fetched(self, places: Mapping[str, datetime]) -> None: ...
+
+    async def given_up(self, problem: Problem, failed: Collection[Identifier]) -> None: ...

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from certfan import __version__, log, systemd, tls
-from certfan.core.model import Authority
+from certfan.core.model import Authority, Identifier, Problem
 from certfan.daemon.accounts import Accounts
 from certfan.daemon.actions import AdminActions
 from certfan.daemon.authority import AcmeAuthority, make_account_key
@@ -34,6 +34,7 @@ from certfan.daemon.state import StateFolder
 from certfan.daemon.status import app
 from certfan.daemon.status.model import StateOfThings
 from certfan.daemon.store import Event, Store
+from certfan.daemon.upkeep import Upkeep
 from certfan.loop import Loop
 
 STALLED = timedelta(minutes=3)  # a reconciler that has not ticked for that long hangs
@@ -108,6 +109,15 @@ class _Daemon:
             clock=now,
         )
         self._issuer = Issuer(store=store, state=state, journal=journal, accounts=self._accounts, clock=now)
+        self._upkeep = Upkeep(
+            store=store,
+            state=state,
+            journal=journal,
+            accounts=self._accounts,
+            tokens=self._issuer.tokens,
+            check=_unchecked,
+            clock=now,
+        )
         self._share = Share(
             config.share.path,
             state.share_lock,
@@ -125,7 +135,8 @@ class _Daemon:
             clock=now,
         )
         self._channel = Channel(self._ca, self._board, listeners=config.channel)
-        self._responder = Responder(self._issuer.key_authorization, self._issuer.fetched)
+        tokens = self._issuer.tokens
+        self._responder = Responder(tokens.key_authorization, tokens.fetched)
         self._lookout = Lookout(self._share, self._accounts, journal, now, self._loop)
         self.reconciler = self._make_reconciler(state, bundles)
         self._deadlines = Deadlines(store, self._things)
@@ -137,9 +148,12 @@ class _Daemon:
             state=state,
             share=self._share,
             issuer=self._issuer,
+            upkeep=self._upkeep,
             journal=self._journal,
             bundles=bundles,
             desired=self.configured.desired,
+            self_check=lambda: self.configured.config.self_check,
+            clock_trusted=lambda: True,
             announce=self._channel.announce,
             clock=now,
             probe_interval=lambda: self.configured.config.probe_interval,
@@ -261,6 +275,10 @@ def calm_collector() -> None:
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+async def _unchecked(_identifier: Identifier) -> Problem | None:
+    return None
 
 
 def _connect(spec: Authority, account_key_pem: bytes, account_uri: str | None) -> AcmeAuthority:

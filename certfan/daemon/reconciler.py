@@ -15,8 +15,11 @@ from typing import assert_never
 
 from certfan import log
 from certfan.core import policy
-from certfan.core.model import Attempt, Desired, Problem
+from certfan.core.ledger import Ledger
+from certfan.core.model import NO_LIMITS, Attempt, Desired, Problem
 from certfan.core.plan import (
+    AskRenewal,
+    CheckPath,
     Clear,
     Forget,
     ForgetConsumer,
@@ -26,13 +29,17 @@ from certfan.core.plan import (
     Offer,
     Publish,
     Retire,
+    Revoke,
+    RollAccountKey,
     RollBack,
     Step,
+    TidyOrders,
     Withdraw,
     plan,
 )
-from certfan.core.retirement import consumer_subject
+from certfan.core.subjects import subject_of
 from certfan.daemon.bundles import Bundles
+from certfan.daemon.domains import registered_domain
 from certfan.daemon.forgetting import Forgetting
 from certfan.daemon.issuer import Issuer
 from certfan.daemon.journal import Journal
@@ -41,6 +48,7 @@ from certfan.daemon.rollback import RollBacks
 from certfan.daemon.share import Share
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store, StoreFacts
+from certfan.daemon.upkeep import Upkeep
 from certfan.errors import AuthorityUnreachable, CertfanError, InternalError
 from certfan.loop import Loop
 
@@ -53,9 +61,12 @@ class Parts:
     state: StateFolder
     share: Share
     issuer: Issuer
+    upkeep: Upkeep
     journal: Journal
     bundles: Bundles
     desired: Callable[[], Desired]
+    self_check: Callable[[], bool]
+    clock_trusted: Callable[[], bool]
     announce: Callable[[str], None]
     clock: Callable[[], datetime]
     probe_interval: Callable[[], timedelta]
@@ -74,6 +85,7 @@ class Reconciler:
         self._forgetting = Forgetting(
             store=parts.store, state=parts.state, share=parts.share, lookout=lookout, journal=parts.journal
         )
+        self._ledgers: tuple[object, Desired | None, Mapping[str, Ledger]] = (None, None, {})
         self._log = log.get("reconciler")
 
     @property
@@ -90,7 +102,7 @@ class Reconciler:
         in_flight = self._loop.in_flight
         facts = await self._is.store.facts()
         desired, now = self._is.desired(), self._is.clock()
-        planned = plan(desired, self._observed(facts, in_flight), now)
+        planned = plan(desired, self.observed(desired, facts, in_flight), now)
         self._steps = {key: step for key, step in self._steps.items() if key in in_flight}
         for step in planned.steps:
             self._steps[step.key] = step
@@ -98,7 +110,8 @@ class Reconciler:
         next_look = self._out.look_where_due(group, desired, facts.attempts, now)
         return min(planned.wake_at or next_look, next_look)
 
-    def _observed(self, facts: StoreFacts, in_flight: frozenset[Key]) -> Observed:
+    def observed(self, desired: Desired, facts: StoreFacts, in_flight: frozenset[Key]) -> Observed:
+        """Return what the plan looks at, besides what is desired."""
         newest = {name: generations[-1].number for name, generations in facts.generations.items()}
         return Observed(
             generations=facts.generations,
@@ -116,6 +129,13 @@ class Reconciler:
                 if newest.get(name) == number
             },
             revoked=frozenset(facts.revoked),
+            revocations=facts.revocations,
+            checks=facts.checks,
+            self_check=self._is.self_check(),
+            ledgers=self._spent(desired, facts),
+            leftovers=facts.leftovers,
+            rollovers=facts.rollovers,
+            clock_trusted=self._is.clock_trusted(),
             rolled_back=facts.rolled_back,
             forgotten=frozenset(facts.to_forget),
             forgotten_consumers=frozenset(facts.consumers_to_forget),
@@ -125,6 +145,18 @@ class Reconciler:
             share_seen=self._out.share_seen,
             probe_interval=self._is.probe_interval(),
         )
+
+    def _spent(self, desired: Desired, facts: StoreFacts) -> Mapping[str, Ledger]:
+        """Return a ledger of every authority that says what it grants; the same one until something is spent."""
+        spends, known_for, ledgers = self._ledgers
+        if spends is not facts.spends or known_for is not desired:
+            ledgers = {
+                name: Ledger.of(authority.limits, facts.spends.get(name, ()), domains=registered_domain)
+                for name, authority in desired.authorities.items()
+                if authority.limits != NO_LIMITS
+            }
+            self._ledgers = (facts.spends, desired, ledgers)
+        return ledgers
 
     async def _carry_out(self, step: Step) -> None:
         """The step boundary: the only place that turns any error into a fact."""
@@ -141,7 +173,9 @@ class Reconciler:
         match step:
             case Issue():
                 floor = await self._floor(step.certificate)
-                await self._is.issuer.issue(self._is.desired(), step.certificate, floor=floor)
+                await self._is.issuer.issue(self._is.desired(), step, floor=floor)
+            case CheckPath() | AskRenewal() | Revoke() | TidyOrders() | RollAccountKey():
+                await self._is.upkeep.do(self._is.desired(), step)
             case Publish():
                 await self._publish(step)
             case Offer():
@@ -200,13 +234,13 @@ class Reconciler:
         await self._is.journal.note(event, subject, consumer=consumer)
 
     async def _record_failure(self, step: Step, error: CertfanError) -> None:
-        subject = _subject(step)
+        subject = subject_of(step, self._is.desired())
         now = self._is.clock()
         before = (await self._is.store.attempts()).get(subject)
         failures = before.failures + 1 if before else 1
-        attempt = Attempt(
-            subject, problem_of(error), failures, now, self._next_try(step, error, failures, now)
-        )
+        since = (before.since or before.at) if before else now
+        next_try = self._next_try(step, error, failures, now)
+        attempt = Attempt(subject, problem_of(error), failures, now, next_try, since)
         await self._is.store.record_attempt(attempt)
         await self._is.journal.warn(
             "step.failed",
@@ -221,22 +255,15 @@ class Reconciler:
 
     def _next_try(self, step: Step, error: CertfanError, failures: int, now: datetime) -> datetime:
         jitter = self._is.jitter()
-        if not isinstance(step, Issue):
-            return policy.next_short_try(failures, now, jitter=jitter)
-        if isinstance(error, AuthorityUnreachable):
-            return policy.next_unreachable_try(failures, now, jitter=jitter)
-        return policy.next_try(failures, now, jitter=jitter, not_before=error.not_before)
-
-
-def _subject(step: Step) -> str:
-    """Return what a failure of a step is filed under."""
-    match step:
-        case Issue() | RollBack() | Forget():
-            return step.certificate
-        case ForgetConsumer():
-            return consumer_subject(step.consumer)
-        case _:
-            return f"{step.certificate}/{step.consumer}"
+        match step:
+            case Issue() if isinstance(error, AuthorityUnreachable):
+                return policy.next_unreachable_try(failures, now, jitter=jitter)
+            case AskRenewal():
+                return policy.next_ask(failures, now, jitter=jitter)
+            case Issue() | Revoke() | TidyOrders() | RollAccountKey():
+                return policy.next_try(failures, now, jitter=jitter, not_before=error.not_before)
+            case _:
+                return policy.next_short_try(failures, now, jitter=jitter)
 
 
 def problem_of(error: CertfanError) -> Problem:

@@ -1,6 +1,6 @@
 """The local state folder: who holds it, where what lies, and keys that exist before anyone hears of them.
 
-    certfan.lock  certfan.db  share-worker.lock  accounts/AUTHORITY.pem  ca/
+    certfan.lock  certfan.db  share-worker.lock  accounts/AUTHORITY{,.next,.before-TIME}.pem  ca/
     generations/CERTIFICATE/NUMBER/{privkey,cert,chain,fullchain}.pem
 
 Every folder is 0700 and every file 0600, whatever the umask. Names are checked before a path is made of them.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 from certfan import files
@@ -64,6 +65,36 @@ class StateFolder:
     def account_key(self, authority: str, make: Callable[[], bytes]) -> bytes:
         """Return the account's key (PEM), made and durable first if there is none; repeatable."""
         return _kept(self._accounts / f"{_checked(authority)}.pem", make)
+
+    def next_account_key(self, authority: str, make: Callable[[], bytes]) -> bytes:
+        """Return the key (PEM) that the account is to get, made and durable first if there is none; repeatable."""
+        return _kept(self._next_key(authority), make)
+
+    def read_next_account_key(self, authority: str) -> bytes | None:
+        """Return the key that the account is to get, None when it is to get none."""
+        try:
+            return files.read_private(self._next_key(authority))
+        except FileNotFoundError:
+            return None
+
+    def promote_account_key(self, authority: str) -> None:
+        """Make the next key the account's key; durable on return. The one before is gone. Repeatable."""
+        with contextlib.suppress(FileNotFoundError):
+            self._next_key(authority).rename(self._accounts / f"{_checked(authority)}.pem")
+        files.sync_folder(self._accounts)
+
+    def replace_account_key(self, authority: str, key: bytes, now: datetime) -> None:
+        """Make `key` (PEM) the account's key; another one that was there is kept beside it. Durable, repeatable."""
+        path = self._accounts / f"{_checked(authority)}.pem"
+        with contextlib.suppress(FileNotFoundError):
+            before = files.read_private(path)
+            if before == key:
+                return
+            files.write_private(path.with_name(f"{authority}.before-{now:%Y%m%dT%H%M%SZ}.pem"), before)
+        files.write_private(path, key)
+
+    def _next_key(self, authority: str) -> Path:
+        return self._accounts / f"{_checked(authority)}.next.pem"
 
     def generation_key(self, certificate: str, number: int, make: Callable[[], bytes]) -> bytes:
         """Return the generation's private key (PEM), made and durable first if there is none; repeatable.

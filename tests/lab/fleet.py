@@ -36,6 +36,7 @@ probe_interval = {probe_interval}
 [authority.pebble]
 directory = "{directory}"
 ca_file = "/etc/certfan/pebble.pem"
+roots_file = "/etc/certfan/roots.pem"
 contact = ["mailto:hostmaster@example.test"]
 profile = "default"
 agree_to_terms = true
@@ -177,6 +178,11 @@ class Fleet:
         path = f"/etc/certfan/conf.d/{file}.toml"
         self.cert.run(["sh", "-c", f"cat >{path}.new && mv {path}.new {path}"], input=text)
 
+    def trust_authority(self) -> None:
+        """Have the daemon accept the chains of the CA that runs now."""
+        roots = self.farm.pebble.roots_file.read_text()
+        self.cert.run(["sh", "-c", "cat >/etc/certfan/roots.pem"], input=roots)
+
     def renew(self, name: str = NAME) -> None:
         """Ask for a new generation."""
         self.cert.run(["certfan", "renew", name])
@@ -233,6 +239,7 @@ class Fleet:
         config = root / "etc/certfan"
         (config / "conf.d").mkdir(parents=True)
         (config / "pebble.pem").write_bytes(self.farm.pebble.ca_file.read_bytes())
+        (config / "roots.pem").write_bytes(self.farm.pebble.roots_file.read_bytes())
         text = DAEMON.format(directory=self.farm.pebble.directory_url, probe_interval=self._interval)
         (config / "certfan.toml").write_text(text)
         (config / "agent.toml").write_text(MAIL1.format(probe_interval=self._interval))

@@ -191,8 +191,7 @@ class Loopback:
         (self.rundir / "share").mkdir()
         config = self.layout.config
         (config.parent / "conf.d").mkdir(parents=True)
-        directory, ca_file = self.pebble.directory_url, self.pebble.ca_file
-        config.write_text(self.layout.daemon_toml(directory, ca_file, self._interval))
+        config.write_text(self.layout.daemon_toml(self.pebble, self._interval))
         self.certfan("share", "setup", "--user", self.layout.user)
         self.start_daemon()
         self._say("         the daemon, Pebble and its DNS run")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.lab import machine, private
 from tests.lab.fleet import NAME, Seen
+from tests.lab.pebble import Pebble
 from tests.lab.private import Server
 
 CERT, WEB1, IPV6 = "127.0.0.10", "127.0.0.20", "::1"
@@ -29,6 +30,7 @@ require_mount = false
 
 [http01]
 listen = ["{cert}:{responder}", "{cert}:{http}"]
+self_check = "off"
 
 [channel]
 listen = ["{cert}:{channel}"]
@@ -44,6 +46,7 @@ group = "{group}"
 [authority.pebble]
 directory = "{directory}"
 ca_file = "{ca_file}"
+roots_file = "{roots_file}"
 contact = ["mailto:hostmaster@example.test"]
 profile = "default"
 agree_to_terms = true
@@ -123,11 +126,12 @@ class Layout:
         """Return the folder with all that stands for a consumer's own disk."""
         return self.rundir / consumer
 
-    def daemon_toml(self, directory: str, ca_file: Path, probe_interval: int) -> str:
-        """Return certfan.toml for an authority."""
+    def daemon_toml(self, authority: Pebble, probe_interval: int) -> str:
+        """Return certfan.toml for an authority; our own check asks at port 80 only, which nobody here has."""
         text = _DAEMON.format(
             run=self.rundir, cert=CERT, group=self.group, probe_interval=probe_interval,
-            directory=directory, ca_file=ca_file, **self.ports,
+            directory=authority.directory_url, ca_file=authority.ca_file, roots_file=authority.roots_file,
+            **self.ports,
         )  # fmt: skip
         return text + "".join(_CONSUMER.format(name=name, group=self.group) for name in self.consumers)
 

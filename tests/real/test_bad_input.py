@@ -215,6 +215,7 @@ def test_an_authority_that_lost_our_account_gets_it_again_with_the_same_key(flee
     keys = _keys(fleet)
     fleet.farm.pebble.stop()
     fleet.farm.pebble.start()
+    fleet.trust_authority()  # it has new roots
 
     fleet.renew()
     assert fleet.wait_proven(before + 1) == before + 1

@@ -46,6 +46,7 @@ path = "{here}/share"
 require_mount = false
 [http01]
 listen = ["127.0.0.1:{responder}"]
+self_check = "off"
 [channel]
 listen = ["127.0.0.1:{channel}"]
 [status]
@@ -56,6 +57,7 @@ group = "root"
 [authority.pebble]
 directory = "{directory}"
 ca_file = "{ca_file}"
+roots_file = "{roots_file}"
 contact = ["mailto:hostmaster@example.test"]
 profile = "default"
 agree_to_terms = true
@@ -144,7 +146,7 @@ class Place:
         (here / "share").mkdir(parents=True)
         text = CONFIG.format(
             here=here, responder=self.responder, channel=free_port(), status=free_port(),
-            directory=self.pebble.directory_url, ca_file=self.pebble.ca_file,
+            directory=self.pebble.directory_url, ca_file=self.pebble.ca_file, roots_file=self.pebble.roots_file,
         )  # fmt: skip
         (here / "certfan.toml").write_text(text + CERTIFICATE)
         return here

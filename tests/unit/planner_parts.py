@@ -15,6 +15,7 @@ from certfan.core.model import (
     Problem,
     Proof,
 )
+from certfan.core.plan import AskRenewal, Observed, Step, plan
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -58,6 +59,11 @@ def make_generation(
         not_after=issued_at + lifetime,
         issued_at=issued_at,
     )
+
+
+def steps_of(desired: Desired, observed: Observed, now: datetime) -> tuple[Step, ...]:
+    """Return what is planned, but for the questions when to renew, which are always due in a world without answers."""
+    return tuple(step for step in plan(desired, observed, now).steps if not isinstance(step, AskRenewal))
 
 
 HTTPS = Endpoint("apache2", "tls", "192.0.2.1", 443, WWW)

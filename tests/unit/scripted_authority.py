@@ -40,6 +40,9 @@ def refused(kind: str, status: int = 400, *, not_before: datetime | None = None)
     return AuthorityRefused(kind, type=PREFIX + kind, status=status, subject="lab", not_before=not_before)
 
 
+_ROOT_KEY = ec.generate_private_key(ec.SECP256R1())
+
+
 class Gate:
     """Counts the points that are passed; at the `shut_at`-th the caller hangs for ever, as a killed process does."""
 
@@ -118,7 +121,7 @@ class ScriptedCa:
         self.deactivated: list[str] = []
         self.contacts: dict[str, tuple[str, ...]] = {}
         self._now = now
-        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._key = _ROOT_KEY
 
     def connect(self, spec: Authority, key: bytes, uri: str | None) -> "Client":
         """Return a client, as the composition root does."""

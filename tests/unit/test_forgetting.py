@@ -142,6 +142,9 @@ class Small:
             state=self.fleet.state,
             share=self.share,
             issuer=None,  # type: ignore[arg-type]
+            upkeep=None,  # type: ignore[arg-type]
+            self_check=lambda: False,
+            clock_trusted=lambda: True,
             journal=self.fleet.journal,
             bundles=None,  # type: ignore[arg-type]
             desired=lambda: self.fleet.desired,

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certfan import pki
-from certfan.core.model import Authority, Certificate, Desired, Generation, Identifier
+from certfan import pki, tls
+from certfan.core.model import Authority, Certificate, Desired, Generation, Identifier, Reason
+from certfan.core.steps import Issue
 from certfan.daemon.accounts import Accounts
 from certfan.daemon.authority import AcmeAuthority, make_account_key
 from certfan.daemon.issuer import Issuer
@@ -26,6 +27,7 @@ NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=90)
 NAME, OTHER = "a.example", "b.example"
 LAB = Authority("lab", "https://ca.example/dir")
+ISSUE = Issue(NAME, Reason.MISSING, "lab")
 
 
 def clock() -> datetime:
@@ -66,20 +68,20 @@ class Place:
             clock=clock,
         )
         issuer = Issuer(store=store, state=self.state, journal=journal, accounts=accounts, clock=clock)
-        self.ca.fetched = issuer.fetched
+        self.ca.fetched = issuer.tokens.fetched
         return issuer
 
     async def issue(self, desired: Desired | None = None) -> Generation:
         """Issue in a life of its own."""
         issuer = self.life()
         await issuer.open()
-        return await issuer.issue(desired or wanted(), NAME, floor=0)
+        return await issuer.issue(desired or wanted(), ISSUE, floor=0)
 
     async def cut_at(self, point: int, desired: Desired | None = None) -> bool:
         """Issue, and be killed at that point; False when the order ended before."""
         gate = Gate(point)
         issuer = self.life(gate)
-        trying = asyncio.create_task(issuer.issue(desired or wanted(), NAME, floor=0))
+        trying = asyncio.create_task(issuer.issue(desired or wanted(), ISSUE, floor=0))
         stopped = asyncio.create_task(gate.reached.wait())
         async with asyncio.timeout(10):
             await asyncio.wait({trying, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -100,7 +102,7 @@ class Place:
         store = await Store.open(_made(folder) / "certfan.db", clock)
         try:
             with StateFolder(folder) as state:
-                await Place(store, state, self.ca).life(gate).issue(wanted(), NAME, floor=0)
+                await Place(store, state, self.ca).life(gate).issue(wanted(), ISSUE, floor=0)
         finally:
             await store.close()
 
@@ -112,6 +114,12 @@ class Place:
 def _made(folder: Path) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust the scripted authority: no machine's own roots do."""
+    monkeypatch.setattr(tls, "system_roots_pem", lambda: ScriptedCa(NOW).root_pem)
 
 
 @pytest.fixture
@@ -134,7 +142,7 @@ async def test_an_order_cut_off_after_any_effect_is_resumed(tmp_path: Path) -> N
     """Killed after any call that changes store or authority: one account, one key, at most one order more."""
     rehearsal = Gate()
     async for place in _places(tmp_path / "whole"):
-        await place.life(rehearsal).issue(wanted(), NAME, floor=0)
+        await place.life(rehearsal).issue(wanted(), ISSUE, floor=0)
     doubled = []
     for point, name in enumerate(rehearsal.names, 1):
         async for place in _places(tmp_path / str(point)):
@@ -163,8 +171,8 @@ async def test_a_token_promised_by_an_earlier_life_is_still_answered(place: Plac
     issuer = place.life()
     await issuer.open()
 
-    assert issuer.key_authorization("1-a_example") == "1-a_example.thumbprint"
-    assert issuer.key_authorization("unheard-of") is None
+    assert issuer.tokens.key_authorization("1-a_example") == "1-a_example.thumbprint"
+    assert issuer.tokens.key_authorization("unheard-of") is None
 
 
 # Accounts
@@ -207,7 +215,10 @@ async def test_many_orders_that_hear_of_the_loss_register_once(place: Place) -> 
 
     issuer = place.life()
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(issuer.issue(desired, name, floor=0)) for name in names]
+        tasks = [
+            group.create_task(issuer.issue(desired, Issue(name, Reason.MISSING, "lab"), floor=0))
+            for name in names
+        ]
 
     assert [str(task.result()) for task in tasks] == [f"{name}@1" for name in names]
     assert place.ca.calls["register"] == 2
@@ -239,7 +250,7 @@ async def test_a_changed_definition_abandons_the_order_under_way(place: Place) -
     assert {str(i) for i in generation.identifiers} == {NAME, "c.example"}
     (closed, _) = await place.store.closed_issuances(NAME)
     assert closed.problem is not None
-    assert closed.problem.detail == f"{NAME}: its definition has changed"
+    assert closed.problem.detail == f"{NAME}: its definition or its authority has changed"
     assert [order.names for order in place.ca.orders.values()] == [(NAME, OTHER), (NAME, "c.example")]
 
 
@@ -294,12 +305,12 @@ async def test_a_chain_for_another_key_is_refused_and_never_recorded(
     """Nothing of it reaches the disk; the next try orders anew with the same key."""
     sign = place.ca.sign
     theirs = ec.generate_private_key(ec.SECP256R1()).public_key()
-    monkeypatch.setattr(place.ca, "sign", lambda csr: sign(csr, theirs))
-    with pytest.raises(PairMismatch, match="private key does not belong"):
-        await place.issue()
+    with monkeypatch.context() as mixed_up:
+        mixed_up.setattr(place.ca, "sign", lambda csr: sign(csr, theirs))
+        with pytest.raises(PairMismatch, match="private key does not belong"):
+            await place.issue()
     assert await place.store.generations() == {}
     assert set(place.state.read_generation(NAME, 1)) == {"privkey.pem"}
-    monkeypatch.undo()
     key = place.key()
 
     assert (await place.issue()).number == 1
@@ -356,7 +367,7 @@ async def test_a_refusal_over_https_names_the_authority_the_reason_and_the_remed
         return clients[-1]
 
     with pytest.raises(AuthorityRefused) as caught:
-        await place.life(connect=connect).issue(wanted(NAME, authority=authority), NAME, floor=0)
+        await place.life(connect=connect).issue(wanted(NAME, authority=authority), ISSUE, floor=0)
     for client in clients:
         await client.close()
 

@@ -28,6 +28,7 @@ from tests.unit.planner_parts import (
     make_desired,
     make_generation,
     make_proof,
+    steps_of,
 )
 
 DESIRED = make_desired(make_certificate())
@@ -48,7 +49,7 @@ def test_a_new_certificate_is_ordered_and_assigned_at_once() -> None:
     """The consumer learns of it before anything is issued, so that it can lay a placeholder."""
     steps = plan(DESIRED, Observed(), NOW).steps
 
-    assert (Offer(WWW, WEB1, 0, reason=Reason.MISSING), Issue(WWW, Reason.MISSING)) == steps
+    assert (Offer(WWW, WEB1, 0, reason=Reason.MISSING), Issue(WWW, Reason.MISSING, "ca")) == steps
 
 
 def test_a_settled_world_waits_for_the_renewal() -> None:
@@ -56,9 +57,10 @@ def test_a_settled_world_waits_for_the_renewal() -> None:
     planned = plan(DESIRED, SETTLED, NOW + HOUR)
 
     assert () == planned.steps
-    assert NOW + 7 * DAY == planned.wake_at  # the keep time of an older generation, if there were one
+    assert NOW + 6 * HOUR == planned.wake_at  # then the authority is asked when to renew
+    assert NOW + 7 * DAY == plan(DESIRED, SETTLED, NOW + 6 * HOUR).wake_at  # the keep time of an older one
     assert NOW + 60 * DAY == plan(DESIRED, SETTLED, NOW + 8 * DAY).wake_at
-    assert (Issue(WWW, Reason.RENEWAL_DUE),) == plan(DESIRED, SETTLED, NOW + 60 * DAY).steps
+    assert (Issue(WWW, Reason.RENEWAL_DUE, "ca"),) == steps_of(DESIRED, SETTLED, NOW + 60 * DAY)
 
 
 def test_a_key_in_flight_is_not_started_again() -> None:
@@ -76,7 +78,7 @@ def test_a_failed_order_waits_for_its_time() -> None:
     assert () == held.steps
     assert NOW + MINUTE == held.wake_at
     later = plan(DESIRED, replace(observed, attempts=failed_at(NOW)), NOW + MINUTE)
-    assert (Issue(WWW, Reason.MISSING),) == later.steps
+    assert (Issue(WWW, Reason.MISSING, "ca"),) == later.steps
 
 
 def test_a_request_or_a_changed_config_lifts_the_wait() -> None:
@@ -84,8 +86,10 @@ def test_a_request_or_a_changed_config_lifts_the_wait() -> None:
     failing = Observed(attempts=failed_at(NOW, HOUR), offered={PLACE: 0})
     later = NOW + MINUTE
 
-    assert (Issue(WWW, Reason.MISSING),) == plan(DESIRED, replace(failing, asked={WWW: later}), later).steps
-    assert (Issue(WWW, Reason.MISSING),) == plan(
+    assert (Issue(WWW, Reason.MISSING, "ca"),) == plan(
+        DESIRED, replace(failing, asked={WWW: later}), later
+    ).steps
+    assert (Issue(WWW, Reason.MISSING, "ca"),) == plan(
         DESIRED, replace(failing, config_changed={WWW: later}), later
     ).steps
     assert () == plan(DESIRED, replace(failing, asked={WWW: NOW - HOUR}), later).steps
@@ -117,7 +121,7 @@ def test_an_unfinished_order_is_resumed_though_nothing_is_wanted_any_more() -> N
     def planned(begun: Issuance) -> tuple[object, ...]:
         return plan(DESIRED, replace(SETTLED, open_orders={WWW: begun}), NOW).steps
 
-    assert (Issue(WWW, Reason.ASKED_FOR),) == planned(begun)
+    assert (Issue(WWW, Reason.ASKED_FOR, "ca"),) == planned(begun)
     assert () == planned(replace(begun, identifiers=(Identifier("x.org"),)))
     assert () == planned(replace(begun, generation=1))
 
@@ -155,8 +159,8 @@ def test_neither_a_revoked_nor_an_expired_generation_is_published() -> None:
     unpublished = replace(SETTLED, published={}, live={}, offered={PLACE: 0})
     revoked = replace(unpublished, revoked=frozenset({(WWW, 1)}))
 
-    assert (Issue(WWW, Reason.REVOKED),) == plan(DESIRED, revoked, NOW).steps
-    assert (Issue(WWW, Reason.RENEWAL_DUE),) == plan(DESIRED, unpublished, NOW + 91 * DAY).steps
+    assert (Issue(WWW, Reason.REVOKED, "ca"),) == plan(DESIRED, revoked, NOW).steps
+    assert (Issue(WWW, Reason.RENEWAL_DUE, "ca"),) == plan(DESIRED, unpublished, NOW + 91 * DAY).steps
 
 
 def test_a_new_consumer_gets_no_name_beyond_those_wanted() -> None:
@@ -167,8 +171,8 @@ def test_a_new_consumer_gets_no_name_beyond_those_wanted() -> None:
     new = plan(DESIRED, replace(wide, offered={PLACE: 0}), NOW).steps
     old = plan(DESIRED, replace(wide, offered={PLACE: 1}), NOW).steps
 
-    assert (Issue(WWW, Reason.NAMES_CHANGED),) == new
-    assert (Publish(WWW, WEB1, 1), Issue(WWW, Reason.NAMES_CHANGED)) == old
+    assert (Issue(WWW, Reason.NAMES_CHANGED, "ca"),) == new
+    assert (Publish(WWW, WEB1, 1), Issue(WWW, Reason.NAMES_CHANGED, "ca")) == old
 
 
 def test_what_left_the_config_is_withdrawn_and_stays_on_the_share_until_it_expires() -> None:
@@ -197,7 +201,7 @@ def test_an_old_generation_is_retired_when_a_newer_one_is_proven_for_the_keep_ti
     )
 
     def planned(observed: Observed, now: datetime = late) -> tuple[object, ...]:
-        return plan(DESIRED, observed, now).steps
+        return steps_of(DESIRED, observed, now)
 
     assert (Retire(WWW, WEB1, 1),) == planned(observed)
     assert () == planned(replace(observed, published={PLACE: frozenset({2, 3})}))

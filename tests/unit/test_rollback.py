@@ -34,6 +34,7 @@ from tests.unit.planner_parts import (
     make_desired,
     make_generation,
     make_proof,
+    steps_of,
 )
 from tests.unit.test_deployment import APACHE, READY, staged
 
@@ -97,11 +98,11 @@ def test_the_plan_goes_back_and_orders_nothing_meanwhile() -> None:
     late = NOW + 61 * DAY
     observed = Observed(generations={WWW: THREE}, rolled_back={WWW: 2}, live={PLACE: 3}, offered={PLACE: 3})
     observed = replace(observed, published={PLACE: frozenset({2, 3})}, asked={WWW: late})
-    planned = plan(make_desired(CERTIFICATE), observed, late)
-    flying = plan(make_desired(CERTIFICATE), replace(observed, in_flight=frozenset({(WWW,)})), late)
+    planned = steps_of(make_desired(CERTIFICATE), observed, late)
+    flying = steps_of(make_desired(CERTIFICATE), replace(observed, in_flight=frozenset({(WWW,)})), late)
 
-    assert (RollBack(WWW, 2),) == planned.steps
-    assert () == flying.steps
+    assert (RollBack(WWW, 2),) == planned
+    assert () == flying
 
 
 def test_a_roll_back_that_failed_waits_a_moment_and_still_nothing_is_ordered() -> None:
@@ -117,12 +118,11 @@ def test_a_roll_back_that_failed_waits_a_moment_and_still_nothing_is_ordered() -
         share_up=False,
         config_changed={WWW: late},  # lifts what holds an order up
     )
-    held = plan(make_desired(CERTIFICATE), replace(observed, attempts={WWW: soon}), late)
+    failed, desired = replace(observed, attempts={WWW: soon}), make_desired(CERTIFICATE)
 
-    assert ((), late + timedelta(seconds=1)) == (held.steps, held.wake_at)
-    assert (RollBack(WWW, 2),) == plan(
-        make_desired(CERTIFICATE), replace(observed, attempts={WWW: long}), late
-    ).steps
+    assert () == steps_of(desired, failed, late)
+    assert late + timedelta(seconds=1) == plan(desired, failed, late).wake_at
+    assert (RollBack(WWW, 2),) == steps_of(desired, replace(observed, attempts={WWW: long}), late)
 
 
 def test_the_copy_is_published_and_offered_like_any_generation() -> None:
@@ -152,9 +152,9 @@ def test_a_pair_that_is_due_is_not_renewed_at_once_but_before_its_deadline() -> 
     )
     desired = make_desired(CERTIFICATE)
 
-    assert () == plan(desired, observed, back_at).steps
+    assert () == steps_of(desired, observed, back_at)
     assert back_at + 10 * DAY == policy.renewal_instant(copy, None)
-    assert (Issue(WWW, Reason.RENEWAL_DUE),) == plan(desired, observed, back_at + 10 * DAY).steps
+    assert (Issue(WWW, Reason.RENEWAL_DUE, "ca"),) == steps_of(desired, observed, back_at + 10 * DAY)
 
 
 @pytest.mark.parametrize(("day", "expected"), [(1, 60), (70, 80), (80, 83), (85, 83)])
@@ -177,8 +177,8 @@ def test_proofs_of_a_copy_do_not_retire_the_older_one_with_the_same_leaf() -> No
     without_first = replace(observed, published={PLACE: frozenset({2, 3, 4, 5})})
     desired = make_desired(CERTIFICATE)
 
-    assert (Retire(WWW, WEB1, 1),) == plan(desired, observed, NOW + 9 * DAY).steps
-    assert (Retire(WWW, WEB1, 3),) == plan(desired, without_first, NOW + 9 * DAY).steps
+    assert (Retire(WWW, WEB1, 1),) == steps_of(desired, observed, NOW + 9 * DAY)
+    assert (Retire(WWW, WEB1, 3),) == steps_of(desired, without_first, NOW + 9 * DAY)
 
 
 def test_the_agent_takes_the_copys_leaf_for_what_it_is() -> None:

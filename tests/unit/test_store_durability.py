@@ -169,29 +169,27 @@ async def test_a_newer_schema_is_refused_untouched(tmp_path: Path) -> None:
 
 
 async def test_a_copy_is_made_before_a_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older database with facts in it is copied, 0600, as it was; then it is migrated and keeps its facts."""
+    """A database of the release before is copied, 0600, as it was; then it is migrated and keeps its facts."""
     path = tmp_path / "certfan.db"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(engine, "REVISION", "0001")
+        await (await opened(path)).close()
+    with sqlite3.connect(path) as db:
+        db.execute("INSERT INTO asked VALUES ('www', '2026-11-22 12:00:00.000000')")
+        db.execute("INSERT INTO attempts VALUES ('www', '{\"code\": \"c\", \"detail\": \"d\", \"hint\": \"\", \"output\": \"\"}', 2, '2026-11-22 12:00:00.000000', '2026-11-22 13:00:00.000000')")  # fmt: skip
+    db.close()
     store = await opened(path)
-    await store.ask_renewal("www", NOW)
-    await store.close()
-    # No release wrote an older schema yet, so one is made up, and so is the step from it.
-    put_revision(path, "0000")
-    monkeypatch.setattr(migrations, "upgrade", lambda _db, revision: put_in(_db, revision))
-    store = await opened(path)
-    asked = await store.asked()
+    asked, attempts = await store.asked(), await store.attempts()
     await store.close()
 
-    copy = path.with_name("certfan.db.before-0001.20261122T120000Z")
+    copy = path.with_name(f"certfan.db.before-{engine.REVISION}.20261122T120000Z")
     with sqlite3.connect(copy) as db:
         copied = db.execute("SELECT certificate, version_num FROM asked, alembic_version").fetchall()
     db.close()
-    assert [("www", "0000")] == copied
+    assert [("www", "0001")] == copied
     assert 0o600 == stat.S_IMODE(copy.stat().st_mode)
     assert {"www": NOW} == asked
-
-
-def put_in(db: object, revision: str) -> None:
-    db.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{revision}'")  # type: ignore[attr-defined]
+    assert (2, None) == (attempts["www"].failures, attempts["www"].since)
 
 
 async def test_a_migration_that_fails_leaves_nothing_behind(

@@ -336,7 +336,7 @@ STEPS = (
 
 # Each bug, by the function it replaces, and the promise that it breaks first.
 PLANTED: dict[str, tuple[str, Any]] = {
-    "an order does not wait for its time": ("certfan.core.plan.attempt_holds", lambda *_: False),
+    "an order does not wait for its time": ("certfan.core.orders.attempt_holds", lambda *_: False),
     "a failed pair does not wait for its time": (
         "certfan.core.tries.next_apply",
         lambda failures, at, **_: at,
@@ -352,9 +352,9 @@ PLANTED: dict[str, tuple[str, Any]] = {
         lambda generation, _: generation.not_before,
     ),
     "a request is never done": ("certfan.core.policy.is_asked", lambda asked_at, *_: asked_at is not None),
-    "the authority's cap is not kept": ("certfan.core.plan._room", lambda *_: {"ca": 9}),
+    "the authority's cap is not kept": ("certfan.core.orders._Room.has", lambda *_, **__: True),
     "an offer does not wait for the share": ("certfan.core.plan._is_ready", lambda *_: True),
-    "a back-off's end wakes nobody": ("certfan.core.plan.holding_instants", lambda *_: ()),
+    "a back-off's end wakes nobody": ("certfan.core.orders.holding_instants", lambda *_: ()),
     "an orphan is retired at once": ("certfan.core.retirement._is_expired", lambda *_: True),
     "a pointer moves before its mark": (
         "certfan.core.deployment.marks",

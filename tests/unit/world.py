@@ -33,6 +33,7 @@ from certfan.core.model import (
     Problem,
     Proof,
 )
+from certfan.core.renewal import renewal_info
 from tests.unit.world_parts import (
     APPLY_MODEL,
     CONSUMERS,
@@ -115,6 +116,7 @@ class World:
             proofs=dict(daemon.proofs),
             revoked=frozenset(daemon.revoked),
             rolled_back=dict(daemon.rolled_back),
+            renewals=dict(daemon.renewals),
             open_orders=dict(daemon.open),
             share_up=self.share.up,
             probe_interval=PROBE_INTERVAL,
@@ -201,8 +203,12 @@ class World:
             case plan.Clear(name, consumer):
                 self._check_clear((name, consumer))
                 subject, delays, work = "", (), self._clear((name, consumer))
+            case plan.AskRenewal(name, number):
+                subject, delays, work = "", (), self._ask_renewal(name, number)
             case plan.Forget(name) | plan.ForgetConsumer(name):
                 raise Broken(f"nothing that is wanted is forgotten: {name}")
+            case _:
+                raise Broken(f"nothing in this world asks for it: {step}")
         self._check_time(subject)
         self.tasks.append(Task("daemon", step.key, work, lambda p: self._failed(subject, delays, p)))
 
@@ -251,6 +257,13 @@ class World:
             return due
         half = newest.issued_at + (newest.not_after - newest.issued_at) / 2
         return max(due, min(half, newest.not_after - timedelta(days=7)))
+
+    def _ask_renewal(self, name: str, number: int) -> Work:
+        yield None
+        generation = self._generation(name, number)
+        assert generation is not None
+        before = self.daemon.renewals.get(name)
+        self.daemon.renewals[name] = renewal_info(generation, None, before, self.now, dice=0.5)
 
     def _roll_back(self, name: str, number: int) -> Work:
         yield None

@@ -24,6 +24,7 @@ from certfan.core.model import (
     Generation,
     Problem,
     Proof,
+    RenewalInfo,
 )
 
 START = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -153,6 +154,7 @@ class Daemon:
     open: dict[str, Issuance] = field(default_factory=dict)
     asked: dict[str, datetime] = field(default_factory=dict)
     rolled_back: dict[str, int] = field(default_factory=dict)
+    renewals: dict[str, RenewalInfo] = field(default_factory=dict)
     changed: dict[str, datetime] = field(default_factory=dict)
     revoked: set[tuple[str, int]] = field(default_factory=set)
     proofs: dict[Where, tuple[Proof, ...]] = field(default_factory=dict)

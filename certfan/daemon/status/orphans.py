@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from certfan.core.model import Problem
-from certfan.core.retirement import consumer_subject
+from certfan.core.subjects import consumer_subject
 from certfan.daemon.status.model import Orphan, StateOfThings
 
 

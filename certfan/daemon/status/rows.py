@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import assert_never
 
 from certfan.core import policy
 from certfan.core.model import Deployment, DeploymentState, Generation, Health, Problem, Proof, Reason
-from certfan.core.plan import (
-    Clear,
-    Forget,
-    ForgetConsumer,
-    Issue,
-    Offer,
-    Publish,
-    Retire,
-    RollBack,
-    Step,
-    Withdraw,
-)
+from certfan.core.plan import Step
 from certfan.daemon.status.model import Next, Row, Served, StateOfThings, Verdict, Wanted
 from certfan.errors import HookFailed
 
@@ -262,23 +252,5 @@ def heard_at(proof: Proof) -> datetime:
 
 
 def step_name(step: Step) -> str:
-    """Return a step's verb."""
-    match step:
-        case Issue():
-            return "issue"
-        case Publish():
-            return "publish"
-        case Offer():
-            return "offer"
-        case Withdraw():
-            return "withdraw"
-        case Retire():
-            return "retire"
-        case RollBack():
-            return "roll_back"
-        case Clear():
-            return "clear"
-        case Forget() | ForgetConsumer():
-            return "forget"
-        case _:
-            assert_never(step)
+    """Return a step's verb: `roll_back` of RollBack."""
+    return re.sub("(?<!^)(?=[A-Z])", "_", type(step).__name__).lower()

@@ -5,6 +5,8 @@
     process    runs, accounts, the config in force, the journal
     issuing    one try to get a generation: order, answered challenges, tokens
     issued     generations, numbers, revocations, renewal infos
+    spending   what authorities have counted, what orders that were given up left there
+    checking   our own looks at the way of the challenge
     wishes     failures, and what an admin asked for
     forgetting what left the config and is to be removed
     lagging    how urgent each late endpoint was last told to be

@@ -12,7 +12,18 @@ from types import MappingProxyType
 from typing import Any
 
 from certfan.core.issuance import Issuance
-from certfan.core.model import Attempt, Deployment, Generation, Problem, Proof, RenewalInfo
+from certfan.core.ledger import Spend
+from certfan.core.model import (
+    Attempt,
+    Deployment,
+    Generation,
+    Leftover,
+    PathCheck,
+    Problem,
+    Proof,
+    RenewalInfo,
+    Revocation,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,7 @@ class AccountFact:
     uri: str = field(kw_only=True)
     thumbprint: str = field(kw_only=True)
     recorded_at: datetime = field(kw_only=True)
+    contact: tuple[str, ...] | None = field(default=None, kw_only=True)  # what it was told last
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +185,8 @@ class StoreFacts:
     consumers_to_forget: Mapping[str, datetime]
     enrolled: Mapping[str, datetime]  # consumers that have an identity, since when
     config_changed: Mapping[str, datetime]  # since when a certificate's definition is what it is
+    revocations: Mapping[tuple[str, int], Revocation]  # by (certificate, generation): asked for, not done
+    spends: Mapping[str, tuple[Spend, ...]]  # by authority, oldest first
+    leftovers: tuple[Leftover, ...]  # oldest first
+    rollovers: frozenset[str]  # authorities
+    checks: Mapping[str, PathCheck]  # by identifier

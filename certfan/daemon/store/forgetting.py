@@ -7,15 +7,17 @@ from datetime import datetime
 
 from sqlalchemy import Connection, delete, func, or_, select, update
 
+from certfan.core.subjects import renewal_subject, revocation_subject
 from certfan.daemon.store import tables
 from certfan.daemon.store.issued import highest_number
 from certfan.daemon.store.rows import put
+from certfan.daemon.store.wishes import clear_order_attempts
 
 # Orders stay: each took a slot of an authority's rate limit. Of a consumer everything stays that says who may speak.
 _OF_A_CERTIFICATE = (
     *(tables.issuances, tables.tokens, tables.generations, tables.renewal_infos, tables.asked),
     *(tables.rollbacks, tables.definitions, tables.assignments, tables.published, tables.deployments),
-    *(tables.proofs, tables.urgencies),
+    *(tables.proofs, tables.urgencies, tables.revocations),
 )
 _OF_A_CONSUMER = (
     *(tables.assignments, tables.published, tables.deployments, tables.proofs, tables.urgencies),
@@ -73,8 +75,10 @@ def forget(db: Connection, certificate: str, highest: int) -> None:
     for table in _OF_A_CERTIFICATE:
         db.execute(delete(table).where(table.c.certificate == certificate))
     subject = tables.attempts.c.subject
-    places = subject.startswith(f"{certificate}/", autoescape=True)
-    db.execute(delete(tables.attempts).where(or_(subject == certificate, places)))
+    prefixes = (f"{certificate}/", revocation_subject(certificate, 0).removesuffix("0"))
+    begun = (subject.startswith(prefix, autoescape=True) for prefix in prefixes)
+    db.execute(delete(tables.attempts).where(or_(subject == renewal_subject(certificate), *begun)))
+    clear_order_attempts(db, certificate)
     done = tables.forgotten.c.certificate == certificate
     db.execute(update(tables.forgotten).where(done).values(asked_at=None))
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from certfan.core.model import Generation, KeyType, Problem, RenewalInfo
-from certfan.daemon.store import tables
+from certfan.core.ledger import SpendKind
+from certfan.core.model import Generation, KeyType, Problem, RenewalInfo, Revocation, RevocationReason
+from certfan.daemon.store import spending, tables
 from certfan.daemon.store.issuing import close_issuance, open_issuances
 from certfan.daemon.store.rows import identifiers_of, names_of, put
-from certfan.daemon.store.wishes import clear_attempt, drop_rollback
+from certfan.daemon.store.wishes import clear_order_attempts, drop_rollback
 
 # Every column that names the number of a generation.
 NUMBERS = (
@@ -39,14 +40,21 @@ def record_generation(db: Connection, generation: Generation) -> None:
         raise ValueError(f"{generation} is another leaf already")
     if known is None:
         db.execute(insert(table).values(_generation_row(generation)))
+        _count(db, generation)
     close_issuance(db, generation.certificate, generation.number, generation.issued_at, None)
-    clear_attempt(db, generation.certificate)
+    clear_order_attempts(db, generation.certificate)
     wish = tables.asked.c
     db.execute(
         delete(tables.asked).where(
             wish.certificate == generation.certificate, wish.at <= generation.issued_at
         )
     )
+
+
+def _count(db: Connection, generation: Generation) -> None:
+    for begun in open_issuances(db):
+        if (begun.certificate, begun.generation) == (generation.certificate, generation.number):
+            spending.count(db, SpendKind.CERTIFICATE, begun, generation.issued_at)
 
 
 def record_copy(db: Connection, generation: Generation) -> None:
@@ -121,8 +129,34 @@ def renewal_infos(db: Connection) -> dict[tuple[str, int], RenewalInfo]:
     }
 
 
+def ask_revocation(db: Connection, certificate: str, generation: int, wish: Revocation) -> None:
+    """Remember that a generation is to be revoked; the last word counts."""
+    key = {"certificate": certificate, "generation": generation}
+    put(
+        db,
+        tables.revocations,
+        key,
+        {"reason": wish.reason.value, "at_once": wish.at_once, "asked_at": wish.asked_at},
+    )
+
+
+def revocations(db: Connection) -> dict[tuple[str, int], Revocation]:
+    """Return which generations, as (certificate, number), are to be revoked and are not yet."""
+    return {
+        (row.certificate, row.generation): Revocation(RevocationReason(row.reason), row.at_once, row.asked_at)
+        for row in db.execute(select(tables.revocations)).all()
+    }
+
+
 def mark_revoked(db: Connection, certificate: str, generation: int, now: datetime) -> None:
-    """Remember that a generation, and whatever else has its leaf, is revoked; the first instant stays."""
+    """Remember that a generation, and whatever else has its leaf, is revoked; the first instant stays.
+
+    In the same breath the wish to do so is done with.
+    """
+    wish = tables.revocations.c
+    db.execute(
+        delete(tables.revocations).where(wish.certificate == certificate, wish.generation == generation)
+    )
     table = tables.generations
     named = (table.c.certificate == certificate, table.c.number == generation)
     leaf = db.execute(select(table.c.fingerprint).where(*named)).scalar()
@@ -151,6 +185,7 @@ def _generation(row: Row[Any]) -> Generation:
         not_after=row.not_after,
         issued_at=row.issued_at,
         copy_of=row.copy_of,
+        key=row.key,
     )
 
 
@@ -167,4 +202,5 @@ def _generation_row(generation: Generation) -> dict[str, object]:
         "not_after": generation.not_after,
         "issued_at": generation.issued_at,
         "copy_of": generation.copy_of,
+        "key": generation.key,
     }

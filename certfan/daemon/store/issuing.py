@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
 from certfan.core.issuance import Issuance
+from certfan.core.ledger import SpendKind
 from certfan.core.model import Identifier, Problem
-from certfan.daemon.store import tables
+from certfan.daemon.store import spending, tables
 from certfan.daemon.store.facts import ClosedIssuance
 from certfan.daemon.store.rows import from_problem, identifiers_of, names_of, put, to_problem
 
@@ -22,6 +24,9 @@ def begin_issuance(
     authority: str,
     identifiers: Sequence[Identifier],
     now: datetime,
+    *,
+    replaces: str | None = None,
+    exempt: bool = False,
 ) -> Issuance:
     """Note the intent to get a generation; if the certificate has an open try, return that one instead.
 
@@ -36,7 +41,9 @@ def begin_issuance(
     used = select(func.max(made.c.number)).where(made.c.certificate == certificate)
     if generation <= (db.execute(used).scalar() or 0):
         raise ValueError(f"{certificate}@{generation} is used up")
-    begun = Issuance(certificate, generation, authority, tuple(identifiers), now)
+    begun = Issuance(
+        certificate, generation, authority, tuple(identifiers), now, replaces=replaces, exempt=exempt
+    )
     db.execute(
         insert(tables.issuances).values(
             certificate=certificate,
@@ -44,13 +51,26 @@ def begin_issuance(
             authority=authority,
             identifiers=names_of(identifiers),
             begun_at=now,
+            replaces=replaces,
+            exempt=exempt,
         )
     )
     return begun
 
 
+def drop_replaces(db: Connection, certificate: str, generation: int) -> None:
+    """Remember that the authority does not take an open try as a replacement, and so not as exempt. Repeatable.
+
+    Raises:
+        ValueError: there is no such open try.
+    """
+    table = tables.issuances
+    known = _open_id(db, certificate, generation)
+    db.execute(update(table).where(table.c.id == known).values(replaces=None, exempt=False))
+
+
 def record_order_url(db: Connection, certificate: str, generation: int, url: str, now: datetime) -> None:
-    """Remember where an open try's order is; the newest word counts, every order is kept as a row.
+    """Remember where an open try's order is; the newest word counts, every order is kept as a row, and counted.
 
     Raises:
         ValueError: there is no such open try.
@@ -60,6 +80,7 @@ def record_order_url(db: Connection, certificate: str, generation: int, url: str
     if db.execute(select(tables.orders.c.url).where(tables.orders.c.url == url)).first() is None:
         row = {"url": url, "certificate": certificate, "generation": generation, "recorded_at": now}
         db.execute(insert(tables.orders).values(row))
+        spending.count(db, SpendKind.ORDER, _issuances(db, tables.issuances.c.id == known)[0], now)
 
 
 def record_answered(db: Connection, certificate: str, generation: int, challenge_url: str) -> None:
@@ -74,9 +95,30 @@ def record_answered(db: Connection, certificate: str, generation: int, challenge
 
 
 def abandon_issuance(
-    db: Connection, certificate: str, generation: int, problem: Problem, now: datetime
+    db: Connection,
+    certificate: str,
+    generation: int,
+    problem: Problem,
+    now: datetime,
+    *,
+    failed: Sequence[Identifier] = (),
 ) -> None:
-    """Close a try that led nowhere, kept as history, and forget its tokens. Repeatable."""
+    """Close a try that led nowhere, kept as history, and forget its tokens. Repeatable.
+
+    Its order may have left authorizations pending, which is remembered; the authorizations that `failed` are counted.
+    """
+    table = tables.issuances
+    same = (table.c.certificate == certificate, table.c.generation == generation)
+    for given_up in _issuances(db, *same, table.c.closed_at.is_(None)):
+        if given_up.order_url is not None:
+            put(
+                db,
+                tables.leftovers,
+                {"order_url": given_up.order_url},
+                {"authority": given_up.authority, "recorded_at": now},
+            )
+        for identifier in failed:
+            spending.count(db, SpendKind.FAILURE, replace(given_up, identifiers=(identifier,)), now)
     close_issuance(db, certificate, generation, now, problem)
 
 
@@ -164,6 +206,8 @@ def _issuances(db: Connection, *where: ColumnElement[bool]) -> tuple[Issuance, .
             row.begun_at,
             row.order_url,
             frozenset(challenges[row.id]),
+            replaces=row.replaces,
+            exempt=row.exempt,
         )
         for row in db.execute(select(table).where(*where).order_by(table.c.id))
     )

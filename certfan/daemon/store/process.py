@@ -66,7 +66,10 @@ def account(db: Connection, authority: str, directory: str) -> AccountFact | Non
     table = tables.accounts
     query = select(table).where(table.c.authority == authority, table.c.directory == directory)
     row = db.execute(query).mappings().first()
-    return AccountFact(**row) if row else None
+    if row is None:
+        return None
+    contact = row["contact"]
+    return AccountFact(**{**row, "contact": None if contact is None else tuple(contact)})
 
 
 def record_account(
@@ -75,6 +78,28 @@ def record_account(
     """Remember an account; a later word replaces an earlier one."""
     key = {"authority": authority, "directory": directory}
     put(db, tables.accounts, key, {"uri": uri, "thumbprint": thumbprint, "recorded_at": now})
+
+
+def record_contact(db: Connection, authority: str, directory: str, contact: Sequence[str]) -> None:
+    """Remember which contacts the authority was told; nothing without the account."""
+    table = tables.accounts
+    same = (table.c.authority == authority, table.c.directory == directory)
+    db.execute(update(table).where(*same).values(contact=list(contact)))
+
+
+def change_account_key(
+    db: Connection, authority: str, directory: str, thumbprint: str, answers: Mapping[str, str]
+) -> None:
+    """Remember an account's new key, and that the wish for it is fulfilled.
+
+    In the same breath the live tokens among `answers` get their new key authorization.
+    """
+    table, live = tables.accounts, tables.tokens
+    same = (table.c.authority == authority, table.c.directory == directory)
+    db.execute(update(table).where(*same).values(thumbprint=thumbprint))
+    for token, answer in answers.items():
+        db.execute(update(live).where(live.c.token == token).values(key_authorization=answer))
+    db.execute(delete(tables.rollovers).where(tables.rollovers.c.authority == authority))
 
 
 def forget_account(db: Connection, authority: str, directory: str) -> None:

@@ -13,7 +13,18 @@ from typing import Any
 from sqlalchemy import Connection, Table, event
 from sqlalchemy.sql.dml import UpdateBase
 
-from certfan.daemon.store import deploying, enrolling, forgetting, issued, issuing, process, tables, wishes
+from certfan.daemon.store import (
+    checking,
+    deploying,
+    enrolling,
+    forgetting,
+    issued,
+    issuing,
+    process,
+    spending,
+    tables,
+    wishes,
+)
 from certfan.daemon.store.facts import StoreFacts
 
 # What each field of StoreFacts is read by, and every table that the query looks at.
@@ -34,6 +45,11 @@ _PARTS: Mapping[str, tuple[Callable[[Connection], Any], frozenset[Table]]] = {
     "consumers_to_forget": (forgetting.consumers_to_forget, frozenset({tables.forgotten_consumers})),
     "enrolled": (forgetting.enrolled, frozenset({tables.identities})),
     "config_changed": (process.config_changed, frozenset({tables.definitions})),
+    "revocations": (issued.revocations, frozenset({tables.revocations})),
+    "spends": (spending.spends, frozenset({tables.spends})),
+    "leftovers": (spending.leftovers, frozenset({tables.leftovers})),
+    "rollovers": (spending.rollovers, frozenset({tables.rollovers})),
+    "checks": (checking.checks, frozenset({tables.checks})),
 }
 # What every request on the channel asks for, kept the same way.
 _ASKED_OFTEN: Mapping[str, tuple[Callable[[Connection], Any], frozenset[Table]]] = {

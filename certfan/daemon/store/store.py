@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError
 
 from certfan.daemon.store import (
+    checking,
     deploying,
     engine,
     enrolling,
@@ -22,6 +23,7 @@ from certfan.daemon.store import (
     issuing,
     lagging,
     process,
+    spending,
     wishes,
 )
 from certfan.daemon.store.facts import Lists, Standing, StoreFacts
@@ -122,6 +124,8 @@ class Store:
     account = transaction(process.account)
     record_account = transaction(process.record_account)
     forget_account = transaction(process.forget_account)
+    record_contact = transaction(process.record_contact)
+    change_account_key = transaction(process.change_account_key)
     record_config = transaction(process.record_config)
     config = transaction(process.config)
     note_definitions = transaction(process.note_definitions)
@@ -131,6 +135,7 @@ class Store:
 
     begin_issuance = transaction(issuing.begin_issuance)
     record_order_url = transaction(issuing.record_order_url)
+    drop_replaces = transaction(issuing.drop_replaces)
     record_answered = transaction(issuing.record_answered)
     abandon_issuance = transaction(issuing.abandon_issuance)
     open_issuances = transaction(issuing.open_issuances)
@@ -144,10 +149,21 @@ class Store:
     record_copy = transaction(issued.record_copy)
     generations = transaction(issued.generations)
     highest_number = transaction(issued.highest_number)
+    ask_revocation = transaction(issued.ask_revocation)
+    revocations = transaction(issued.revocations)
     mark_revoked = transaction(issued.mark_revoked)
     revoked = transaction(issued.revoked)
     put_renewal_info = transaction(issued.put_renewal_info)
     renewal_infos = transaction(issued.renewal_infos)
+
+    spends = transaction(spending.spends)
+    leftovers = transaction(spending.leftovers)
+    drop_leftover = transaction(spending.drop_leftover)
+    ask_rollover = transaction(spending.ask_rollover)
+    drop_rollover = transaction(spending.drop_rollover)
+    record_check = transaction(checking.record_check)
+    checks = transaction(checking.checks)
+    keep_checks = transaction(checking.keep_checks)
 
     record_attempt = transaction(wishes.record_attempt)
     clear_attempt = transaction(wishes.clear_attempt)

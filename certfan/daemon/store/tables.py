@@ -24,6 +24,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
 )
 
 
@@ -60,8 +61,8 @@ def _table(name: str, *columns: Any) -> Table:
     return Table(name, metadata, *columns)
 
 
-def _required(name: str, kind: Any, *more: Any) -> Column[Any]:
-    return Column(name, kind, *more, nullable=False)
+def _required(name: str, kind: Any, *more: Any, **options: Any) -> Column[Any]:
+    return Column(name, kind, *more, nullable=False, **options)
 
 
 def _key(name: str, kind: Any, *more: Any) -> Column[Any]:
@@ -90,6 +91,7 @@ accounts = _table(
     _required("uri", String),
     _required("thumbprint", String),
     _required("recorded_at", Instant),
+    Column("contact", JSON(none_as_null=True)),  # what it was told last; NULL: 0.1.0 did not remember
 )
 
 # One open row (closed_at is NULL) a certificate at most. A try that was given up may be made again under its number.
@@ -102,6 +104,8 @@ issuances = _table(
     _required("identifiers", JSON),
     _required("begun_at", Instant),
     Column("order_url", String),
+    Column("replaces", String),
+    _required("exempt", Boolean, server_default=false()),
     Column("closed_at", Instant),
     Column("problem", JSON(none_as_null=True)),
     Index(None, "certificate"),
@@ -145,6 +149,17 @@ generations = _table(
     _required("issued_at", Instant),
     Column("copy_of", Integer),
     Column("revoked_at", Instant),
+    _required("key", String, server_default=""),
+)
+
+# Which generations are to be revoked; a row goes when it is done.
+revocations = _table(
+    "revocations",
+    _key("certificate", String),
+    _key("generation", Integer),
+    _required("reason", String),
+    _required("at_once", Boolean),
+    _required("asked_at", Instant),
 )
 
 # Of the newest generation that was asked about.
@@ -166,7 +181,43 @@ attempts = _table(
     _required("failures", Integer),
     _required("at", Instant),
     _required("not_before", Instant),
+    Column("since", Instant),
 )
+
+# What each authority has counted against our account there.
+spends = _table(
+    "spends",
+    _number("id"),
+    _required("authority", String),
+    _required("kind", String),
+    _required("at", Instant),
+    _required("names", JSON),
+    _required("exempt", Boolean),
+    _required("same_set", Boolean),
+    Index(None, "at"),
+)
+
+# Orders that were given up and may have left authorizations pending.
+leftovers = _table(
+    "leftovers",
+    _key("order_url", String),
+    _required("authority", String),
+    _required("recorded_at", Instant),
+)
+
+# What our own look at the way of the challenge last showed, by identifier.
+checks = _table(
+    "checks",
+    _key("identifier", String),
+    _required("at", Instant),
+    Column("problem", JSON(none_as_null=True)),
+    _required("failures", Integer),
+    _required("since", Instant),
+    Column("mended_at", Instant),
+)
+
+# Accounts that are to get a new key.
+rollovers = _table("rollovers", _key("authority", String), _required("asked_at", Instant))
 
 asked = _table("asked", _key("certificate", String), _required("at", Instant))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, or_, select
 
 from certfan.core.model import Attempt
 from certfan.daemon.store import tables
@@ -18,6 +18,7 @@ def record_attempt(db: Connection, attempt: Attempt) -> None:
         "failures": attempt.failures,
         "at": attempt.at,
         "not_before": attempt.not_before,
+        "since": attempt.since,
     }
     put(db, tables.attempts, {"subject": attempt.subject}, values)
 
@@ -27,13 +28,20 @@ def clear_attempt(db: Connection, subject: str) -> None:
     db.execute(delete(tables.attempts).where(tables.attempts.c.subject == subject))
 
 
+def clear_order_attempts(db: Connection, certificate: str) -> None:
+    """Forget the failed orders of a certificate at every authority; repeatable."""
+    subject = tables.attempts.c.subject
+    at_others = subject.startswith(f"{certificate} at ", autoescape=True)
+    db.execute(delete(tables.attempts).where(or_(subject == certificate, at_others)))
+
+
 def attempts(db: Connection) -> dict[str, Attempt]:
     """Return every failure that still stands, by subject."""
     found = {}
     for row in db.execute(select(tables.attempts)).all():
         problem = to_problem(row.problem)
         assert problem is not None
-        found[row.subject] = Attempt(row.subject, problem, row.failures, row.at, row.not_before)
+        found[row.subject] = Attempt(row.subject, problem, row.failures, row.at, row.not_before, row.since)
     return found
 
 

@@ -1,0 +1,380 @@
+"""Which certificates are to be ordered, where, and what holds an order up: one answer for the plan and the status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from certfan.core.keys import spent_keys
+from certfan.core.ledger import Ledger
+from certfan.core.model import Attempt, Certificate, Desired, Generation, PathCheck, Problem, Reason
+from certfan.core.policy import (
+    LONGEST_ORDER_WAIT,
+    UNREACHABLE_DELAYS,
+    attempt_holds,
+    holding_instants,
+    leafs_deadline,
+    renewal_instant,
+    why_issue,
+)
+from certfan.core.steps import CheckPath, Issue, Observed, Wish
+from certfan.core.subjects import order_subject
+
+NEVER = datetime.min.replace(tzinfo=UTC)
+CHECK_IS_GOOD_FOR = timedelta(minutes=10)  # before an order
+CANARY = timedelta(hours=6)  # between looks that nobody waits for
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What holds an order up; `until` None: until somebody has done something."""
+
+    code: str
+    why: str
+    until: datetime | None = None
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A certificate that is to be ordered: why, at which authority, and what holds it up."""
+
+    reason: Reason
+    authority: str
+    holding: Holding | None
+    exempt: bool = field(default=False, kw_only=True)  # the authority itself suggested to renew now
+    instead_of: Problem | None = field(default=None, kw_only=True)  # why not the config's authority
+
+
+def orders(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+    """Wish for the looks and the most urgent orders that each authority's caps and limits leave room for."""
+    due: list[Issue] = []
+    wanted: set[str] = set()
+    for certificate in desired.certificates.values():
+        yield from _order_instants(certificate, desired, observed)
+        found = standing(certificate, desired, observed, now)
+        if found is None:
+            continue
+        if found.holding is not None and found.holding.until is not None:
+            yield found.holding.until
+        if found.holding is None or found.holding.code == PATH:
+            wanted.update(checked_identifiers(certificate))
+        if found.holding is None and (certificate.name,) not in observed.in_flight:
+            due.append(Issue(certificate.name, found.reason, found.authority, exempt=found.exempt))
+    yield from _begun(due, desired, observed, now)
+    yield from _checks(desired, observed, wanted, now)
+
+
+def standing(
+    certificate: Certificate, desired: Desired, observed: Observed, now: datetime
+) -> Standing | None:
+    """Return how a certificate stands; None when nothing is to be ordered for it."""
+    name = certificate.name
+    reason = why(certificate, observed, now)
+    if reason is None or name in observed.rolled_back:
+        return None
+    authority, attempt = _authority(certificate, desired, observed, now)
+    is_exempt = reason is Reason.RENEWAL_DUE and _is_suggested(name, authority, observed, now)
+    holding = (
+        _held_by_attempt(attempt)
+        or _held_by_account(authority, observed)
+        or _held_by_ledger(certificate, authority, observed, now, exempt=is_exempt)
+        or _held_by_path(certificate, observed, now)
+    )
+    instead_of = None
+    if authority != certificate.authority and (first := observed.attempts.get(name)) is not None:
+        instead_of = first.problem
+    return Standing(reason, authority, holding, exempt=is_exempt, instead_of=instead_of)
+
+
+def why(certificate: Certificate, observed: Observed, now: datetime) -> Reason | None:
+    """Return why to order, if ever it were possible."""
+    name = certificate.name
+    reason = why_issue(
+        certificate,
+        observed.generations.get(name, ()),
+        now,
+        asked_at=observed.asked.get(name),
+        revoked=unwanted(name, observed),
+        renewal=observed.renewals.get(name),
+        clock_trusted=observed.clock_trusted,
+    )
+    # An order that is open is finished: giving it up would cost another one.
+    return reason or (Reason.ASKED_FOR if has_open_order(certificate, observed) else None)
+
+
+def unwanted(name: str, observed: Observed) -> frozenset[tuple[str, int]]:
+    """Return the generations of a certificate that need a successor: revoked, to be, or with the key of such a one."""
+    generations = observed.generations.get(name, ())
+    named = {(g.certificate, g.number) for g in generations}
+    ended = named & (observed.revoked | observed.revocations.keys())
+    keys = spent_keys(generations, ended)
+    return frozenset(ended | {(g.certificate, g.number) for g in generations if g.key in keys})
+
+
+def has_open_order(certificate: Certificate, observed: Observed) -> bool:
+    """Whether an order for exactly the wanted names is open, that has not become a generation."""
+    order = observed.open_orders.get(certificate.name)
+    if order is None or frozenset(order.identifiers) != frozenset(certificate.identifiers):
+        return False
+    return all(g.number < order.generation for g in observed.generations.get(certificate.name, ()))
+
+
+# Where
+
+
+def _authority(
+    certificate: Certificate, desired: Desired, observed: Observed, now: datetime
+) -> tuple[str, Attempt | None]:
+    """Return whom to ask, and the failed attempt that still forbids it.
+
+    It is the first of the certificate's authorities that may be asked now; a fallback only after all before it
+    have failed for long. An order that is open goes on where it is.
+    """
+    held: list[tuple[str, Attempt]] = []
+    for name in _authorities(certificate, desired, observed):
+        attempt = observed.attempts.get(order_subject(certificate, name))
+        lifts = _lifts(certificate, name, attempt, observed)
+        if attempt is None or not attempt_holds(attempt, now, LONGEST_ORDER_WAIT, lifts):
+            return name, None
+        held.append((name, attempt))
+        if now < fallback_instant(certificate, attempt, observed):
+            break
+    return min(held, key=lambda one: one[1].not_before)
+
+
+def _authorities(certificate: Certificate, desired: Desired, observed: Observed) -> list[str]:
+    known = [certificate.authority, *(a for a in certificate.fallback if a in desired.authorities)]
+    begun = observed.open_orders.get(certificate.name)
+    if has_open_order(certificate, observed) and begun is not None and begun.authority in known:
+        # Only when it may be asked: an order that is stuck there holds up no other authority.
+        attempt = observed.attempts.get(order_subject(certificate, begun.authority))
+        if attempt is None:
+            return [begun.authority]
+    return known
+
+
+def fallback_instant(certificate: Certificate, attempt: Attempt, observed: Observed) -> datetime:
+    """Return from when on the next authority may be asked: earlier than configured when the deadline is near."""
+    since = attempt.since or attempt.at
+    instant = since + certificate.fallback_after
+    generations = observed.generations.get(certificate.name, ())
+    if generations:
+        deadline = leafs_deadline(generations[-1].not_before, generations[-1].not_after)
+        instant = min(instant, max(since, since + (deadline - since) / 2))
+    return instant
+
+
+def _lifts(
+    certificate: Certificate, authority: str, attempt: Attempt | None, observed: Observed
+) -> tuple[datetime | None, ...]:
+    """Return what may have freed an attempt: somebody asked, the config changed, or its cause went away."""
+    name = certificate.name
+    code = attempt.problem.code if attempt is not None else ""
+    return (
+        observed.asked.get(name),
+        observed.config_changed.get(name),
+        observed.answered.get(authority) if code == "authority.unreachable" else None,
+        _mended_at(certificate, observed) if code == "challenge.failed" else None,
+    )
+
+
+def _mended_at(certificate: Certificate, observed: Observed) -> datetime | None:
+    checks = (observed.checks.get(i) for i in checked_identifiers(certificate))
+    return max((c.mended_at for c in checks if c is not None and c.mended_at is not None), default=None)
+
+
+# What holds it up
+
+PATH = "challenge.self_check_failed"
+
+
+def _held_by_attempt(attempt: Attempt | None) -> Holding | None:
+    if attempt is None:
+        return None
+    return Holding(attempt.problem.code, attempt.problem.detail, attempt.not_before, attempt.problem.hint)
+
+
+def _held_by_account(authority: str, observed: Observed) -> Holding | None:
+    if authority not in observed.rollovers:
+        return None
+    return Holding("authority.account", f"the account at {authority} gets a new key first")
+
+
+def _held_by_ledger(
+    certificate: Certificate, authority: str, observed: Observed, now: datetime, *, exempt: bool
+) -> Holding | None:
+    ledger = observed.ledgers.get(authority)
+    if ledger is None or has_open_order(certificate, observed):  # an open one is among what was spent
+        return None
+    held = ledger.held(
+        names_of(certificate), now, exempt=exempt, same_set=is_same_set(certificate, authority, observed)
+    )
+    if held is None:
+        return None
+    hint = f"it waits by itself; fewer orders, or another authority for {certificate.name}, help sooner"
+    return Holding("authority.limit", f"{authority}: {held.why}", held.until, hint)
+
+
+def _held_by_path(certificate: Certificate, observed: Observed, now: datetime) -> Holding | None:
+    """Return what our own look at the way of the challenge says; a challenge that was answered needs none."""
+    begun = observed.open_orders.get(certificate.name)
+    if not observed.self_check or (begun is not None and begun.answered):
+        return None
+    for identifier in checked_identifiers(certificate):
+        check = observed.checks.get(identifier)
+        if check is None or not _is_fresh(check, now):
+            return Holding(PATH, f"our own check of {identifier} comes first")
+        if check.problem is not None:
+            return Holding(PATH, check.problem.detail, hint=check.problem.hint)
+    return None
+
+
+def _is_fresh(check: PathCheck, now: datetime) -> bool:
+    return check.problem is not None or check.at <= now < check.at + CHECK_IS_GOOD_FOR
+
+
+def checked_identifiers(certificate: Certificate) -> tuple[str, ...]:
+    """Return what of a certificate the authority comes to over http-01."""
+    return tuple(str(i) for i in certificate.identifiers if not i.value.startswith("*."))
+
+
+def names_of(certificate: Certificate) -> frozenset[str]:
+    """Return the identifiers as the ledger counts them."""
+    return frozenset(map(str, certificate.identifiers))
+
+
+def is_same_set(certificate: Certificate, authority: str, observed: Observed) -> bool:
+    """Whether the authority has issued for exactly these identifiers before, so that it counts less."""
+    wanted = frozenset(certificate.identifiers)
+    generations = observed.generations.get(certificate.name, ())
+    return any(g.authority == authority and g.identifiers == wanted for g in generations)
+
+
+def _is_suggested(name: str, authority: str, observed: Observed, now: datetime) -> bool:
+    """Whether the authority that issued it has now inside its window, which frees the order from its limits."""
+    info, generations = observed.renewals.get(name), observed.generations.get(name, ())
+    if info is None or not generations or generations[-1].authority != authority:
+        return False
+    return info.number == generations[-1].number and info.start <= now < info.end
+
+
+# What is begun
+
+
+def _begun(due: list[Issue], desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+    room = _Room(desired, observed)
+    ledgers = dict(_with_begun(desired, observed))
+    for issue in sorted(due, key=lambda issue: _order_urgency(issue, desired, observed)):
+        certificate = desired.certificates[issue.certificate]
+        ledger = ledgers.get(issue.authority)
+        if not room.has(issue.authority, troubled=_is_troubled(issue, desired, observed)):
+            continue
+        if ledger is not None and not has_open_order(certificate, observed):
+            names, same_set = names_of(certificate), is_same_set(certificate, issue.authority, observed)
+            if ledger.held(names, now, exempt=issue.exempt, same_set=same_set) is not None:
+                continue  # what this plan begins uses the last of it up; the next one says until when
+            ledgers[issue.authority] = ledger.with_order(names, exempt=issue.exempt, same_set=same_set)
+        room.take(issue.authority, troubled=_is_troubled(issue, desired, observed))
+        yield issue
+
+
+def _with_begun(desired: Desired, observed: Observed) -> Iterator[tuple[str, Ledger]]:
+    """Add what the orders that are open will be counted for when they end, and those whose answer has not come."""
+    for authority, ledger in observed.ledgers.items():
+        expecting = ledger
+        for name, begun in observed.open_orders.items():
+            certificate = desired.certificates.get(name)
+            if certificate is None or begun.authority != authority:
+                continue
+            spend = expecting.with_open_order if begun.order_url else expecting.with_order
+            same_set = is_same_set(certificate, authority, observed)
+            expecting = spend(frozenset(map(str, begun.identifiers)), exempt=begun.exempt, same_set=same_set)
+        yield authority, expecting
+
+
+class _Room:
+    """How many more orders each authority may have at once; those in trouble may fill half of it."""
+
+    def __init__(self, desired: Desired, observed: Observed) -> None:
+        self._free = {name: authority.orders_at_once for name, authority in desired.authorities.items()}
+        self._for_troubled = {name: max(free // 2, 1) for name, free in self._free.items()}
+        for name in {key[0] for key in observed.in_flight if len(key) == 1}:
+            certificate, begun = desired.certificates.get(name), observed.open_orders.get(name)
+            source = begun or certificate
+            if source is not None and source.authority in self._free:
+                troubled = certificate is not None and _has_failed(certificate, source.authority, observed)
+                self.take(source.authority, troubled=troubled)
+
+    def has(self, authority: str, *, troubled: bool) -> bool:
+        free = self._free.get(authority, 0)
+        return free > 0 and (not troubled or self._for_troubled[authority] > 0)
+
+    def take(self, authority: str, *, troubled: bool) -> None:
+        self._free[authority] -= 1
+        self._for_troubled[authority] -= troubled
+
+
+def _is_troubled(issue: Issue, desired: Desired, observed: Observed) -> bool:
+    return _has_failed(desired.certificates[issue.certificate], issue.authority, observed)
+
+
+def _has_failed(certificate: Certificate, authority: str, observed: Observed) -> bool:
+    return order_subject(certificate, authority) in observed.attempts
+
+
+def _order_urgency(issue: Issue, desired: Desired, observed: Observed) -> tuple[bool, bool, datetime, str]:
+    """What has failed before comes last, so that it delays nobody; then open orders first, then what expires first.
+
+    Nothing issued yet is as urgent as long expired.
+    """
+    newest = max((g.not_after for g in observed.generations.get(issue.certificate, ())), default=NEVER)
+    is_new = issue.certificate not in observed.open_orders
+    return _is_troubled(issue, desired, observed), is_new, newest, issue.certificate
+
+
+# When an answer may be another one
+
+
+def _order_instants(certificate: Certificate, desired: Desired, observed: Observed) -> Iterator[datetime]:
+    name = certificate.name
+    generations: tuple[Generation, ...] = observed.generations.get(name, ())
+    info = observed.renewals.get(name)
+    if generations and observed.clock_trusted:
+        yield renewal_instant(generations[-1], info)
+    if info is not None:
+        yield from (info.start, info.end)
+    for authority in (certificate.authority, *certificate.fallback):
+        attempt = observed.attempts.get(order_subject(certificate, authority))
+        if attempt is not None:
+            yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
+            yield fallback_instant(certificate, attempt, observed)
+            yield from (at for at in _lifts(certificate, authority, attempt, observed) if at)
+    yield from (at for facts in (observed.asked, observed.config_changed) if (at := facts.get(name)))
+
+
+# Our own look at the way of the challenge
+
+
+def _checks(desired: Desired, observed: Observed, wanted: set[str], now: datetime) -> Iterator[Wish]:
+    """Wish for a look at every name now and then, and at once where an order waits for it."""
+    if not observed.self_check:
+        return
+    named = (i for certificate in desired.certificates.values() for i in checked_identifiers(certificate))
+    for identifier in sorted(set(named)):
+        check = observed.checks.get(identifier)
+        if check is None or check.at > now:
+            yield CheckPath(identifier, reason=Reason.MISSING)
+            continue
+        yield check.at + CHECK_IS_GOOD_FOR
+        due = check.at + _look_again_after(check, is_wanted=identifier in wanted)
+        if due <= now:
+            yield CheckPath(identifier)
+        yield due
+
+
+def _look_again_after(check: PathCheck, *, is_wanted: bool) -> timedelta:
+    if check.problem is not None:
+        return UNREACHABLE_DELAYS[min(check.failures, len(UNREACHABLE_DELAYS)) - 1]
+    return CHECK_IS_GOOD_FOR if is_wanted else CANARY

@@ -1,0 +1,125 @@
+"""What an authority is asked beside orders: when to renew, to revoke, and what our account there needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from certfan.core.model import Desired, Generation
+from certfan.core.policy import (
+    JITTER,
+    LONGEST_ASK_WAIT,
+    LONGEST_ORDER_WAIT,
+    attempt_holds,
+    holding_instants,
+    proof_is_fresh,
+)
+from certfan.core.renewal import LATEST_ASK, USUAL_ASK
+from certfan.core.steps import AskRenewal, Observed, Revoke, RollAccountKey, TidyOrders, Wish
+from certfan.core.subjects import renewal_subject, revocation_subject, rollover_subject, tidy_subject
+
+LONGEST_UNTIL_ASKED = LATEST_ASK * (1 + JITTER)
+LEFTOVER_LIFE = timedelta(days=7)  # a pending authorization ends by itself by then
+
+
+def upkeep(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+    """Wish for all that is due."""
+    yield from _asks(desired, observed, now)
+    yield from _revocations(desired, observed, now)
+    yield from _accounts(desired, observed, now)
+
+
+# When to renew (RFC 9773)
+
+
+def _asks(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+    for name in desired.certificates:
+        generations = observed.generations.get(name, ())
+        if not generations or generations[-1].authority not in desired.authorities:
+            continue
+        newest = generations[-1]
+        yield newest.not_after
+        attempt = observed.attempts.get(renewal_subject(name))
+        if attempt is not None:
+            yield from holding_instants(attempt.not_before, LONGEST_ASK_WAIT)
+        due = _ask_at(newest, observed)
+        yield from (due, due - LONGEST_UNTIL_ASKED)
+        is_due = due <= now or due > now + LONGEST_UNTIL_ASKED
+        if is_due and now < newest.not_after and not attempt_holds(attempt, now, LONGEST_ASK_WAIT):
+            yield AskRenewal(name, newest.number)
+
+
+def _ask_at(newest: Generation, observed: Observed) -> datetime:
+    """Return when to ask about a generation: for the first time a while after it was issued, as nothing can be new."""
+    info = observed.renewals.get(newest.certificate)
+    if info is not None and info.number == newest.number:
+        return info.ask_again_at
+    return newest.issued_at + min(USUAL_ASK, (newest.not_after - newest.not_before) / 10)
+
+
+# Revoking
+
+
+def _revocations(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+    for (name, number), wish in sorted(observed.revocations.items()):
+        attempt = observed.attempts.get(revocation_subject(name, number))
+        if attempt is not None:
+            yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
+        if attempt_holds(attempt, now, LONGEST_ORDER_WAIT, (wish.asked_at,)):
+            continue
+        for pair in _pairs(name, desired):
+            for proof in observed.proofs.get(pair, ()):
+                heard_at = proof.heard_at or proof.at
+                yield from (heard_at - observed.probe_interval, heard_at + 2 * observed.probe_interval)
+        if wish.at_once or is_succeeded(name, number, desired, observed, now):
+            yield Revoke(name, number)
+
+
+def is_succeeded(name: str, number: int, desired: Desired, observed: Observed, now: datetime) -> bool:
+    """Whether every endpoint freshly proves a newer generation with another key; what left the config has none."""
+    generations = {g.number: g for g in observed.generations.get(name, ())}
+    if number not in generations:
+        return True
+    old = generations[number]
+    newer = {
+        g.fingerprint for g in generations.values() if g.number > number and (not old.key or g.key != old.key)
+    } - {old.fingerprint}
+    return all(
+        (proofs := observed.proofs.get(pair, ()))
+        and all(p.fingerprint in newer and proof_is_fresh(p, now, observed.probe_interval) for p in proofs)
+        for pair in _pairs(name, desired)
+    )
+
+
+def _pairs(name: str, desired: Desired) -> list[tuple[str, str]]:
+    return sorted(pair for pair in desired.pairs if pair[0] == name)
+
+
+# Our account
+
+
+def _accounts(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+    for authority in sorted(observed.rollovers & desired.authorities.keys()):
+        attempt = observed.attempts.get(rollover_subject(authority))
+        if attempt is not None:
+            yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
+        if not attempt_holds(attempt, now, LONGEST_ORDER_WAIT) and not _has_orders(
+            authority, desired, observed
+        ):
+            yield RollAccountKey(authority)
+    for authority in sorted({one.authority for one in observed.leftovers} & desired.authorities.keys()):
+        attempt = observed.attempts.get(tidy_subject(authority))
+        if attempt is not None:
+            yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
+        if not attempt_holds(attempt, now, LONGEST_ORDER_WAIT) and authority not in observed.rollovers:
+            yield TidyOrders(authority)
+
+
+def _has_orders(authority: str, desired: Desired, observed: Observed) -> bool:
+    """Whether an order is under way there; its challenges are answered with the old key."""
+    for key in observed.in_flight:
+        if len(key) == 1:
+            source = observed.open_orders.get(key[0]) or desired.certificates.get(key[0])
+            if source is not None and source.authority == authority:
+                return True
+    return False

@@ -1,0 +1,259 @@
+"""Carries one order through its authority, move by move.
+
+What has to outlive the process is written down through the `Memory` before the next move. What must never come in: a
+decision about an order (core.issuance), keys, files, the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Protocol, assert_never
+
+from certfan.core.issuance import (
+    Answer,
+    AuthorizationSeen,
+    AuthorizationStatus,
+    ChallengeSeen,
+    Download,
+    Finalize,
+    GiveUp,
+    Issuance,
+    LookAtAuthorization,
+    LookAtOrder,
+    NewOrder,
+    OrderSeen,
+    StartOver,
+    Wait,
+    kept,
+    next_move,
+)
+from certfan.core.model import Identifier, Problem
+from certfan.daemon.accounts import AcmeClient
+from certfan.errors import AuthorityRefused, AuthoritySlow, ChallengeFailed
+
+# A CA validates from several places; look once none of them has come for this long.
+AFTER_LAST_FETCH = timedelta(milliseconds=30)
+# How long one try may hold its place among an authority's orders without getting any further.
+PATIENCE = timedelta(minutes=5)
+GONE = frozenset({404, 410})
+ACME_ERROR = "urn:ietf:params:acme:error:"
+# What an authority says of `replaces` that it will not take: the same order is good without it.
+NOT_REPLACED = frozenset({"alreadyReplaced", "conflict", "malformed", "unauthorized"})
+
+
+class Memory(Protocol):
+    """Where an order under way writes down what the next process must know; each call is durable when it returns."""
+
+    async def order_made(self, url: str) -> None:
+        """The order exists; forgetting its URL would cost a slot of the rate limit."""
+
+    async def not_replaced(self) -> None:
+        """The authority does not take it as the replacement of its predecessor."""
+
+    async def token_live(self, token: str, answer: str, identifier: Identifier) -> None:
+        """Whoever asks for the token is to get this answer from now on."""
+
+    async def answered(self, challenge_url: str) -> None:
+        """The authority was told to try a challenge."""
+
+    async def fetched(self, places: Mapping[str, datetime]) -> None:
+        """The authority came through these places, each at that instant first."""
+
+    async def given_up(self, problem: Problem, failed: Collection[Identifier]) -> None:
+        """The order led nowhere, and its tokens are live no more; the authorizations of `failed` were refused."""
+
+
+class Tokens:
+    """What the responder has to answer, and which orders wait for it to be fetched."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, str] = {}
+        # An authority may show one pending authorization, and so one token, to two orders.
+        self._waiting: dict[str, tuple[Order, ...]] = {}
+
+    def replace(self, answers: Mapping[str, str]) -> None:
+        """Answer these, and what orders wait for, and nothing else."""
+        waited_for = {token: self._answers[token] for token in self._waiting}
+        self._answers = {**waited_for, **answers}
+
+    def key_authorization(self, token: str) -> str | None:
+        """Return the answer to a live token."""
+        return self._answers.get(token)
+
+    def fetched(self, token: str, place: str) -> None:
+        """Note that somebody was given a token's answer; never blocks."""
+        for order in self._waiting.get(token, ()):
+            order.note_fetch(place)
+
+    def put(self, token: str, answer: str, order: Order) -> None:
+        """Answer a token from now on; its order hears of every fetch."""
+        self._answers[token] = answer
+        self._waiting[token] = (*self._waiting.get(token, ()), order)
+
+    def drop(self, order: Order) -> None:
+        """End the answers that no other order waits for."""
+        for token in self.stop_waiting(order):
+            if token not in self._waiting:
+                self._answers.pop(token, None)
+
+    def stop_waiting(self, order: Order) -> list[str]:
+        """Tell an order of no more fetches; its tokens, which are returned, stay live."""
+        own = [token for token, orders in self._waiting.items() if order in orders]
+        for token in own:
+            if others := tuple(one for one in self._waiting.pop(token) if one is not order):
+                self._waiting[token] = others
+        return own
+
+
+@dataclass(slots=True, eq=False)
+class Order:
+    """One try under way, as far as this process has seen it."""
+
+    client: AcmeClient
+    csr: bytes = field(repr=False)  # DER
+    issuance: Issuance
+    memory: Memory = field(repr=False)
+    tokens: Tokens = field(repr=False)
+    clock: Callable[[], datetime] = field(repr=False)
+    profile: str | None = field(default=None, kw_only=True)
+    preferred_chain: str | None = field(default=None, kw_only=True)
+    _seen: OrderSeen | None = None
+    _last: OrderSeen | None = None  # also after a wait, when nothing counts as seen
+    _authorizations: Mapping[str, AuthorizationSeen] = field(default_factory=dict)
+    _fetched: asyncio.Event = field(default_factory=asyncio.Event)
+    _places: dict[str, datetime] = field(default_factory=dict)
+    _moved_at: datetime | None = None
+
+    async def carry(self) -> bytes:
+        """Return the chain (PEM), as it was downloaded; only that it is a chain has been checked.
+
+        Repeatable at any point, in another process too. Cancelled, what was written down stands.
+
+        Raises:
+            AuthorityError, ChallengeFailed: the try failed; `Memory.given_up` has heard of it unless it stays open.
+            Its tokens stay live either way, until `Tokens.drop`.
+        """
+        self._moved_at = self.clock()
+        while (chain := await self._advance()) is None:
+            pass
+        return chain
+
+    def note_fetch(self, place: str) -> None:
+        """Note that the answer to one of its tokens went out."""
+        self._places.setdefault(place, self.clock())
+        self._fetched.set()
+
+    async def _advance(self) -> bytes | None:
+        """Make one move; return the chain when that was the last."""
+        move = next_move(self.issuance, self._seen, self._authorizations, self.clock())
+        try:
+            match move:
+                case NewOrder():
+                    await self._new_order()
+                case LookAtOrder(url):
+                    self._look(await self.client.order(url))
+                case LookAtAuthorization(url):
+                    seen = await self.client.authorization(url)
+                    self._authorizations = {**self._authorizations, url: seen}
+                case Answer(url, challenge):
+                    await self._answer(self._authorizations[url], challenge)
+                case Wait(until):
+                    await self._wait(until)
+                case Finalize(url):
+                    await self._tell_places()
+                    assert self.issuance.order_url is not None
+                    self._look(await self.client.finalize(url, self.csr, order_url=self.issuance.order_url))
+                case Download(url):
+                    return await self.client.certificate(url, issuer=self.preferred_chain)
+                case StartOver(problem) | GiveUp(problem):
+                    await self._fail(problem)
+                case _:
+                    assert_never(move)
+        except AuthorityRefused as error:
+            await self._after_refusal(move, error)
+        return None
+
+    def _look(self, seen: OrderSeen) -> None:
+        """Take in another look at the order."""
+        if self._last is None or self._last.status is not seen.status:
+            self._moved_at = self.clock()
+        self._authorizations = kept(self._last, seen, self._authorizations)
+        self._seen = self._last = seen
+
+    async def _new_order(self) -> None:
+        seen = await self.client.new_order(self.csr, profile=self.profile, replaces=self.issuance.replaces)
+        await self.memory.order_made(seen.url)
+        self.issuance = replace(self.issuance, order_url=seen.url)
+        self._look(seen)
+
+    async def _answer(self, authorization: AuthorizationSeen, challenge: ChallengeSeen) -> None:
+        answer = self.client.key_authorization(challenge.token)
+        await self.memory.token_live(challenge.token, answer, authorization.identifier)
+        self.tokens.put(challenge.token, answer, self)
+        await self.client.answer(challenge.url)
+        await self.memory.answered(challenge.url)
+        self.issuance = replace(self.issuance, answered=self.issuance.answered | {challenge.url})
+
+    async def _wait(self, until: datetime) -> None:
+        """Wait until the instant, or until the authority has fetched and then been quiet for a moment."""
+        now = self.clock()
+        if self._moved_at is not None and now - self._moved_at >= PATIENCE:
+            name, authority = self.issuance.certificate, self.issuance.authority
+            raise AuthoritySlow(
+                f"{name}: {authority} has not moved its order for {PATIENCE.seconds // 60} minutes",
+                subject=name,
+                hint=f"the order stays open and is looked at again by itself; at once: certfan renew {name}",
+            )
+        try:
+            async with asyncio.timeout(max((until - now).total_seconds(), 0)):
+                await self._fetched.wait()
+                while self._fetched.is_set():
+                    self._fetched.clear()
+                    await asyncio.sleep(AFTER_LAST_FETCH.total_seconds())
+        except TimeoutError:
+            self._fetched.clear()
+        self._seen = None
+
+    async def _after_refusal(self, move: object, error: AuthorityRefused) -> None:
+        """Keep the order where waiting may help; else forget it, so that the next try begins anew."""
+        kind = error.type.removeprefix(ACME_ERROR)
+        match move:
+            case Finalize() if kind == "orderNotReady":
+                self._seen = None
+                return
+            case NewOrder() if self.issuance.replaces is not None and kind in NOT_REPLACED:
+                await self.memory.not_replaced()
+                self.issuance = replace(self.issuance, replaces=None, exempt=False)
+                return
+        if kind != "rateLimited" and (error.status in GONE or error.status < 500):
+            await self.give_up(Problem(error.code, error.text, error.hint, error.not_before))
+        raise error
+
+    async def give_up(self, problem: Problem, failed: Collection[Identifier] = ()) -> None:
+        """Have it written down that the order led nowhere, and answer for it no more."""
+        await self.memory.given_up(problem, failed)
+        self.tokens.drop(self)
+
+    async def _fail(self, problem: Problem) -> None:
+        await self._tell_places()
+        failed = [
+            one.identifier
+            for one in self._authorizations.values()
+            if one.status is AuthorizationStatus.INVALID
+        ]
+        await self.give_up(problem, failed)
+        raise ChallengeFailed(
+            problem.detail,
+            subject=self.issuance.certificate,
+            hint=problem.hint,
+            not_before=problem.not_before,
+        )
+
+    async def _tell_places(self) -> None:
+        """Tell through which vhosts the authority came; each place once, when it came first."""
+        if self._places:
+            places, self._places = self._places, {}
+            await self.memory.fetched(places)

@@ -1,0 +1,81 @@
+"""What authorities have counted against our accounts, and what orders that were given up may have left there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, delete, insert, select, update
+
+from certfan.core.issuance import Issuance
+from certfan.core.ledger import Spend, SpendKind
+from certfan.core.model import Leftover
+from certfan.daemon.store import tables
+from certfan.daemon.store.rows import names_of, put
+
+KEPT = timedelta(days=30)  # longer than any window that an authority publishes
+
+
+def count(db: Connection, kind: SpendKind, issuance: Issuance, now: datetime) -> None:
+    """Note that the authority of a try has counted something against its identifiers; older entries go."""
+    table = tables.spends
+    db.execute(delete(table).where(table.c.at < now - KEPT))
+    # Recorded before the clock was set back: dated anew, or it would count until the clock is there again.
+    db.execute(update(table).where(table.c.at > now).values(at=now))
+    db.execute(
+        insert(table).values(
+            authority=issuance.authority,
+            kind=kind.value,
+            at=now,
+            names=names_of(sorted(issuance.identifiers)),
+            exempt=issuance.exempt,
+            same_set=_is_same_set(db, issuance),
+        )
+    )
+
+
+def _is_same_set(db: Connection, issuance: Issuance) -> bool:
+    made = tables.generations.c
+    same = (made.certificate == issuance.certificate, made.authority == issuance.authority)
+    earlier = select(made.identifiers).where(*same, made.number < issuance.generation)
+    wanted = names_of(sorted(issuance.identifiers))
+    return any(names == wanted for names in db.execute(earlier).scalars())
+
+
+def spends(db: Connection) -> Mapping[str, tuple[Spend, ...]]:
+    """Return what was counted, by authority, oldest first."""
+    found: dict[str, list[Spend]] = {}
+    for row in db.execute(select(tables.spends).order_by(tables.spends.c.id)).mappings():
+        found.setdefault(row["authority"], []).append(_spend(row))
+    return {authority: tuple(known) for authority, known in found.items()}
+
+
+def leftovers(db: Connection) -> tuple[Leftover, ...]:
+    """Return the orders whose authorizations may be pending still, oldest first."""
+    query = select(tables.leftovers).order_by(tables.leftovers.c.recorded_at)
+    return tuple(Leftover(**row) for row in db.execute(query).mappings())
+
+
+def drop_leftover(db: Connection, order_url: str) -> None:
+    """Forget one; nothing of it is pending any more. Repeatable."""
+    db.execute(delete(tables.leftovers).where(tables.leftovers.c.order_url == order_url))
+
+
+def ask_rollover(db: Connection, authority: str, now: datetime) -> None:
+    """Remember that the account at an authority is to get a new key."""
+    put(db, tables.rollovers, {"authority": authority}, {"asked_at": now})
+
+
+def drop_rollover(db: Connection, authority: str) -> None:
+    """Forget that it was; repeatable."""
+    db.execute(delete(tables.rollovers).where(tables.rollovers.c.authority == authority))
+
+
+def rollovers(db: Connection) -> frozenset[str]:
+    """Return the authorities whose account is to get a new key."""
+    return frozenset(db.execute(select(tables.rollovers.c.authority)).scalars())
+
+
+def _spend(row: RowMapping | Mapping[str, Any]) -> Spend:
+    return Spend(SpendKind(row["kind"]), row["at"], frozenset(row["names"]), row["exempt"], row["same_set"])
