@@ -336,14 +336,6 @@ async def test_a_chain_that_does_not_end_in_the_roots_waits_for_its_mending(
 # The real client, over HTTPS
 
 
-@pytest.fixture
-async def odd(tmp_path: Path) -> AsyncIterator[OddAuthority]:
-    odd = OddAuthority(tmp_path)
-    await odd.start()
-    yield odd
-    await odd.stop()
-
-
 @pytest.mark.parametrize(
     ("path", "kind", "status", "orders_open"),
     [
@@ -353,13 +345,13 @@ async def odd(tmp_path: Path) -> AsyncIterator[OddAuthority]:
     ],
 )
 async def test_a_refusal_over_https_names_the_authority_the_reason_and_the_remedy(
-    place: Place, odd: OddAuthority, path: str, kind: str, status: int, orders_open: int
+    place: Place, ca: OddAuthority, path: str, kind: str, status: int, orders_open: int
 ) -> None:
     """A rate limit tells until when and keeps the order; a request that is bad for good gives it up; the key stays."""
-    odd.order = {"status": "ready", "expires": "2026-12-01T00:00:00Z"}
+    ca.order = {"status": "ready", "expires": "2026-12-01T00:00:00Z"}
     answer = {"detail": "too many" if status == 429 else "no", "headers": {"Retry-After": "5400"}}
-    odd.twist = lambda _method, asked: problem(kind, status, **answer) if asked == path else None
-    authority = Authority("lab", f"{odd.url}/dir", ca_file=str(odd.ca_file))
+    ca.twist = lambda _method, asked: problem(kind, status, **answer) if asked == path else None
+    authority = Authority("lab", f"{ca.url}/dir", ca_file=str(ca.ca_file))
     clients: list[AcmeAuthority] = []
 
     def connect(spec: Authority, key: bytes, uri: str | None) -> AcmeAuthority:
