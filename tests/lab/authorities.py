@@ -63,15 +63,22 @@ class Server(ABC):
 
 
 class PebbleServer(Server):
-    """Pebble, with its DNS server."""
+    """Pebble, with its DNS server. `sleeps` lets it take up to a second before it tries a challenge."""
 
-    def __init__(self, folder: Path, nonce_reject: int, external: bool) -> None:
+    def __init__(
+        self, folder: Path, nonce_reject: int = 0, external: bool = False, *, sleeps: bool = False
+    ) -> None:
         port = free_port()
         self.listeners = (Listener("127.0.0.1", port), Listener("::1", port))
         self.dns = LoopbackDns(folder)
         self.pebble = Pebble(
             folder, self.dns.server, http_port=port, nonce_reject=nonce_reject, retry_after=0,
             eab_keys=dict([EXTERNAL]) if external else {}, alternate_roots=1,
+            env={
+                "PEBBLE_AUTHZREUSE": "100",
+                "PEBBLE_VA_NOSLEEP": str(int(not sleeps)),
+                "PEBBLE_VA_SLEEPTIME": "2",
+            },
         )  # fmt: skip
         self.directory_url, self.ca_file = self.pebble.directory_url, self.pebble.ca_file
 
@@ -108,11 +115,12 @@ class PebbleServer(Server):
 class FaultyServer(Server):
     """The faulty authority, behaving."""
 
-    def __init__(self, folder: Path, nonce_reject: int, external: bool) -> None:
+    def __init__(self, folder: Path, nonce_reject: int = 0, external: bool = False) -> None:
         port = free_port()
         self.listeners = (Listener("127.0.0.1", port), Listener("::1", port))
         self.authority = FaultyAuthority(folder / "faulty", http_at=("127.0.0.1", port))
         self.authority.behaviour.nonce_reject = nonce_reject
+        self.authority.behaviour.reuse_authorizations = True
         if external:
             self.authority.behaviour.external_accounts = {EXTERNAL[0]: decoded(EXTERNAL[1])}
         self.directory_url, self.ca_file = self.authority.directory_url, self.authority.ca_file
@@ -144,7 +152,7 @@ class CaddyServer(Server):
     profile = None
     fetches = 1
 
-    def __init__(self, folder: Path, nonce_reject: int, external: bool) -> None:
+    def __init__(self, folder: Path, nonce_reject: int = 0, external: bool = False) -> None:
         assert not nonce_reject and not external, "it can do neither"
         self.caddy = Caddy(folder, NAMES)
         self.listeners = (Listener(self.caddy.address, 80),)

@@ -216,6 +216,20 @@ async def test_a_wildcard_is_offered_no_http_challenge(rig: Rig) -> None:
     assert "http-01" not in kinds
 
 
+@complete
+async def test_a_name_that_was_proven_need_not_be_proven_again(rig: Rig) -> None:
+    """An order for it is ready at once, and no token is fetched."""
+    await rig.acme.register()
+    await rig.issue(NAMES[0])
+    rig.places.clear()
+
+    order = await rig.acme.new_order(pki.make_csr(pki.make_key(), NAMES[:1]))
+    await rig.issue(NAMES[0])
+
+    assert order.status is OrderStatus.READY
+    assert rig.places == set()
+
+
 @every
 async def test_an_order_that_is_not_ready_is_not_finalized(rig: Rig) -> None:
     """It stays what it is, and is finished afterwards."""

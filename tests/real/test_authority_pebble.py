@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.real, pytest.mark.skipif(bool(lacking("pebble")), reas
 
 @pytest.fixture
 async def pebble(tmp_path: Path) -> PebbleServer:
-    return PebbleServer(tmp_path, nonce_reject=0, external=False)
+    return PebbleServer(tmp_path)
 
 
 @pytest.fixture
@@ -38,6 +38,16 @@ async def test_an_authority_that_restarted_is_used_again(rig: Rig, pebble: Pebbl
         await rig.issue("a.example.test")
 
     assert caught.value.type.endswith(":accountDoesNotExist")
+
+
+async def test_an_authority_that_takes_its_time_issues_too(tmp_path: Path) -> None:
+    """Random sleeps before each challenge is tried, with some nonces refused."""
+    rig = Rig(PebbleServer(tmp_path, nonce_reject=15, sleeps=True))
+    async with asyncio.timeout(40), rig.up():
+        await rig.acme.register()
+        pairs, restarts = await rig.issue_all([f"n{number}.example.test" for number in range(16)], at_once=8)
+
+    assert (len(pairs), restarts) == (16, 0)
 
 
 async def test_a_certificate_takes_about_seven_requests(rig: Rig, pebble: PebbleServer) -> None:

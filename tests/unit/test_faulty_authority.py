@@ -41,7 +41,7 @@ SOON = 0.3  # seconds in which an answer that comes would have come
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     """The authority on this loop, a responder where it validates, and an account."""
-    rig = Rig(FaultyServer(tmp_path, 0, False))
+    rig = Rig(FaultyServer(tmp_path))
     async with rig.up():
         await rig.acme.register()
         yield rig
