@@ -4,7 +4,7 @@ PYTHON ?= /usr/bin/python3
 BIN := .venv/bin
 SOURCES := certfan tests
 
-.PHONY: help venv lab check format test sweep demo bench bench-fanout clean
+.PHONY: help venv lab check format test sweep demo bench bench-fanout bench-acme bench-responder clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -46,6 +46,14 @@ bench: lab       ## the figures of docs/benchmarks.md, into build/bench/demo.jso
 
 bench-fanout: .venv/ready  ## one announcement to 5,000 agents, beside Mosquitto, into build/bench/fanout.json
 	@$(BIN)/python -m tests.lab.bench_fanout
+
+bench-acme: lab  ## certificates from one Pebble, beside lego, certbot and Caddy, into build/bench/acme.json
+	@bash tests/lab/setup.sh bench
+	@$(BIN)/python -m tests.lab.bench_acme
+
+bench-responder: lab  ## answers to challenges, beside nginx and Caddy, into build/bench/responder.json
+	@bash tests/lab/setup.sh bench
+	@$(BIN)/python -m tests.lab.bench_responder
 
 clean:           ## remove what the other targets made in this folder
 	rm -rf .venv build

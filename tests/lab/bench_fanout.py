@@ -45,7 +45,7 @@ _ROWS = {
 
 def main() -> int:
     """Measure, print, write."""
-    print(_machine())
+    print(machine_line())
     began = time.monotonic()
     version = bring_mosquitto()
     with tempfile.TemporaryDirectory(prefix="certfan-fanout-") as folder:
@@ -68,7 +68,7 @@ def main() -> int:
     return 0
 
 
-def _machine() -> str:
+def machine_line() -> str:
     """Say on what this runs, and what else keeps it busy just now."""
     processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line)
     load = os.getloadavg()[0]

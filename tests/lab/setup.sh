@@ -1,6 +1,6 @@
 #!/bin/sh
 # Brings what the lab needs: the packages of packages.txt, and in build/tools Pebble 2.10 and Caddy 2.11 or newer.
-# `setup.sh bench` also brings what the benches compare with: packages-bench.txt and lego.
+# `setup.sh bench` also brings what the benches compare with: packages-bench.txt, lego and certbot.
 # Safe to repeat; with nothing to do it asks dpkg once and touches no network.
 #
 # Debian 12's own Pebble is 2.4.0, without ARI and profiles. Newer ones are taken from a newer suite by this machine's
@@ -86,6 +86,11 @@ bring() { # NAME...
     done
 }
 
+bring_certbot() { # the newest release, in a place of its own
+    say "certbot from PyPI"
+    python3 -m venv "$tools/../certbot" && "$tools/../certbot/bin/pip" install --quiet --disable-pip-version-check certbot
+}
+
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 trap 'exit 130' INT TERM
@@ -94,3 +99,4 @@ missing=$(missing_packages $packages)
 [ -z "$missing" ] || install_packages $missing
 missing=$(missing_tools pebble caddy $([ "${1:-}" != bench ] || echo lego))
 [ -z "$missing" ] || bring $missing
+[ "${1:-}" != bench ] || [ -x "$tools/../certbot/bin/certbot" ] || bring_certbot
