@@ -6,6 +6,7 @@ Looks are tasks on the reconciler's loop, like steps. What must never come in: w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 
@@ -15,6 +16,7 @@ from certfan.core.plan import Key, Where
 from certfan.daemon.accounts import Accounts
 from certfan.daemon.journal import Journal
 from certfan.daemon.share import Share
+from certfan.daemon.timekeeper import Timekeeper
 from certfan.errors import AuthorityUnreachable, CertfanError, ShareError
 from certfan.loop import Loop
 
@@ -29,13 +31,20 @@ class Lookout:
     """Looks when it is time, and remembers what the last look showed."""
 
     def __init__(
-        self, share: Share, accounts: Accounts, journal: Journal, clock: Callable[[], datetime], loop: Loop
+        self,
+        share: Share,
+        accounts: Accounts,
+        journal: Journal,
+        clock: Callable[[], datetime],
+        loop: Loop,
+        timekeeper: Timekeeper,
     ) -> None:
         self._share = share
         self._accounts = accounts
         self._journal = journal
         self._clock = clock
         self._loop = loop
+        self._timekeeper = timekeeper
         self._published: dict[Where, frozenset[int]] = {}
         self._live: dict[Where, int] = {}
         self._seen = False
@@ -114,8 +123,25 @@ class Lookout:
             key = ("look", name, "authority")
             if now >= at and key not in self._loop.in_flight:
                 self._loop.start(group, key, self._see_authority(desired.authorities[name]))
-        ahead = (at for at in (self._share_at, *self._authority_at.values()) if at > now)
+        self._ask_the_time(group, desired)
+        ahead = [at for at in (self._share_at, *self._authority_at.values()) if at > now]
+        if (wait := self._timekeeper.ask_in) is not None:
+            ahead.append(now + wait)
         return min(ahead, default=now + SHARE_UP)
+
+    def _ask_the_time(self, group: asyncio.TaskGroup, desired: Desired) -> None:
+        """Have every authority say its Date while our own clock is in doubt; one that agrees ends the doubt."""
+        if not self._timekeeper.should_ask:
+            return
+        self._timekeeper.asked()
+        for name, authority in desired.authorities.items():
+            key = ("look", name, "clock")
+            if key not in self._loop.in_flight:
+                self._loop.start(group, key, self._see_date(authority))
+
+    async def _see_date(self, authority: Authority) -> None:
+        with contextlib.suppress(CertfanError):  # whether it answers is said elsewhere
+            await self._accounts.look(authority)
 
     def _silent(self, desired: Desired, attempts: Mapping[str, Attempt]) -> frozenset[str]:
         """Return the authorities that have not answered since an order failed for that."""

@@ -7,12 +7,14 @@ import contextlib
 import gc
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from certfan import __version__, log, systemd, tls
-from certfan.core.model import Authority, Identifier, Problem
+from certfan.core.clock import Reading
+from certfan.core.model import Authority
 from certfan.daemon.accounts import Accounts
 from certfan.daemon.actions import AdminActions
 from certfan.daemon.authority import AcmeAuthority, make_account_key
@@ -20,6 +22,7 @@ from certfan.daemon.board import Noticeboard
 from certfan.daemon.bundles import Bundles
 from certfan.daemon.ca import open_ca
 from certfan.daemon.challenges.http01 import Responder
+from certfan.daemon.challenges.pathcheck import PathChecker
 from certfan.daemon.channel import Channel
 from certfan.daemon.config import Config, load
 from certfan.daemon.configured import Configured
@@ -27,6 +30,7 @@ from certfan.daemon.deadlines import Deadlines
 from certfan.daemon.enroller import Enroller
 from certfan.daemon.issuer import Issuer
 from certfan.daemon.journal import Journal
+from certfan.daemon.listeners import Listener
 from certfan.daemon.lookout import Lookout
 from certfan.daemon.reconciler import Parts, Reconciler
 from certfan.daemon.share import Share
@@ -34,6 +38,7 @@ from certfan.daemon.state import StateFolder
 from certfan.daemon.status import app
 from certfan.daemon.status.model import StateOfThings
 from certfan.daemon.store import Event, Store
+from certfan.daemon.timekeeper import Timekeeper
 from certfan.daemon.upkeep import Upkeep
 from certfan.loop import Loop
 
@@ -75,7 +80,10 @@ async def serve(config: Config) -> None:
                     "run.unclean", f"run {unclean.number}", began_at=unclean.began_at.isoformat()
                 )
             await journal.note("run.began", "daemon", version=__version__, pid=os.getpid())
-            async with _Daemon(config, state, store, journal).running() as daemon:
+            (run,) = await store.runs(1)
+            before = Reading(run.remembered_until, timedelta(0), "") if run.number > 1 else None
+            parts = _Daemon(config, state, store, journal, Timekeeper(before))
+            async with parts.running() as daemon:
                 calm_collector()
                 systemd.notify("READY=1", f"STATUS=fleet {config.fleet}")
                 await daemon.until(stop)
@@ -88,12 +96,21 @@ async def serve(config: Config) -> None:
 class _Daemon:
     """Every part, wired."""
 
-    def __init__(self, config: Config, state: StateFolder, store: Store, journal: Journal) -> None:
+    def __init__(
+        self,
+        config: Config,
+        state: StateFolder,
+        store: Store,
+        journal: Journal,
+        timekeeper: Timekeeper,
+    ) -> None:
         self._config = config
         self._store = store
         self._journal = journal
         self._state = state
         self._loop = Loop(now)
+        self._timekeeper = timekeeper
+        self._inherited = [sock for name, sock in systemd.handed_over_sockets() if name == "http01"]
         self._ca = open_ca(state.ca, config.fleet, now())
         self.configured = Configured(
             config, store=store, journal=journal, take_over=self._take_over, ring=self._loop.ring, clock=now
@@ -104,18 +121,20 @@ class _Daemon:
             store=store,
             state=state,
             journal=journal,
-            connect=_connect,
+            connect=self._connect,
             make_key=make_account_key,
             clock=now,
         )
         self._issuer = Issuer(store=store, state=state, journal=journal, accounts=self._accounts, clock=now)
+        probes: dict[str, str] = {}
+        self._path_checker = PathChecker(probes, own=_own(config, self._inherited))
         self._upkeep = Upkeep(
             store=store,
             state=state,
             journal=journal,
             accounts=self._accounts,
             tokens=self._issuer.tokens,
-            check=_unchecked,
+            check=self._path_checker.check,
             clock=now,
         )
         self._share = Share(
@@ -136,11 +155,20 @@ class _Daemon:
         )
         self._channel = Channel(self._ca, self._board, listeners=config.channel)
         tokens = self._issuer.tokens
-        self._responder = Responder(tokens.key_authorization, tokens.fetched)
-        self._lookout = Lookout(self._share, self._accounts, journal, now, self._loop)
+        self._responder = Responder(tokens.key_authorization, tokens.fetched, probes=probes)
+        self._lookout = Lookout(self._share, self._accounts, journal, now, self._loop, self._timekeeper)
         self.reconciler = self._make_reconciler(state, bundles)
         self._deadlines = Deadlines(store, self._things)
         self._actions = self._make_actions(enroller)
+
+    def _connect(self, spec: Authority, account_key_pem: bytes, account_uri: str | None) -> AcmeAuthority:
+        return AcmeAuthority(
+            spec,
+            account_key_pem=account_key_pem,
+            account_uri=account_uri,
+            clock=now,
+            dated=self._timekeeper.authority_said,
+        )
 
     def _make_reconciler(self, state: StateFolder, bundles: Bundles) -> Reconciler:
         parts = Parts(
@@ -153,7 +181,7 @@ class _Daemon:
             bundles=bundles,
             desired=self.configured.desired,
             self_check=lambda: self.configured.config.self_check,
-            clock_trusted=lambda: True,
+            timekeeper=self._timekeeper,
             announce=self._channel.announce,
             clock=now,
             probe_interval=lambda: self.configured.config.probe_interval,
@@ -188,8 +216,7 @@ class _Daemon:
         async with contextlib.AsyncExitStack() as stack:
             await self._issuer.open()
             stack.push_async_callback(self._accounts.close)
-            handed_over = [sock for name, sock in systemd.handed_over_sockets() if name == "http01"]
-            await self._responder.start(self._config.http01, sockets=handed_over)
+            await self._responder.start(self._config.http01, sockets=self._inherited)
             stack.push_async_callback(self._responder.stop)
             await self.configured.open()
             stack.push_async_callback(self._share.stop)
@@ -228,6 +255,7 @@ class _Daemon:
             config=await self._store.config(),
             config_problems=self.configured.problems,
             share_problem=self._share.problem,
+            clock_problem=self._timekeeper.problem,
             consumer_problems=self._board.doubles.problems,
             live=self._lookout.live,
             in_flight=self.reconciler.steps,
@@ -268,6 +296,13 @@ class _Daemon:
             await asyncio.sleep(interval.total_seconds())
 
 
+def _own(config: Config, inherited: Sequence[socket.socket]) -> list[Listener]:
+    """Return every address that is our own, so that no redirect of a foreign vhost leads our check there."""
+    internet = [sock for sock in inherited if sock.family in {socket.AF_INET, socket.AF_INET6}]
+    given = [Listener(*sock.getsockname()[:2]) for sock in internet]
+    return [*config.http01, *config.channel, *config.status, config.control, *given]
+
+
 def calm_collector() -> None:
     """Let the garbage collector pass over thousands of connections less often; to be called when all is loaded.
 
@@ -275,11 +310,3 @@ def calm_collector() -> None:
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-
-
-async def _unchecked(_identifier: Identifier) -> Problem | None:
-    return None
-
-
-def _connect(spec: Authority, account_key_pem: bytes, account_uri: str | None) -> AcmeAuthority:
-    return AcmeAuthority(spec, account_key_pem=account_key_pem, account_uri=account_uri, clock=now)

@@ -48,6 +48,7 @@ from certfan.daemon.rollback import RollBacks
 from certfan.daemon.share import Share
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store, StoreFacts
+from certfan.daemon.timekeeper import Timekeeper
 from certfan.daemon.upkeep import Upkeep
 from certfan.errors import AuthorityUnreachable, CertfanError, InternalError
 from certfan.loop import Loop
@@ -66,7 +67,7 @@ class Parts:
     bundles: Bundles
     desired: Callable[[], Desired]
     self_check: Callable[[], bool]
-    clock_trusted: Callable[[], bool]
+    timekeeper: Timekeeper
     announce: Callable[[str], None]
     clock: Callable[[], datetime]
     probe_interval: Callable[[], timedelta]
@@ -101,7 +102,8 @@ class Reconciler:
         """Observe, plan, start; return when to look again at the latest."""
         in_flight = self._loop.in_flight
         facts = await self._is.store.facts()
-        desired, now = self._is.desired(), self._is.clock()
+        desired, now = self._is.desired(), self._is.timekeeper.tick()
+        await self._is.timekeeper.tell(self._is.journal)
         planned = plan(desired, self.observed(desired, facts, in_flight), now)
         self._steps = {key: step for key, step in self._steps.items() if key in in_flight}
         for step in planned.steps:
@@ -135,7 +137,7 @@ class Reconciler:
             ledgers=self._spent(desired, facts),
             leftovers=facts.leftovers,
             rollovers=facts.rollovers,
-            clock_trusted=self._is.clock_trusted(),
+            clock_trusted=self._is.timekeeper.trusted,
             rolled_back=facts.rolled_back,
             forgotten=frozenset(facts.to_forget),
             forgotten_consumers=frozenset(facts.consumers_to_forget),

@@ -20,6 +20,7 @@ from certfan.daemon.reconciler import Parts, Reconciler
 from certfan.daemon.share import Share
 from certfan.daemon.status.view import view
 from certfan.daemon.store import IdentityFact
+from certfan.daemon.timekeeper import Timekeeper
 from certfan.errors import ActionRefused, ShareTampered, UnknownName
 from certfan.loop import Loop
 from certfan.share_worker import publish
@@ -135,8 +136,8 @@ class Small:
 
     async def run(self, until: str) -> None:
         """Reconcile, as a new process, until an event of that name is in the journal."""
-        loop = Loop(self.fleet.clock)
-        lookout = Lookout(self.share, None, self.fleet.journal, self.fleet.clock, loop)  # type: ignore[arg-type]
+        loop, timekeeper = Loop(self.fleet.clock), Timekeeper(wall=self.fleet.clock)
+        lookout = Lookout(self.share, None, self.fleet.journal, self.fleet.clock, loop, timekeeper)  # type: ignore[arg-type]
         parts = Parts(
             store=self.fleet.store,
             state=self.fleet.state,
@@ -144,7 +145,7 @@ class Small:
             issuer=None,  # type: ignore[arg-type]
             upkeep=None,  # type: ignore[arg-type]
             self_check=lambda: False,
-            clock_trusted=lambda: True,
+            timekeeper=timekeeper,
             journal=self.fleet.journal,
             bundles=None,  # type: ignore[arg-type]
             desired=lambda: self.fleet.desired,

@@ -14,6 +14,7 @@ from certfan.daemon.journal import Journal
 from certfan.daemon.lookout import AUTHORITY_DOWN, SHARE_DOWN, Lookout
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store
+from certfan.daemon.timekeeper import Timekeeper
 from certfan.errors import AuthorityUnreachable, ShareUnavailable
 from certfan.loop import Loop
 from tests.unit.planner_parts import HOUR, NOW, WWW, make_certificate, make_desired
@@ -38,7 +39,9 @@ class Post:
             make_key=make_account_key,
             clock=self.clock,
         )
-        self.lookout = Lookout(place.share, self.accounts, journal, self.clock, Loop(self.clock))
+        self.lookout = Lookout(
+            place.share, self.accounts, journal, self.clock, Loop(self.clock), Timekeeper(wall=self.clock)
+        )
 
     def clock(self) -> datetime:
         return self.now

@@ -68,10 +68,14 @@ class AcmeAuthority:
         account_key_pem: bytes,
         account_uri: str | None,
         clock: Callable[[], datetime],
+        dated: Callable[[datetime], object] = lambda _date: None,
     ) -> None:
-        """Raise PairMismatch for a key that does not parse; nothing is sent before the first exchange."""
+        """Raise PairMismatch for a key that does not parse; nothing is sent before the first exchange.
+
+        `dated` is told the authority's own clock, aware UTC, at every answer.
+        """
         self._spec = spec
-        self._transport = Transport(spec, clock)
+        self._transport = Transport(spec, clock, dated)
         self._reader = Reader(self._transport)
         self._nonces = NoncePool()
         self._sign_with(signer_of(account_key_pem), account_uri)

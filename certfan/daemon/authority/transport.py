@@ -35,6 +35,7 @@ class Transport:
 
     spec: Authority
     clock: Callable[[], datetime]
+    dated: Callable[[datetime], object] = lambda _date: None  # told the Date of every answer, aware UTC
     server_date: datetime | None = None
     _session: aiohttp.ClientSession | None = None
 
@@ -56,7 +57,9 @@ class Transport:
             raise self.malformed(f"{_place(url)} does not speak HTTP: {error.message}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise self.unreachable(_cause(error), error) from error
-        self.server_date = answer.date or self.server_date
+        if (date := answer.date) is not None:
+            self.server_date = date
+            self.dated(date)
         if 300 <= answer.status_code < 400:
             where = answer.headers.get("Location", "nowhere")
             raise self.malformed(f"{url} redirects to {where!r:.200}, which is not followed")

@@ -30,6 +30,7 @@ class StateOfThings:
     config: ConfigFact | None = None
     config_problems: tuple[Problem, ...] = ()
     share_problem: Problem | None = None
+    clock_problem: Problem | None = None
     consumer_problems: Mapping[str, Problem] = field(default_factory=dict)
     live: Mapping[tuple[str, str], int] = field(default_factory=dict)  # the share's pointers
     in_flight: Mapping[Key, Step] = field(default_factory=dict)

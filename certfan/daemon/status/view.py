@@ -114,6 +114,8 @@ def _next(name: str, things: StateOfThings) -> Next:
 def _problems(things: StateOfThings, certificates: tuple[CertificateView, ...]) -> Iterator[Needs]:
     for problem in things.config_problems:
         yield _needs("config", problem)
+    if things.clock_problem:
+        yield _needs("clock", things.clock_problem)
     if things.share_problem:
         yield _needs("share", things.share_problem)
     for consumer, problem in sorted(things.consumer_problems.items()):
