@@ -222,9 +222,24 @@ class AuthoritySlow(AuthorityError):
 
 
 class AuthorityMalformed(AuthorityError):
-    """The authority answered, but not in ACME: HTML, a foreign URL, too long, a missing field."""
+    """The authority answered, but not in ACME: HTML, a foreign URL, too long, a missing field.
+
+    `status` is that of an HTTP error without a problem document, else 0.
+    """
 
     code = "authority.malformed"
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        status: int = 0,
+        subject: str = "",
+        hint: str = "",
+        not_before: datetime | None = None,
+    ) -> None:
+        super().__init__(text, subject=subject, hint=hint, not_before=not_before)
+        self.status = status
 
 
 class ChallengeError(CertfanError):

@@ -192,7 +192,13 @@ class Accounts:
         client = await self.client(authority)
         async with self._connecting[authority.name]:
             fresh = self._state.next_account_key(authority.name, self._make_key)
-            await client.change_key(fresh)
+            try:
+                await client.change_key(fresh)
+            except BaseException:
+                # It may have taken the key: the next client finds out which of both counts.
+                self._clients.pop(authority, None)
+                await client.close()
+                raise
             await self._promote(authority, client, fresh)
 
     async def _settle_key(self, authority: Authority) -> None:

@@ -32,13 +32,15 @@ from certfan.core.issuance import (
 )
 from certfan.core.model import Identifier, Problem
 from certfan.daemon.accounts import AcmeClient
-from certfan.errors import AuthorityRefused, AuthoritySlow, ChallengeFailed
+from certfan.errors import AuthorityMalformed, AuthorityRefused, AuthoritySlow, ChallengeFailed
 
 # A CA validates from several places; look once none of them has come for this long.
 AFTER_LAST_FETCH = timedelta(milliseconds=30)
 # How long one try may hold its place among an authority's orders without getting any further.
 PATIENCE = timedelta(minutes=5)
 GONE = frozenset({404, 410})
+# A proxy in front of an authority may say 404 for a moment; starting over then would waste an order.
+BELIEVED_LOST = timedelta(hours=1)
 ACME_ERROR = "urn:ietf:params:acme:error:"
 # What an authority says of `replaces` that it will not take: the same order is good without it.
 NOT_REPLACED = frozenset({"alreadyReplaced", "conflict", "malformed", "unauthorized"})
@@ -174,6 +176,8 @@ class Order:
                     assert_never(move)
         except AuthorityRefused as error:
             await self._after_refusal(move, error)
+        except AuthorityMalformed as error:
+            await self._after_nonsense(move, error)
         return None
 
     def _look(self, seen: OrderSeen) -> None:
@@ -230,6 +234,13 @@ class Order:
                 return
         if kind != "rateLimited" and (error.status in GONE or error.status < 500):
             await self.give_up(Problem(error.code, error.text, error.hint, error.not_before))
+        raise error
+
+    async def _after_nonsense(self, move: object, error: AuthorityMalformed) -> None:
+        """Forget an order that has been gone for long: some authorities say so with a bare 404."""
+        is_old = self.clock() - self.issuance.begun_at >= BELIEVED_LOST
+        if isinstance(move, LookAtOrder) and error.status in GONE and is_old:
+            await self.give_up(Problem(error.code, error.text, error.hint))
         raise error
 
     async def give_up(self, problem: Problem, failed: Collection[Identifier] = ()) -> None:

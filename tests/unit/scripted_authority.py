@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from certfan import pki
 from certfan.core.issuance import (
     AuthorizationSeen,
     AuthorizationStatus,
@@ -114,6 +115,8 @@ class ScriptedCa:
         self.calls: Counter[str] = Counter()
         self.scripts: dict[str, list[Exception]] = {}
         self.unreachable_names: set[str] = set()
+        self.silent_names: set[str] = set()  # whose challenges are never looked at
+        self.on_look: Callable[[], Awaitable[None]] | None = None  # before every look at an order
         self.fetched: Callable[[str, str], None] = lambda _token, _place: None
         self.connected: list[str | None] = []
         self.renewal: dict[str, Window] | None = None  # by certID; None: it has no such thing
@@ -229,6 +232,8 @@ class Client:
 
     async def order(self, url: str) -> OrderSeen:
         self._enter("order")
+        if self._ca.on_look is not None:
+            await self._ca.on_look()
         return self._seen(url)
 
     def _seen(self, url: str) -> OrderSeen:
@@ -263,9 +268,11 @@ class Client:
         self._enter("answer")
         base, _, name = challenge_url.rpartition("/challenge/")
         order = self._order(base)
-        (order.broken if name in self._ca.unreachable_names else order.valid).add(name)
+        if name not in self._ca.silent_names:
+            (order.broken if name in self._ca.unreachable_names else order.valid).add(name)
         challenge = (await self.authorization(f"{base}/authz/{name}")).challenges[0]
-        self._ca.fetched(challenge.token, "web1")
+        if name not in self._ca.silent_names:
+            self._ca.fetched(challenge.token, "web1")
         return challenge
 
     async def finalize(self, url: str, csr_der: bytes, *, order_url: str) -> OrderSeen:
@@ -294,7 +301,7 @@ class Client:
         self._ca.deactivated.append(authorization_url)
 
     def key_authorization(self, token: str) -> str:
-        return f"{token}.thumbprint"
+        return f"{token}.{pki.public_key_hash(self._key)}"
 
     async def close(self) -> None:
         pass

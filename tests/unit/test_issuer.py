@@ -171,7 +171,9 @@ async def test_a_token_promised_by_an_earlier_life_is_still_answered(place: Plac
     issuer = place.life()
     await issuer.open()
 
-    assert issuer.tokens.key_authorization("1-a_example") == "1-a_example.thumbprint"
+    answer = issuer.tokens.key_authorization("1-a_example")
+    assert answer is not None
+    assert answer.startswith("1-a_example.")
     assert issuer.tokens.key_authorization("unheard-of") is None
 
 

@@ -168,7 +168,7 @@ class AcmeAuthority:
         """Order the names and addresses of a request; returns before any authorization is asked for.
 
         The authority may answer with an order that it has already. `profile` is that of the spec when None, and
-        `replaces` a certID of RFC 9773.
+        `replaces` a certID of RFC 9773, which only an authority hears that offers renewal information.
 
         Raises:
             AuthorityRefused: also, before anything is ordered, for a profile that is not advertised.
@@ -177,6 +177,8 @@ class AcmeAuthority:
         profile = profile or self._spec.profile
         if profile is not None:
             await self._check_profile(profile)
+        if replaces is not None and "renewalInfo" not in await self._known_directory():
+            replaces = None
         wanted = NewOrder(identifiers=identifiers_of(csr_der), profile=profile, replaces=replaces)
         answer = await self._exchange("a new order", "newOrder", wanted)
         return self._reader.order(answer, self._reader.location(answer, "the order"))

@@ -139,6 +139,7 @@ class LoopNetwork(ClientNetwork):
         raise self._transport.malformed(
             f"{response.url} answered HTTP {response.status_code} without a problem document: {shown!r}",
             not_before=response.not_before,
+            status=response.status_code,
         )
 
 

@@ -119,11 +119,12 @@ class Transport:
         return url
 
     def malformed(
-        self, reason: str, *, not_before: datetime | None = None, hint: str = ""
+        self, reason: str, *, not_before: datetime | None = None, hint: str = "", status: int = 0
     ) -> AuthorityMalformed:
         """Return the error for something that is not ACME."""
         return AuthorityMalformed(
             f"authority {self.spec.name}: {reason}",
+            status=status,
             subject=self.spec.name,
             hint=hint or f"check the directory of authority {self.spec.name}: {self.spec.directory}",
             not_before=not_before,
