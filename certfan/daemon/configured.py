@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 
-from certfan.core.model import Certificate, Desired, Problem
+from certfan.core.model import Authority, Certificate, Desired, Problem
 from certfan.daemon.config import Config
 from certfan.daemon.config_watch import ConfigWatch, Loaded
 from certfan.daemon.journal import Journal
@@ -86,9 +86,17 @@ class Configured:
         now = self._clock()
         await self._store.record_config(self.config.digest, tuple(p.detail for p in self.problems), now)
         wanted = self.config.desired
-        await self._store.note_definitions(_definitions(wanted.certificates), now)
+        await self._store.note_definitions(_definitions(wanted), now)
         await self._store.keep_wanted(wanted.certificates.keys(), wanted.consumers.keys())
 
 
-def _definitions(certificates: Mapping[str, Certificate]) -> dict[str, str]:
-    return {name: hashlib.sha256(repr(one).encode()).hexdigest() for name, one in certificates.items()}
+def _definitions(wanted: Desired) -> dict[str, str]:
+    """Return a digest of all that a certificate is ordered by: what is mended at its authority may help it too."""
+    return {
+        name: hashlib.sha256(repr((one, *_authorities(one, wanted))).encode()).hexdigest()
+        for name, one in wanted.certificates.items()
+    }
+
+
+def _authorities(certificate: Certificate, wanted: Desired) -> Iterator[Authority]:
+    return (wanted.authorities[name] for name in (certificate.authority, *certificate.fallback))

@@ -7,6 +7,8 @@ import pytest
 from tests.lab import machine
 from tests.lab.fleet import Fleet
 from tests.lab.loopback import Loopback
+from tests.lab.loopback_layout import lacking
+from tests.real.daemon_place import Place
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +20,15 @@ def fleet() -> Iterator[Fleet]:
         up.add_certificate()
         up.wait_proven()
         yield up
+
+
+@pytest.fixture(scope="session")
+def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Where a test can have daemons of its own, one after the other, and CAs for them."""
+    if missing := lacking():
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    with Place(tmp_path_factory.mktemp("daemons")) as place:
+        yield place
 
 
 @pytest.hookimpl(hookwrapper=True)
