@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from certfan.core.issuance import Issuance
 from certfan.core.keys import spent_keys
 from certfan.core.ledger import Ledger
 from certfan.core.model import Attempt, Certificate, Desired, Generation, PathCheck, Problem, Reason
@@ -19,7 +20,7 @@ from certfan.core.policy import (
     why_issue,
 )
 from certfan.core.steps import CheckPath, Issue, Observed, Wish
-from certfan.core.subjects import order_subject
+from certfan.core.subjects import order_subject, rollover_subject
 
 NEVER = datetime.min.replace(tzinfo=UTC)
 CHECK_IS_GOOD_FOR = timedelta(minutes=10)  # before an order
@@ -78,9 +79,9 @@ def standing(
     is_exempt = reason is Reason.RENEWAL_DUE and _is_suggested(name, authority, observed, now)
     holding = (
         _held_by_attempt(attempt)
-        or _held_by_account(authority, observed)
+        or _held_by_account(authority, observed, now)
         or _held_by_ledger(certificate, authority, observed, now, exempt=is_exempt)
-        or _held_by_path(certificate, observed, now)
+        or _held_by_path(certificate, authority, observed, now)
     )
     instead_of = None
     if authority != certificate.authority and (first := observed.attempts.get(name)) is not None:
@@ -105,12 +106,13 @@ def why(certificate: Certificate, observed: Observed, now: datetime) -> Reason |
 
 
 def unwanted(name: str, observed: Observed) -> frozenset[tuple[str, int]]:
-    """Return the generations of a certificate that need a successor: revoked, to be, or with the key of such a one."""
+    """Return the generations of a certificate that need a successor: revoked, to be, or with key or leaf of such a one."""
     generations = observed.generations.get(name, ())
-    named = {(g.certificate, g.number) for g in generations}
-    ended = named & (observed.revoked | observed.revocations.keys())
+    numbered = {(name, g.number): g for g in generations}
+    ended = numbered.keys() & (observed.revoked | observed.revocations.keys())
     keys = spent_keys(generations, ended)
-    return frozenset(ended | {(g.certificate, g.number) for g in generations if g.key in keys})
+    leaves = {numbered[one].fingerprint for one in ended}  # what 0.1.0 issued tells no key
+    return frozenset((name, g.number) for g in generations if g.key in keys or g.fingerprint in leaves)
 
 
 def has_open_order(certificate: Certificate, observed: Observed) -> bool:
@@ -119,6 +121,14 @@ def has_open_order(certificate: Certificate, observed: Observed) -> bool:
     if order is None or frozenset(order.identifiers) != frozenset(certificate.identifiers):
         return False
     return all(g.number < order.generation for g in observed.generations.get(certificate.name, ()))
+
+
+def open_order_at(authority: str, certificate: Certificate, observed: Observed) -> Issuance | None:
+    """Return the order that goes on at an authority; any other is given up there, and a new one begun."""
+    order = observed.open_orders.get(certificate.name)
+    if order is None or order.authority != authority or order.order_url is None:
+        return None
+    return order if has_open_order(certificate, observed) else None
 
 
 # Where
@@ -157,7 +167,7 @@ def _authorities(certificate: Certificate, desired: Desired, observed: Observed)
 
 def fallback_instant(certificate: Certificate, attempt: Attempt, observed: Observed) -> datetime:
     """Return from when on the next authority may be asked: earlier than configured when the deadline is near."""
-    since = attempt.since or attempt.at
+    since = min(attempt.since or attempt.at, attempt.at)  # the clock may have been set back meanwhile
     instant = since + certificate.fallback_after
     generations = observed.generations.get(certificate.name, ())
     if generations:
@@ -196,8 +206,10 @@ def _held_by_attempt(attempt: Attempt | None) -> Holding | None:
     return Holding(attempt.problem.code, attempt.problem.detail, attempt.not_before, attempt.problem.hint)
 
 
-def _held_by_account(authority: str, observed: Observed) -> Holding | None:
-    if authority not in observed.rollovers:
+def _held_by_account(authority: str, observed: Observed, now: datetime) -> Holding | None:
+    """A new key comes first; one that the authority would not take lets orders go on until its next try."""
+    attempt = observed.attempts.get(rollover_subject(authority))
+    if authority not in observed.rollovers or attempt_holds(attempt, now, LONGEST_ORDER_WAIT):
         return None
     return Holding("authority.account", f"the account at {authority} gets a new key first")
 
@@ -206,7 +218,9 @@ def _held_by_ledger(
     certificate: Certificate, authority: str, observed: Observed, now: datetime, *, exempt: bool
 ) -> Holding | None:
     ledger = observed.ledgers.get(authority)
-    if ledger is None or has_open_order(certificate, observed):  # an open one is among what was spent
+    if ledger is None or open_order_at(
+        authority, certificate, observed
+    ):  # an open one is among what was spent
         return None
     held = ledger.held(
         names_of(certificate), now, exempt=exempt, same_set=is_same_set(certificate, authority, observed)
@@ -217,9 +231,11 @@ def _held_by_ledger(
     return Holding("authority.limit", f"{authority}: {held.why}", held.until, hint)
 
 
-def _held_by_path(certificate: Certificate, observed: Observed, now: datetime) -> Holding | None:
+def _held_by_path(
+    certificate: Certificate, authority: str, observed: Observed, now: datetime
+) -> Holding | None:
     """Return what our own look at the way of the challenge says; a challenge that was answered needs none."""
-    begun = observed.open_orders.get(certificate.name)
+    begun = open_order_at(authority, certificate, observed)
     if not observed.self_check or (begun is not None and begun.answered):
         return None
     for identifier in checked_identifiers(certificate):
@@ -264,48 +280,65 @@ def _is_suggested(name: str, authority: str, observed: Observed, now: datetime) 
 
 
 def _begun(due: list[Issue], desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
-    room = _Room(desired, observed)
-    ledgers = dict(_with_begun(desired, observed))
+    flying = orders_in_flight(desired, observed, now)
+    room = _Room(desired, observed, flying)
+    ledgers = dict(_with_begun(desired, observed, flying, now))
     for issue in sorted(due, key=lambda issue: _order_urgency(issue, desired, observed)):
         certificate = desired.certificates[issue.certificate]
         ledger = ledgers.get(issue.authority)
-        if not room.has(issue.authority, troubled=_is_troubled(issue, desired, observed)):
+        troubled = _has_failed(certificate, issue.authority, observed)
+        if not room.has(issue.authority, troubled=troubled):
             continue
-        if ledger is not None and not has_open_order(certificate, observed):
+        if ledger is not None and open_order_at(issue.authority, certificate, observed) is None:
             names, same_set = names_of(certificate), is_same_set(certificate, issue.authority, observed)
             if ledger.held(names, now, exempt=issue.exempt, same_set=same_set) is not None:
                 continue  # what this plan begins uses the last of it up; the next one says until when
             ledgers[issue.authority] = ledger.with_order(names, exempt=issue.exempt, same_set=same_set)
-        room.take(issue.authority, troubled=_is_troubled(issue, desired, observed))
+        room.take(issue.authority, troubled=troubled)
         yield issue
 
 
-def _with_begun(desired: Desired, observed: Observed) -> Iterator[tuple[str, Ledger]]:
+def orders_in_flight(desired: Desired, observed: Observed, now: datetime) -> Mapping[str, str]:
+    """Return where an order is under way, by certificate, also before its first record."""
+    flying = {}
+    for name in {key[0] for key in observed.in_flight if len(key) == 1}:
+        certificate, begun = desired.certificates.get(name), observed.open_orders.get(name)
+        if certificate is not None and (begun is None or not has_open_order(certificate, observed)):
+            flying[name] = _authority(certificate, desired, observed, now)[0]
+        elif begun is not None:
+            flying[name] = begun.authority
+    return flying
+
+
+def _with_begun(
+    desired: Desired, observed: Observed, flying: Mapping[str, str], now: datetime
+) -> Iterator[tuple[str, Ledger]]:
     """Add what the orders that are open will be counted for when they end, and those whose answer has not come."""
     for authority, ledger in observed.ledgers.items():
         expecting = ledger
-        for name, begun in observed.open_orders.items():
-            certificate = desired.certificates.get(name)
-            if certificate is None or begun.authority != authority:
-                continue
-            spend = expecting.with_open_order if begun.order_url else expecting.with_order
+        for name in {*observed.open_orders, *flying} & desired.certificates.keys():
+            certificate = desired.certificates[name]
             same_set = is_same_set(certificate, authority, observed)
-            expecting = spend(frozenset(map(str, begun.identifiers)), exempt=begun.exempt, same_set=same_set)
+            if (begun := open_order_at(authority, certificate, observed)) is not None:
+                names = names_of(certificate)
+                expecting = expecting.with_open_order(names, exempt=begun.exempt, same_set=same_set)
+            elif flying.get(name) == authority:
+                exempt = _is_suggested(name, authority, observed, now)
+                expecting = expecting.with_order(names_of(certificate), exempt=exempt, same_set=same_set)
         yield authority, expecting
 
 
 class _Room:
     """How many more orders each authority may have at once; those in trouble may fill half of it."""
 
-    def __init__(self, desired: Desired, observed: Observed) -> None:
+    def __init__(self, desired: Desired, observed: Observed, flying: Mapping[str, str]) -> None:
         self._free = {name: authority.orders_at_once for name, authority in desired.authorities.items()}
         self._for_troubled = {name: max(free // 2, 1) for name, free in self._free.items()}
-        for name in {key[0] for key in observed.in_flight if len(key) == 1}:
-            certificate, begun = desired.certificates.get(name), observed.open_orders.get(name)
-            source = begun or certificate
-            if source is not None and source.authority in self._free:
-                troubled = certificate is not None and _has_failed(certificate, source.authority, observed)
-                self.take(source.authority, troubled=troubled)
+        for name, authority in flying.items():
+            certificate = desired.certificates.get(name)
+            if authority in self._free:
+                troubled = certificate is not None and _has_failed(certificate, authority, observed)
+                self.take(authority, troubled=troubled)
 
     def has(self, authority: str, *, troubled: bool) -> bool:
         free = self._free.get(authority, 0)
@@ -316,10 +349,6 @@ class _Room:
         self._for_troubled[authority] -= troubled
 
 
-def _is_troubled(issue: Issue, desired: Desired, observed: Observed) -> bool:
-    return _has_failed(desired.certificates[issue.certificate], issue.authority, observed)
-
-
 def _has_failed(certificate: Certificate, authority: str, observed: Observed) -> bool:
     return order_subject(certificate, authority) in observed.attempts
 
@@ -327,11 +356,13 @@ def _has_failed(certificate: Certificate, authority: str, observed: Observed) ->
 def _order_urgency(issue: Issue, desired: Desired, observed: Observed) -> tuple[bool, bool, datetime, str]:
     """What has failed before comes last, so that it delays nobody; then open orders first, then what expires first.
 
-    Nothing issued yet is as urgent as long expired.
+    Nothing issued yet, or all of it revoked, is as urgent as long expired.
     """
-    newest = max((g.not_after for g in observed.generations.get(issue.certificate, ())), default=NEVER)
-    is_new = issue.certificate not in observed.open_orders
-    return _is_troubled(issue, desired, observed), is_new, newest, issue.certificate
+    name = issue.certificate
+    generations = observed.generations.get(name, ())
+    usable = (g.not_after for g in generations if (name, g.number) not in observed.revoked)
+    has_failed = _has_failed(desired.certificates[name], issue.authority, observed)
+    return has_failed, name not in observed.open_orders, max(usable, default=NEVER), name
 
 
 # When an answer may be another one
@@ -364,12 +395,12 @@ def _checks(desired: Desired, observed: Observed, wanted: set[str], now: datetim
     named = (i for certificate in desired.certificates.values() for i in checked_identifiers(certificate))
     for identifier in sorted(set(named)):
         check = observed.checks.get(identifier)
-        if check is None or check.at > now:
+        if check is None:
             yield CheckPath(identifier, reason=Reason.MISSING)
             continue
-        yield check.at + CHECK_IS_GOOD_FOR
+        yield from (check.at, check.at + CHECK_IS_GOOD_FOR)
         due = check.at + _look_again_after(check, is_wanted=identifier in wanted)
-        if due <= now:
+        if due <= now or check.at > now:
             yield CheckPath(identifier)
         yield due
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from certfan.core.model import Desired, Generation
+from certfan.core.orders import orders_in_flight
 from certfan.core.policy import (
     JITTER,
     LONGEST_ASK_WAIT,
@@ -99,13 +100,13 @@ def _pairs(name: str, desired: Desired) -> list[tuple[str, str]]:
 
 
 def _accounts(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+    flying = frozenset(orders_in_flight(desired, observed, now).values())
     for authority in sorted(observed.rollovers & desired.authorities.keys()):
         attempt = observed.attempts.get(rollover_subject(authority))
         if attempt is not None:
             yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
-        if not attempt_holds(attempt, now, LONGEST_ORDER_WAIT) and not _has_orders(
-            authority, desired, observed
-        ):
+        # The challenges of an order that is under way are answered with the old key.
+        if not attempt_holds(attempt, now, LONGEST_ORDER_WAIT) and authority not in flying:
             yield RollAccountKey(authority)
     for authority in sorted({one.authority for one in observed.leftovers} & desired.authorities.keys()):
         attempt = observed.attempts.get(tidy_subject(authority))
@@ -113,13 +114,3 @@ def _accounts(desired: Desired, observed: Observed, now: datetime) -> Iterator[W
             yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
         if not attempt_holds(attempt, now, LONGEST_ORDER_WAIT) and authority not in observed.rollovers:
             yield TidyOrders(authority)
-
-
-def _has_orders(authority: str, desired: Desired, observed: Observed) -> bool:
-    """Whether an order is under way there; its challenges are answered with the old key."""
-    for key in observed.in_flight:
-        if len(key) == 1:
-            source = observed.open_orders.get(key[0]) or desired.certificates.get(key[0])
-            if source is not None and source.authority == authority:
-                return True
-    return False
