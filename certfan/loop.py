@@ -6,6 +6,7 @@ What must never come in: what a step is, or why it is wanted.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime, timedelta
 from typing import Any
@@ -23,11 +24,16 @@ class Loop:
         self._clock = clock
         self._bell = asyncio.Event()
         self._tasks: dict[Key, asyncio.Task[None]] = {}
-        self.ticked_at = clock()
+        self._ticked_at = time.monotonic()
 
     def ring(self) -> None:
         """Something may have changed: look soon. Rings before a tick has begun are one."""
         self._bell.set()
+
+    @property
+    def silence(self) -> timedelta:
+        """How long ago the last tick began; a wall clock that jumps changes nothing about that."""
+        return timedelta(seconds=time.monotonic() - self._ticked_at)
 
     @property
     def in_flight(self) -> frozenset[Key]:
@@ -54,7 +60,7 @@ class Loop:
         async with asyncio.TaskGroup() as group:
             while True:
                 self._bell.clear()
-                self.ticked_at = self._clock()
+                self._ticked_at = time.monotonic()
                 wake_at = await tick(group)
                 await self._nap(wake_at)
 

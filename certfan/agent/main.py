@@ -126,7 +126,7 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
                 group.create_task(reconciler.run(), name="reconciler"),
                 group.create_task(liaison.listen(reconciler.assigned), name="listen"),
                 group.create_task(liaison.tell(lambda: (reconciler.deployments, prober.shown)), name="tell"),
-                group.create_task(_feed_watchdog(lambda: now() - loop.ticked_at), name="watchdog"),
+                group.create_task(_feed_watchdog(lambda: loop.silence), name="watchdog"),
             ]
             systemd.notify("READY=1", f"STATUS=consumer {trust.consumer} of fleet {trust.fleet}")
             await stop.wait()

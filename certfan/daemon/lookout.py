@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from certfan import log
 from certfan.core.model import Attempt, Authority, Desired
 from certfan.core.plan import Key, Where
+from certfan.core.policy import holds
 from certfan.daemon.accounts import Accounts
 from certfan.daemon.journal import Journal
 from certfan.daemon.share import Share
@@ -115,13 +116,13 @@ class Lookout:
         """Start the looks that are due; return when the next one is."""
         if not self.share_up:  # a publish may have found that out, long before the next look was due
             self._share_at = min(self._share_at, now + SHARE_DOWN)
-        if now >= self._share_at and AT_SHARE not in self._loop.in_flight:
+        if not holds(self._share_at, now, SHARE_UP) and AT_SHARE not in self._loop.in_flight:
             self._loop.start(group, AT_SHARE, self._see_share())
         silent = self._silent(desired, attempts)
         self._authority_at = {name: self._authority_at.get(name, now + AUTHORITY_DOWN) for name in silent}
         for name, at in self._authority_at.items():
             key = ("look", name, "authority")
-            if now >= at and key not in self._loop.in_flight:
+            if not holds(at, now, AUTHORITY_DOWN) and key not in self._loop.in_flight:
                 self._loop.start(group, key, self._see_authority(desired.authorities[name]))
         self._ask_the_time(group, desired)
         ahead = [at for at in (self._share_at, *self._authority_at.values()) if at > now]
@@ -157,7 +158,7 @@ class Lookout:
     async def _see_share(self) -> None:
         try:
             seen = await self._share.look()
-            if self._clock() >= self._sweep_at:
+            if not holds(self._sweep_at, self._clock(), SHARE_SWEEP):
                 await self._sweep()
         except ShareError as error:
             self._share_at = self._clock() + SHARE_DOWN

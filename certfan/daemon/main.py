@@ -268,7 +268,7 @@ class _Daemon:
         return tuple(await self._store.events(after, limit))
 
     def _alive(self) -> Mapping[str, str | None]:
-        silence = now() - self._loop.ticked_at
+        silence = self._loop.silence
         return {"reconciler": f"has not ticked for {silence}" if silence > STALLED else None}
 
     def _ready(self) -> Mapping[str, str | None]:

@@ -123,6 +123,8 @@ class ScriptedCa:
         self.revoked: dict[bytes, int] = {}  # DER -> reason
         self.deactivated: list[str] = []
         self.contacts: dict[str, tuple[str, ...]] = {}
+        self.date = now  # its Date header, and who is told it:
+        self.dated: Callable[[datetime], object] = lambda _date: None
         self._now = now
         self._key = _ROOT_KEY
 
@@ -193,6 +195,7 @@ class Client:
 
     async def look(self) -> None:
         self._enter("look")
+        self._ca.dated(self._ca.date)
 
     async def register(self) -> str:
         self._enter("register")

@@ -1,6 +1,7 @@
 """The lookout: what was lost is told once, found again once, and looked for soon."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,10 +15,10 @@ from certfan.daemon.journal import Journal
 from certfan.daemon.lookout import AUTHORITY_DOWN, SHARE_DOWN, Lookout
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store
-from certfan.daemon.timekeeper import Timekeeper
+from certfan.daemon.timekeeper import ASK_EVERY, Timekeeper
 from certfan.errors import AuthorityUnreachable, ShareUnavailable
 from certfan.loop import Loop
-from tests.unit.planner_parts import HOUR, NOW, WWW, make_certificate, make_desired
+from tests.unit.planner_parts import DAY, HOUR, NOW, WWW, make_certificate, make_desired
 from tests.unit.scripted_authority import ScriptedCa
 from tests.unit.share_parts import NAME, WEB1, Place, bundle, make_place
 
@@ -25,11 +26,11 @@ SECOND = timedelta(seconds=1)
 
 
 class Post:
-    """A lookout on a real share and store, with an authority that follows a script; `now` is set by the test."""
+    """A lookout on a real share and store, with an authority that follows a script; `now` and `up` are set by the test."""
 
     def __init__(self, place: Place, store: Store, state: StateFolder) -> None:
         self.place, self.store, self.ca = place, store, ScriptedCa(NOW)
-        self.now = NOW
+        self.now, self.up = NOW, HOUR
         journal = Journal(store, self.clock)
         self.accounts = Accounts(
             store=store,
@@ -39,16 +40,23 @@ class Post:
             make_key=make_account_key,
             clock=self.clock,
         )
+        self.timekeeper = Timekeeper(wall=self.clock, boot=lambda: self.up, boot_id=lambda: "b")
+        self.ca.dated = self.timekeeper.authority_said
         self.lookout = Lookout(
-            place.share, self.accounts, journal, self.clock, Loop(self.clock), Timekeeper(wall=self.clock)
+            place.share, self.accounts, journal, self.clock, Loop(self.clock), self.timekeeper
         )
 
     def clock(self) -> datetime:
         return self.now
 
+    def go(self, after: timedelta, jump: timedelta = timedelta(0)) -> None:
+        self.now += after + jump
+        self.up += after
+        self.timekeeper.tick()
+
     async def look(self, attempts: dict[str, Attempt] | None = None) -> datetime:
         """Let all looks happen that are due; return when the next one is."""
-        desired = make_desired(make_certificate()) if attempts else NOTHING_DESIRED
+        desired = NOTHING_DESIRED if attempts is None else make_desired(make_certificate())
         async with asyncio.TaskGroup() as group:
             return self.lookout.look_where_due(group, desired, attempts or {}, self.now)
 
@@ -102,3 +110,45 @@ async def test_a_silent_authority_is_asked_for_its_directory_until_it_answers(po
     assert post.ca.calls == {"look": 3}
     assert dict(post.lookout.answered) == {"ca": NOW + 3 * (AUTHORITY_DOWN + SECOND)}
     assert [name for name in await post.told() if name.startswith("authority")] == ["authority.found"]
+
+
+async def test_while_the_clock_is_in_doubt_authorities_are_asked_for_their_date(post: Post) -> None:
+    """At once and then every 15 s, until one that agrees ends it; a silent or wrong one does not."""
+    post.ca.scripts["look"] = [AuthorityUnreachable("no answer", subject="ca")]
+    await post.look({})
+    calls = [post.ca.calls["look"]]
+
+    post.go(SECOND, 90 * DAY)
+    for _ in range(3):
+        due = await post.look({})
+        calls.append(post.ca.calls["look"])
+        assert (due, post.timekeeper.trusted) == (post.now + ASK_EVERY, False)
+        post.go(ASK_EVERY)
+    post.ca.date = post.now
+    await post.look({})
+    post.go(ASK_EVERY)
+    await post.look({})
+
+    assert post.timekeeper.trusted
+    assert [*calls, post.ca.calls["look"]] == [0, 1, 2, 3, 4]
+
+
+async def test_a_clock_that_was_ahead_puts_no_look_off(post: Post) -> None:
+    """What was to be looked at, swept or asked again 90 days from now is due now."""
+    no = Problem(AuthorityUnreachable.code, "no answer")
+    attempts = {WWW: Attempt(WWW, no, 5, NOW, NOW + HOUR)}
+    post.ca.scripts["look"] = [AuthorityUnreachable("no answer", subject="ca")] * 9
+    post.now += 90 * DAY
+    for _ in range(2):
+        await post.look(attempts)
+        post.now += AUTHORITY_DOWN
+    asked = post.ca.calls["look"]
+    await post.place.share.publish(WEB1, NAME, 1, bundle(1))
+    post.place.files(2).mkdir()
+    os.utime(post.place.files(2), (0, 0))  # a leftover of long ago
+
+    post.now -= 90 * DAY
+    await post.look(attempts)
+
+    assert await post.told() == ["share.swept"]
+    assert post.ca.calls["look"] == asked + 1
