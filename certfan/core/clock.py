@@ -23,7 +23,7 @@ class Reading:
 
 
 def remembered(wall: datetime) -> Reading:
-    """Return what a past run left of its clocks: an instant, of a boot that cannot be this one."""
+    """Return a reading of which only the wall clock is known; it is taken for one of another boot."""
     return Reading(wall, timedelta(0), "")
 
 

@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from certfan import __version__, log, systemd, tls
-from certfan.core.clock import Reading
 from certfan.core.model import Authority
 from certfan.daemon.accounts import Accounts
 from certfan.daemon.actions import AdminActions
@@ -73,16 +72,17 @@ async def serve(config: Config) -> None:
     with StateFolder(config.state) as state:
         store = await Store.open(state.database, now)
         try:
-            unclean = await store.begin_run(systemd.boot_id(), os.getpid(), now())
+            boot_id = systemd.boot_id()
+            timekeeper = Timekeeper(await store.past_clock(boot_id))
+            began = timekeeper.reading
+            unclean = await store.begin_run(boot_id, os.getpid(), began.wall, booted_for=began.boot)
             journal = Journal(store, now)
             if unclean is not None:
                 await journal.warn(
                     "run.unclean", f"run {unclean.number}", began_at=unclean.began_at.isoformat()
                 )
             await journal.note("run.began", "daemon", version=__version__, pid=os.getpid())
-            (run,) = await store.runs(1)
-            before = Reading(run.remembered_until, timedelta(0), "") if run.number > 1 else None
-            parts = _Daemon(config, state, store, journal, Timekeeper(before))
+            parts = _Daemon(config, state, store, journal, timekeeper)
             async with parts.running() as daemon:
                 calm_collector()
                 systemd.notify("READY=1", f"STATUS=fleet {config.fleet}")

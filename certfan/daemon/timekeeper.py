@@ -86,7 +86,7 @@ class Timekeeper:
 
     @property
     def reading(self) -> Reading:
-        """Both clocks as of the last look; worth remembering for the next run while they are trusted."""
+        """Both clocks as of the last look."""
         return self._state.reading
 
     @property

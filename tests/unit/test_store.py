@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from certfan.core.clock import Reading, remembered
 from certfan.core.issuance import Issuance
 from certfan.core.model import Attempt, Generation, Identifier, KeyType, Problem, RenewalInfo
 from certfan.daemon.store import AccountFact, Event, Store
+from tests.unit.planner_parts import DAY, HOUR
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
 WWW = "www.example.org"
@@ -50,6 +52,18 @@ async def test_a_clean_end_is_told_from_an_unclean_one(store: Store) -> None:
     assert (10, "boot-a", None) == (second.pid, second.boot_id, second.ended_at)
     assert third is None
     assert [12, 11, 10] == [run.pid for run in await store.runs()]
+
+
+async def test_of_the_clocks_the_first_run_of_this_boot_is_the_witness(store: Store) -> None:
+    """A clock that jumped later is not believed after two restarts; of another boot only the last instant counts."""
+    nothing = await store.past_clock("boot-a")
+    await store.begin_run("boot-a", 10, NOW, booted_for=5 * HOUR)
+    await store.begin_run("boot-a", 11, NOW + 90 * DAY, booted_for=6 * HOUR)
+    await store.add_events([Event(NOW + DAY, "run.ended", "daemon", {})])
+
+    assert nothing is None
+    assert Reading(NOW, 5 * HOUR, "boot-a") == await store.past_clock("boot-a")
+    assert remembered(NOW + DAY) == await store.past_clock("boot-b")
 
 
 async def test_every_run_has_its_own_epoch(store: Store) -> None:

@@ -37,6 +37,7 @@ class Run:
     remembered_until: datetime = field(kw_only=True)  # the last that the store knew of when the run began
     began_at: datetime = field(kw_only=True)
     ended_at: datetime | None = field(default=None, kw_only=True)  # None: still runs, or ended uncleanly
+    booted_for: int | None = field(default=None, kw_only=True)  # seconds since boot, at its begin
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 
+from certfan.core.clock import Reading, remembered
 from certfan.daemon.store import tables
 from certfan.daemon.store.facts import AccountFact, ConfigFact, Event, Run
 from certfan.daemon.store.rows import put
 from certfan.log import redact
 
 
-def begin_run(db: Connection, boot_id: str, pid: int, now: datetime) -> Run | None:
+def begin_run(
+    db: Connection, boot_id: str, pid: int, now: datetime, *, booted_for: timedelta | None = None
+) -> Run | None:
     """Note that the process started; return the previous run if nobody noted its end.
 
     Each run draws a new epoch, so a database restored from yesterday never repeats a revision.
@@ -27,9 +30,23 @@ def begin_run(db: Connection, boot_id: str, pid: int, now: datetime) -> Run | No
         "epoch": secrets.token_hex(8),
         "remembered_until": _remembered_until(db) or now,
         "began_at": now,
+        "booted_for": None if booted_for is None else int(booted_for.total_seconds()),
     }
     db.execute(insert(tables.runs).values(run))
     return previous[0] if previous and previous[0].ended_at is None else None
+
+
+def past_clock(db: Connection, boot_id: str) -> Reading | None:
+    """Return what is known of the clocks before this run: both of them at the first run of this boot, else the wall clock.
+
+    The first one, since a clock that jumped later must not be believed after one more restart.
+    """
+    table = tables.runs
+    known = (table.c.boot_id == boot_id, table.c.booted_for.is_not(None))
+    if first := db.execute(select(table).where(*known).order_by(table.c.number).limit(1)).first():
+        return Reading(first.began_at, timedelta(seconds=first.booted_for), boot_id)
+    last = last_events(db, 1)
+    return remembered(last[0].at) if last else None
 
 
 def _remembered_until(db: Connection) -> datetime | None:

@@ -119,6 +119,7 @@ class Store:
 
     begin_run = transaction(process.begin_run)
     end_run = transaction(process.end_run)
+    past_clock = transaction(process.past_clock)
     runs = transaction(process.runs)
     epoch = transaction(process.epoch)
     account = transaction(process.account)

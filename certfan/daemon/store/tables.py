@@ -82,6 +82,7 @@ runs = _table(
     _required("remembered_until", Instant),
     _required("began_at", Instant),
     Column("ended_at", Instant),
+    Column("booted_for", Integer),
 )
 
 accounts = _table(

@@ -10,6 +10,7 @@ down_revision = "0001"
 def upgrade() -> None:
     """Add columns that the old rows can do without, and new tables."""
     op.add_column("accounts", sa.Column("contact", sa.JSON()))
+    op.add_column("runs", sa.Column("booted_for", sa.Integer()))
     op.add_column("issuances", sa.Column("replaces", sa.String()))
     op.add_column("issuances", sa.Column("exempt", sa.Boolean(), server_default=sa.false(), nullable=False))
     op.add_column("generations", sa.Column("key", sa.String(), server_default="", nullable=False))
