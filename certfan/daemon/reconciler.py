@@ -103,12 +103,13 @@ class Reconciler:
         in_flight = self._loop.in_flight
         facts = await self._is.store.facts()
         desired, now = self._is.desired(), self._is.timekeeper.tick()
-        await self._is.timekeeper.tell(self._is.journal)
+        # Nothing is awaited between the clock's judgement and the plan that acts on it.
         planned = plan(desired, self.observed(desired, facts, in_flight), now)
         self._steps = {key: step for key, step in self._steps.items() if key in in_flight}
         for step in planned.steps:
             self._steps[step.key] = step
             self._loop.start(group, step.key, self._carry_out(step))
+        await self._is.timekeeper.tell(self._is.journal)
         next_look = self._out.look_where_due(group, desired, facts.attempts, now)
         return min(planned.wake_at or next_look, next_look)
 

@@ -16,6 +16,7 @@ from certfan.core.model import (
     Health,
     Problem,
     Proof,
+    Reason,
 )
 from certfan.core.plan import Publish
 from certfan.daemon.status.model import Next, Row, State, StateOfThings, Verdict, as_json
@@ -266,7 +267,7 @@ def test_the_summary_counts_and_names_the_worst_deadline() -> None:
     assert page.summary.state is State.PROBLEM
 
 
-def test_problems_of_config_and_share_come_first() -> None:
+def test_problems_of_config_clock_and_share_come_first() -> None:
     """What stops everything stands above what stops one thing; a dead agent is one problem, not one a row."""
     smtp = dataclasses.replace(proof(heard_ago=DAY), endpoint=dataclasses.replace(HTTPS, port=25))
     page = view(
@@ -276,10 +277,22 @@ def test_problems_of_config_and_share_come_first() -> None:
                 Problem("config.invalid", "certfan.toml: flet: unknown key", "run: certfan check"),
             ),
             share_problem=Problem("share.unavailable", "/srv/le is not mounted", "run: mount /srv/le"),
+            clock_problem=Problem("clock", "it jumped", "run: timedatectl status"),
         )
     )
 
-    assert [n.subject for n in page.problems] == ["config", "share", "web1"]
+    assert [n.subject for n in page.problems] == ["config", "clock", "share", "web1"]
+
+
+def test_while_the_clock_is_in_doubt_nothing_is_shown_as_due() -> None:
+    """What the plan will not begin is not announced either."""
+    late = dataclasses.replace(things(), now=NOW + 70 * DAY)
+    doubt = Problem("clock", "it jumped", "run: timedatectl status")
+    reasons = [
+        view(one).certificates[0].reason for one in (late, dataclasses.replace(late, clock_problem=doubt))
+    ]
+
+    assert reasons == [Reason.RENEWAL_DUE, None]
 
 
 def test_an_endpoint_that_fails_long_after_it_was_proven_has_an_hour_from_then_on() -> None:

@@ -62,6 +62,7 @@ def certificate_view(certificate: Certificate, things: StateOfThings) -> Certifi
         asked_at=things.facts.asked.get(name),
         revoked=frozenset(things.facts.revoked),
         renewal=renewal,
+        clock_trusted=things.clock_problem is None,
     )
     if name in things.facts.rolled_back:
         reason = Reason.ASKED_FOR
