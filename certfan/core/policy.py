@@ -27,7 +27,7 @@ SHORT_DELAYS = tuple(timedelta(seconds=s) for s in (1, 2, 4, 8, 15))
 JITTER = 0.1  # of the delay, on top of it
 LONGEST_ORDER_WAIT = DAY * (1 + JITTER)
 LONGEST_SHORT_WAIT = SHORT_DELAYS[-1] * (1 + JITTER)
-LONGEST_ASK_WAIT = ASK_DELAYS[-1] * (1 + JITTER)
+LONGEST_ASK_WAIT = DAY
 LONGEST_APPLY_WAIT = APPLY_DELAYS[-1] * (1 + JITTER)
 NOTHING_SERVED_FOR = timedelta(hours=1)
 
@@ -106,7 +106,7 @@ def why_issue(
 def renewal_instant(generation: Generation, renewal: RenewalInfo | None) -> datetime:
     """Return when to renew: the ARI instant, else at 2/3 of the lifetime, 1/2 when that is below 10 days.
 
-    A window that ends before it starts is no answer (RFC 9773). A stored instant outside what its rule can
+    A window that ends before it starts is no answer (RFC 9773), nor is one after the end. A stored instant outside what its rule can
     produce counts as now, which `not_before` stands for. A pair that was rolled back to keeps half of the time
     that it had left then, as far as the deadline allows: it is due early, and ordering at once would undo the
     roll-back.
@@ -123,9 +123,9 @@ def _leafs_renewal(generation: Generation, renewal: RenewalInfo | None) -> datet
     fallback = generation.not_before + lifetime * (1 / 2 if lifetime < SHORT_LIVED else 2 / 3)
     if renewal is None or renewal.number != generation.number or renewal.end <= renewal.start:
         return fallback
-    if renewal.chosen > min(renewal.end, generation.not_after):
+    if renewal.chosen > renewal.end:
         return generation.not_before
-    return renewal.chosen
+    return renewal.chosen if renewal.chosen <= generation.not_after else fallback
 
 
 def next_try(
@@ -144,7 +144,7 @@ def next_try(
     delay = _delay(ORDER_DELAYS, failures, jitter)
     if deadline is not None and at + delay > deadline:
         delay = min(delay, _delay(ORDER_DELAYS[:3], failures, jitter))
-    return max(at + delay, min(not_before, at + DAY)) if not_before is not None else at + delay
+    return _no_sooner(at + delay, at, not_before)
 
 
 def next_unreachable_try(failures: int, at: datetime, *, jitter: float) -> datetime:
@@ -152,9 +152,12 @@ def next_unreachable_try(failures: int, at: datetime, *, jitter: float) -> datet
     return at + _delay(UNREACHABLE_DELAYS, failures, jitter)
 
 
-def next_ask(failures: int, at: datetime, *, jitter: float) -> datetime:
-    """Return when an authority may be asked again when to renew: 1, 10, 100 min, then every 6 h (RFC 9773 section 4.3.3)."""
-    return at + _delay(ASK_DELAYS, failures, jitter)
+def next_ask(failures: int, at: datetime, *, jitter: float, not_before: datetime | None = None) -> datetime:
+    """Return when an authority may be asked again when to renew: 1, 10, 100 min, then every 6 h (RFC 9773 section 4.3.3).
+
+    Its Retry-After (`not_before`) is obeyed up to a day.
+    """
+    return _no_sooner(at + _delay(ASK_DELAYS, failures, jitter), at, not_before)
 
 
 def next_short_try(failures: int, at: datetime, *, jitter: float) -> datetime:
@@ -175,6 +178,10 @@ def next_repair(repairs: int, at: datetime, *, jitter: float = 0.0) -> datetime:
 def next_look(at: datetime, *, jitter: float = 0.0) -> datetime:
     """Return when something may be tried again that only its mending can help: within 30 s, however often it failed."""
     return at + MENDED_LOOK * (1 + JITTER * jitter)
+
+
+def _no_sooner(instant: datetime, at: datetime, not_before: datetime | None) -> datetime:
+    return instant if not_before is None else max(instant, min(not_before, at + DAY))
 
 
 def _delay(delays: Sequence[timedelta], failures: int, jitter: float) -> timedelta:

@@ -262,7 +262,7 @@ class Reconciler:
             case Issue() if isinstance(error, AuthorityUnreachable):
                 return policy.next_unreachable_try(failures, now, jitter=jitter)
             case AskRenewal():
-                return policy.next_ask(failures, now, jitter=jitter)
+                return policy.next_ask(failures, now, jitter=jitter, not_before=error.not_before)
             case Issue() | Revoke() | TidyOrders() | RollAccountKey():
                 return policy.next_try(failures, now, jitter=jitter, not_before=error.not_before)
             case _:

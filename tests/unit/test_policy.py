@@ -103,6 +103,15 @@ def test_retry_after_is_obeyed_up_to_a_day() -> None:
     assert policy.next_try(2, NOW, jitter=0, not_before=NOW) == NOW + 10 * MINUTE
 
 
+def test_questions_about_renewal_back_off_as_the_rfc_says() -> None:
+    """1, 10, 100 minutes, then every six hours; a Retry-After is obeyed up to a day."""
+    waits = [policy.next_ask(failures, NOW, jitter=0.0) - NOW for failures in (1, 2, 3, 4, 9)]
+
+    assert [MINUTE, 10 * MINUTE, 100 * MINUTE, 6 * HOUR, 6 * HOUR] == waits
+    assert policy.next_ask(1, NOW, jitter=0, not_before=NOW + 9 * HOUR) == NOW + 9 * HOUR
+    assert policy.next_ask(9, NOW, jitter=0.9, not_before=NOW + 9 * DAY) == NOW + policy.LONGEST_ASK_WAIT
+
+
 def test_a_near_deadline_shortens_the_daily_step() -> None:
     """Back-off yields to a deadline that it would miss."""
     assert policy.next_try(7, NOW, jitter=0, deadline=NOW + 5 * HOUR) == NOW + 100 * MINUTE
