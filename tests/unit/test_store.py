@@ -66,6 +66,17 @@ async def test_of_the_clocks_the_first_run_of_this_boot_is_the_witness(store: St
     assert remembered(NOW + DAY) == await store.past_clock("boot-b")
 
 
+async def test_an_order_that_the_authority_gives_again_is_no_leftover(store: Store) -> None:
+    """Its authorizations are needed once more; what another order left stays to be tidied."""
+    for number, url in ((1, "https://a/1"), (2, "https://a/2"), (3, "https://a/1")):
+        await store.begin_issuance(WWW, number, "le", NAMES, NOW)
+        await store.record_order_url(WWW, number, url, NOW)
+        if number < 3:
+            await store.abandon_issuance(WWW, number, PROBLEM, NOW)
+
+    assert ["https://a/2"] == [left.order_url for left in await store.leftovers()]
+
+
 async def test_every_run_has_its_own_epoch(store: Store) -> None:
     """A database restored from yesterday cannot repeat a revision, as the next run draws a new epoch."""
     epochs = [await store.epoch()]

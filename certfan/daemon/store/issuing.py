@@ -81,6 +81,8 @@ def record_order_url(db: Connection, certificate: str, generation: int, url: str
         row = {"url": url, "certificate": certificate, "generation": generation, "recorded_at": now}
         db.execute(insert(tables.orders).values(row))
         spending.count(db, SpendKind.ORDER, _issuances(db, tables.issuances.c.id == known)[0], now)
+    # The authority may give an order again that was given up; its authorizations are needed now.
+    spending.drop_leftover(db, url)
 
 
 def record_answered(db: Connection, certificate: str, generation: int, challenge_url: str) -> None:
