@@ -13,6 +13,18 @@ def spent_keys(generations: Sequence[Generation], ended: Collection[tuple[str, i
     return frozenset(g.key for g in generations if g.key and (g.certificate, g.number) in ended)
 
 
+def unwanted(
+    generations: Sequence[Generation], ended: Collection[tuple[str, int]]
+) -> frozenset[tuple[str, int]]:
+    """Return what must not be served for long: what is revoked or is to be, and whatever has its key or its leaf."""
+    keys = spent_keys(generations, ended)
+    # What was issued by 0.1.0 tells no key.
+    leaves = {g.fingerprint for g in generations if (g.certificate, g.number) in ended}
+    return frozenset(
+        (g.certificate, g.number) for g in generations if g.key in keys or g.fingerprint in leaves
+    )
+
+
 def key_to_reuse(
     certificate: Certificate, generations: Sequence[Generation], spent: Collection[str], now: datetime
 ) -> Generation | None:

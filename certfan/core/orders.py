@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from certfan.core.issuance import Issuance
-from certfan.core.keys import spent_keys
+from certfan.core.keys import unwanted
 from certfan.core.ledger import Ledger
 from certfan.core.model import Attempt, Certificate, Desired, Generation, PathCheck, Problem, Reason
 from certfan.core.policy import (
@@ -92,27 +92,19 @@ def standing(
 def why(certificate: Certificate, observed: Observed, now: datetime) -> Reason | None:
     """Return why to order, if ever it were possible."""
     name = certificate.name
+    generations = observed.generations.get(name, ())
+    ended = {g for g in (*observed.revoked, *observed.revocations) if g[0] == name}
     reason = why_issue(
         certificate,
-        observed.generations.get(name, ()),
+        generations,
         now,
         asked_at=observed.asked.get(name),
-        revoked=unwanted(name, observed),
+        revoked=unwanted(generations, ended),
         renewal=observed.renewals.get(name),
         clock_trusted=observed.clock_trusted,
     )
     # An order that is open is finished: giving it up would cost another one.
     return reason or (Reason.ASKED_FOR if has_open_order(certificate, observed) else None)
-
-
-def unwanted(name: str, observed: Observed) -> frozenset[tuple[str, int]]:
-    """Return the generations of a certificate that need a successor: revoked, to be, or with key or leaf of such a one."""
-    generations = observed.generations.get(name, ())
-    numbered = {(name, g.number): g for g in generations}
-    ended = numbered.keys() & (observed.revoked | observed.revocations.keys())
-    keys = spent_keys(generations, ended)
-    leaves = {numbered[one].fingerprint for one in ended}  # what 0.1.0 issued tells no key
-    return frozenset((name, g.number) for g in generations if g.key in keys or g.fingerprint in leaves)
 
 
 def has_open_order(certificate: Certificate, observed: Observed) -> bool:

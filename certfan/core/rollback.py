@@ -13,7 +13,7 @@ def why_not_back_to(
 ) -> str | None:
     """Return why a pair cannot be served again, or None. Whatever would be ordered anew at once is refused."""
     if (generation.certificate, generation.number) in revoked:
-        return "it is revoked"
+        return "it, or what has its key, is revoked or is to be"
     if generation.not_after <= now:
         return f"it expired at {generation.not_after:%Y-%m-%d %H:%M} UTC"
     if generation.identifiers != frozenset(certificate.identifiers):

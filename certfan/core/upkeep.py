@@ -65,7 +65,7 @@ def _revocations(desired: Desired, observed: Observed, now: datetime) -> Iterato
     for (name, number), wish in sorted(observed.revocations.items()):
         attempt = observed.attempts.get(revocation_subject(name, number))
         if attempt is not None:
-            yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
+            yield from (wish.asked_at, *holding_instants(attempt.not_before, LONGEST_ORDER_WAIT))
         if attempt_holds(attempt, now, LONGEST_ORDER_WAIT, (wish.asked_at,)):
             continue
         for pair in _pairs(name, desired):

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import datetime
 
 from certfan import toml
+from certfan.core.keys import unwanted
 from certfan.core.model import Desired, Generation, Problem
 from certfan.core.rollback import choose
 from certfan.core.steps import Where
@@ -68,7 +69,8 @@ class AdminActions:
         _known(certificate, "certificate", desired)
         facts, now = await self._store.facts(), self._clock()
         generations = facts.generations.get(certificate, ())
-        found = choose(desired[certificate], generations, to, revoked=facts.revoked, now=now)
+        revoked = unwanted(generations, {*facts.revoked, *facts.revocations})
+        found = choose(desired[certificate], generations, to, revoked=revoked, now=now)
         if isinstance(found, str):
             raise ActionRefused(f"{certificate}: {found}", subject=certificate, hint="run: certfan status")
         await self._store.ask_rollback(certificate, found.number, now)

@@ -146,14 +146,15 @@ class Issuer:
             await self._store.abandon_issuance(name, open_one.generation, problem, self._clock())
         number = self._next_number(certificate, generations, spent, floor)
         self._key(certificate, number, key_to_reuse(certificate, generations, spent, self._clock()))
+        replaces = self._predecessor(certificate, step.authority, facts)
         return await self._store.begin_issuance(
             name,
             number,
             step.authority,
             certificate.identifiers,
             self._clock(),
-            replaces=self._predecessor(certificate, step.authority, facts),
-            exempt=step.exempt,
+            replaces=replaces,
+            exempt=step.exempt and replaces is not None,
         )
 
     def _key(self, certificate: Certificate, number: int, like: Generation | None) -> None:

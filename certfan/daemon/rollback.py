@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from certfan import pki
+from certfan.core.keys import unwanted
 from certfan.core.model import Desired, Generation
 from certfan.core.rollback import why_not_back_to
 from certfan.daemon.journal import Journal
@@ -42,7 +43,8 @@ class RollBacks:
         certificate, old, now = desired.certificates.get(name), known.get(number), self._clock()
         why: str | None = "it is not there any more"
         if certificate is not None and old is not None:
-            why = why_not_back_to(certificate, old, revoked=facts.revoked, now=now)
+            revoked = unwanted(facts.generations[name], {*facts.revoked, *facts.revocations})
+            why = why_not_back_to(certificate, old, revoked=revoked, now=now)
         if why is not None or old is None:
             await self._store.drop_rollback(name)
             await self._journal.warn("rollback.dropped", f"{name}@{number}", detail=why)

@@ -89,12 +89,14 @@ async def test_what_cannot_be_replaced_is_ordered_without_saying_so(place: Place
 
 
 async def test_a_revoked_generation_is_not_replaced(place: Place) -> None:
-    """The authority would refuse it."""
+    """The authority would refuse it; and what replaces nothing is exempt from nothing."""
     await place.issue()
     await place.store.mark_revoked(NAME, 1, NOW)
-    await place.issue()
+    await place.life().issue(wanted(), replace(ISSUE, exempt=True), floor=0)
+    spent = (await place.store.spends())["lab"]
 
     assert [None, None] == [order.replaces for order in place.ca.orders.values()]
+    assert not any(spend.exempt for spend in spent)
 
 
 # What is counted

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from certfan.core import policy
-from certfan.core.model import Attempt, Generation, Identifier, KeyType, Reason
+from certfan.core.model import (
+    Attempt,
+    Generation,
+    Identifier,
+    KeyType,
+    Reason,
+    Revocation,
+    RevocationReason,
+)
 from certfan.core.plan import Issue, Observed, Offer, Publish, Retire, RollBack, plan
 from certfan.core.rollback import choose
 from certfan.core.tries import Verdict, verdict
@@ -341,6 +349,19 @@ async def test_a_revoked_leaf_is_revoked_under_each_of_its_numbers(fleet: Fleet)
     await fleet.store.mark_revoked(WWW, 1, NOW + MINUTE)
 
     assert {(WWW, 1), (WWW, 3)} == (await fleet.store.revoked()).keys()
+
+
+async def test_nothing_that_is_to_be_revoked_is_gone_back_to(fleet: Fleet) -> None:
+    """Neither when it is asked for, nor when the wish to revoke came in between."""
+    await fleet.issue(1)
+    await fleet.issue(2)
+    wish = Revocation(RevocationReason.KEY_COMPROMISE, at_once=False, asked_at=NOW)
+    await fleet.actions.rollback(WWW, 1, uid=0)
+    await fleet.store.ask_revocation(WWW, 1, wish)
+
+    assert await roll_back(fleet) is None
+    with pytest.raises(ActionRefused, match="is revoked or is to be"):
+        await fleet.actions.rollback(WWW, 1, uid=0)
 
 
 async def test_refusals_name_the_thing(fleet: Fleet) -> None:
