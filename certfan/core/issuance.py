@@ -104,6 +104,7 @@ class Issuance:
     exempt: bool = field(default=False, kw_only=True)  # a renewal that the authority itself suggested
 
 
+SOONEST = timedelta(milliseconds=10)
 SHORTEST_WAIT = timedelta(seconds=1)
 LONGEST_OWN_WAIT = timedelta(seconds=15)
 LONGEST_WAIT = timedelta(minutes=5)  # what a Retry-After is clamped to
@@ -279,10 +280,18 @@ def _move_invalid(
 
 
 def _wait(issuance: Issuance, order: OrderSeen, now: datetime) -> Wait:
-    """Obey a Retry-After within bounds; without one ask every second, and rarer as the order grows old."""
+    """Obey a Retry-After within bounds; without one ask rarer as the order grows old.
+
+    Nobody tells us when what the authority does by itself is done, so that is looked at soon, after a third of the
+    order's age; while it validates its fetches tell us, and a second is the least.
+    """
+    age = now - issuance.begun_at
+    soon = max(age / 3, SOONEST)
     if order.retry_after is not None:
-        return Wait(now + min(max(order.retry_after, SHORTEST_WAIT), LONGEST_WAIT))
-    return Wait(now + min(max((now - issuance.begun_at) / 10, SHORTEST_WAIT), LONGEST_OWN_WAIT))
+        return Wait(now + min(max(order.retry_after, min(soon, SHORTEST_WAIT)), LONGEST_WAIT))
+    if order.status is OrderStatus.PENDING:
+        soon = max(age / 10, SHORTEST_WAIT)
+    return Wait(now + min(soon, LONGEST_OWN_WAIT))
 
 
 def _refusal(issuance: Issuance, seen: AuthorizationSeen) -> Problem:

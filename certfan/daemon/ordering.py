@@ -34,8 +34,8 @@ from certfan.core.model import Identifier, Problem
 from certfan.daemon.accounts import AcmeClient
 from certfan.errors import AuthorityMalformed, AuthorityRefused, AuthoritySlow, ChallengeFailed
 
-# A CA validates from several places; look once none of them has come for this long.
-AFTER_LAST_FETCH = timedelta(milliseconds=30)
+# A CA validates from several places; look once none of them has come for this long, twice that after a look in vain.
+AFTER_LAST_FETCH = timedelta(milliseconds=10)
 # How long one try may hold its place among an authority's orders without getting any further.
 PATIENCE = timedelta(minutes=5)
 GONE = frozenset({404, 410})
@@ -126,6 +126,7 @@ class Order:
     _last: OrderSeen | None = None  # also after a wait, when nothing counts as seen
     _authorizations: Mapping[str, AuthorizationSeen] = field(default_factory=dict)
     _fetched: asyncio.Event = field(default_factory=asyncio.Event)
+    _quiet: timedelta = AFTER_LAST_FETCH
     _places: dict[str, datetime] = field(default_factory=dict)
     _moved_at: datetime | None = None
 
@@ -216,7 +217,8 @@ class Order:
                 await self._fetched.wait()
                 while self._fetched.is_set():
                     self._fetched.clear()
-                    await asyncio.sleep(AFTER_LAST_FETCH.total_seconds())
+                    await asyncio.sleep(self._quiet.total_seconds())
+                self._quiet *= 2
         except TimeoutError:
             self._fetched.clear()
         self._seen = None

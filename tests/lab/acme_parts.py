@@ -32,6 +32,7 @@ path = "{here}/share"
 require_mount = false
 [http01]
 listen = ["127.0.0.1:{http}"]
+self_check = "off"
 [channel]
 listen = ["127.0.0.1:{channel}"]
 [status]
@@ -42,6 +43,7 @@ group = "root"
 [authority.pebble]
 directory = "{directory}"
 ca_file = "{ca_file}"
+roots_file = "{roots_file}"
 contact = ["mailto:hostmaster@example.test"]
 profile = "default"
 agree_to_terms = true
@@ -160,7 +162,7 @@ class Daemon:
         (here / "share").mkdir()
         self._text = _CONFIG.format(
             here=here, http=ca.http, channel=free_port(), status=free_port(),
-            directory=ca.pebble.directory_url, ca_file=ca.pebble.ca_file,
+            directory=ca.pebble.directory_url, ca_file=ca.pebble.ca_file, roots_file=ca.pebble.roots_file,
         )  # fmt: skip
         self._config.write_text(self._text)
         self._certfan("share", "setup", "--user", "root", "--config", str(self._config))
@@ -199,7 +201,7 @@ class Daemon:
 
     def offered(self) -> int:
         """Return how many were published and offered to the consumer."""
-        return self._count("assignments")
+        return self._count("assignments WHERE generation > 0")
 
     @property
     def database_path(self) -> Path:

@@ -108,13 +108,36 @@ def test_while_all_is_on_its_way_one_waits_longer_as_the_order_grows_old() -> No
 
 
 @pytest.mark.parametrize(
-    ("told", "waits"), [(timedelta(0), SECOND_LONG), (30 * SECOND_LONG, 30 * SECOND_LONG), (DAY, 5 * MINUTE)]
+    ("told", "waits"),
+    [(timedelta(0), SECOND_LONG / 100), (30 * SECOND_LONG, 30 * SECOND_LONG), (DAY, 5 * MINUTE)],
 )
 def test_retry_after_is_obeyed_within_bounds(told: timedelta, waits: timedelta) -> None:
     """Never a busy loop, never a day."""
     processing = replace(PENDING, status=OrderStatus.PROCESSING, retry_after=told)
 
     assert move(processing) == Wait(NOW + waits)
+
+
+@pytest.mark.parametrize(
+    ("told", "age", "waits"),
+    [
+        (timedelta(0), 0.3, 0.1),
+        (timedelta(0), 3600, 1),
+        (None, 0, 0.01),
+        (None, 0.3, 0.1),
+        (None, 9, 3),
+        (None, 3600, 15),
+        (None, -3600, 0.01),
+    ],
+)
+def test_what_the_authority_does_by_itself_is_looked_at_soon_and_ever_rarer(
+    told: timedelta | None, age: float, waits: float
+) -> None:
+    """A certificate that is made in a moment is not waited for a second; one that takes minutes costs few looks."""
+    processing = replace(PENDING, status=OrderStatus.PROCESSING, retry_after=told)
+    now = NOW + age * SECOND_LONG
+
+    assert move(processing, now=now) == Wait(now + waits * SECOND_LONG)
 
 
 def test_a_ready_order_is_finalized_and_a_valid_one_downloaded() -> None:

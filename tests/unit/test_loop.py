@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -111,3 +113,22 @@ async def test_an_error_of_the_tick_itself_ends_it() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await Loop(now).run(broken)
     assert caught.group_contains(ZeroDivisionError)
+
+
+async def test_ticks_that_take_long_leave_time_for_the_work() -> None:
+    """However often it is rung: between two is at least three times what one took."""
+    ticks, took = Ticks(), 0.02
+    began: list[float] = []
+
+    async def slow(_group: asyncio.TaskGroup) -> None:
+        began.append(time.monotonic())
+        time.sleep(took)
+        ticks.loop.ring()
+        ticks._ticked.set()
+
+    running = asyncio.create_task(ticks.loop.run(slow))
+    for _ in range(4):
+        await ticks.next()
+    running.cancel()
+
+    assert all(later - earlier >= 4 * took for earlier, later in itertools.pairwise(began))

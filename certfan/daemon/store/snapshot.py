@@ -81,6 +81,10 @@ class Snapshot:
         """Return a part if nothing of it was written since it was read, else None; from any thread."""
         return self._known.get(name)
 
+    def forget(self) -> None:
+        """Read all of it again: something of what was read may have been taken back."""
+        self._known.clear()
+
     def _written(self, _db: Connection, statement: object, *_: object) -> None:
         if isinstance(statement, UpdateBase):
             for name, (_query, looks_at) in _ALL.items():

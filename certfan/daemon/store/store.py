@@ -26,6 +26,7 @@ from certfan.daemon.store import (
     spending,
     wishes,
 )
+from certfan.daemon.store.batches import Batches
 from certfan.daemon.store.facts import Lists, Standing, StoreFacts
 from certfan.daemon.store.snapshot import Snapshot
 from certfan.errors import StoreFailed
@@ -37,17 +38,21 @@ T = TypeVar("T")
 def transaction(
     query: Callable[Concatenate[Connection, P], T],
 ) -> Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]:
-    """Make a method of the store of a query: one hop to the store's thread, one transaction there."""
+    """Make a method of the store of a query: whole or not at all, in a transaction with what waits beside it."""
 
     async def ask(self: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: self._in_transaction(query, *args, **kwargs))
+        try:
+            return await self._batches.do(lambda db: query(db, *args, **kwargs))
+        except (IntegrityError, ProgrammingError):
+            raise  # ours: a bug, no failure of the database
+        except DatabaseError as error:
+            raise _failed(self._path, error) from error
 
     return update_wrapper(ask, query)
 
 
 class Store:
-    """Facts, durable when a call returns: one connection on one owned thread, one transaction a call.
+    """Facts, durable when a call returns: one connection on one owned thread, each call whole or not at all.
 
     A call that is cancelled has happened whole or not at all. Calls happen in the order in which they were made.
 
@@ -60,6 +65,7 @@ class Store:
         self._db = db
         self._path = path
         self._snapshot = Snapshot(db)
+        self._batches = Batches(thread, db, self._snapshot.forget)
 
     @classmethod
     async def open(cls, path: str | Path, clock: Callable[[], datetime]) -> Store:
@@ -82,20 +88,10 @@ class Store:
 
     async def close(self) -> None:
         """Finish what was asked and close the database; repeatable."""
+        await self._batches.finish()
         if not self._db.closed:
             await asyncio.get_running_loop().run_in_executor(self._thread, engine.shut, self._db)
         self._thread.shutdown(wait=False)
-
-    def _in_transaction(
-        self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        try:
-            with self._db.begin():
-                return query(self._db, *args, **kwargs)
-        except (IntegrityError, ProgrammingError):
-            raise  # ours: a bug, no failure of the database
-        except DatabaseError as error:
-            raise _failed(self._path, error) from error
 
     async def facts(self) -> StoreFacts:
         """Return all that the reconciler reads at a tick, in one hop and one transaction."""

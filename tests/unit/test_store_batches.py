@@ -1,0 +1,103 @@
+"""What waits together is committed together, and what fails takes nothing along."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, event
+
+from certfan.daemon.store import engine, wishes
+from certfan.daemon.store.batches import Batches
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+class Rig:
+    """A real database behind batches, its commits counted."""
+
+    def __init__(self, thread: ThreadPoolExecutor, db: Connection) -> None:
+        self.commits = self.undone = 0
+        self.batches = Batches(thread, db, self._note_undone)
+        event.listen(db.engine, "commit", self._note_commit)
+
+    def _note_commit(self, _db: Connection) -> None:
+        self.commits += 1
+
+    def _note_undone(self) -> None:
+        self.undone += 1
+
+    async def all_of(self, *calls: Callable[[Connection], object]) -> list[object]:
+        """Ask all in one breath; an error stands for the answer of what raised it."""
+        tasks = [asyncio.create_task(self.batches.do(call)) for call in calls]
+        await asyncio.wait(tasks)
+        return [task.exception() or task.result() for task in tasks]
+
+    async def known(self) -> set[str]:
+        return set(await self.batches.do(wishes.asked))
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        db = await asyncio.wrap_future(thread.submit(engine.open_database, tmp_path / "db", lambda: NOW))
+        yield Rig(thread, db)
+        await asyncio.wrap_future(thread.submit(engine.shut, db))
+
+
+def asks(name: str) -> Callable[[Connection], None]:
+    return partial(wishes.ask_renewal, certificate=name, now=NOW)
+
+
+def half_done(db: Connection) -> None:
+    asks("half")(db)
+    raise ValueError("no further")
+
+
+async def test_what_comes_while_others_are_done_is_one_transaction(rig: Rig) -> None:
+    """Twenty writes wait for the disk twice: the first is begun at once, the others are the next."""
+    await rig.all_of(*(asks(f"c{n}") for n in range(20)))
+
+    assert rig.commits == 2
+    assert await rig.known() == {f"c{n}" for n in range(20)}
+
+
+async def test_a_call_that_fails_takes_no_other_along(rig: Rig) -> None:
+    """Nothing of it has happened, everything of those before and after it has, and each hears its own end."""
+    first, *answers = await rig.all_of(asks("first"), asks("a"), half_done, asks("b"), wishes.asked)
+
+    assert (first, answers[0], answers[2]) == (None, None, None)
+    assert isinstance(answers[1], ValueError)
+    assert set(answers[3]) == await rig.known() == {"first", "a", "b"}
+
+
+async def test_it_is_told_when_something_was_taken_back(rig: Rig) -> None:
+    """Whoever remembers what was read meanwhile must read it again."""
+    await rig.all_of(asks("a"), asks("b"))
+    before = rig.undone
+    await rig.all_of(asks("c"), half_done)
+
+    assert (before, rig.undone > 0) == (0, True)
+
+
+async def test_whoever_leaves_takes_no_other_along(rig: Rig) -> None:
+    """A cancelled call has happened whole or not at all."""
+    tasks = [asyncio.create_task(rig.batches.do(asks(f"c{n}"))) for n in range(5)]
+    await asyncio.sleep(0)
+    tasks[3].cancel()
+    await asyncio.wait(tasks)
+
+    assert {"c0", "c1", "c2", "c4"} <= await rig.known()
+
+
+async def test_finishing_waits_for_all_that_was_asked(rig: Rig) -> None:
+    """What was asked before the end is durable at the end."""
+    tasks = [asyncio.create_task(rig.batches.do(asks(f"c{n}"))) for n in range(5)]
+    await asyncio.sleep(0)
+    await rig.batches.finish()
+
+    assert rig.commits == 2
+    await asyncio.wait(tasks)
