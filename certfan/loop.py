@@ -13,7 +13,8 @@ from typing import Any
 
 LONGEST_NAP = timedelta(minutes=1)  # level, not edge: look again even when nobody rang
 # With hundreds of steps under way one ends every few milliseconds, and each tick looks at everything.
-PACE = 3  # between two ticks at least this many times as long as the last one took
+PACE = 3  # between two ticks at least this many times as long as the last one took,
+LONGEST_PAUSE = 1.0  # but no more seconds than this
 
 Key = tuple[str, ...]
 Tick = Callable[[asyncio.TaskGroup], Awaitable[datetime | None]]  # returns when to tick again at the latest
@@ -65,7 +66,7 @@ class Loop:
                 self._ticked_at = time.monotonic()
                 wake_at = await tick(group)
                 took = time.monotonic() - self._ticked_at
-                await asyncio.sleep(min(PACE * took, LONGEST_NAP.total_seconds()))
+                await asyncio.sleep(min(PACE * took, LONGEST_PAUSE))
                 await self._nap(wake_at)
 
     async def _nap(self, wake_at: datetime | None) -> None:
