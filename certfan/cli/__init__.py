@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from certfan import __version__
-from certfan.cli import agents, consumers, looking
+from certfan.cli import agents, authorities, checking, consumers, looking
 from certfan.cli.failing import Group, json_option
 from certfan.cli.options import config_option
 
@@ -26,32 +26,6 @@ def daemon(ctx: click.Context, config: Path) -> None:
     from certfan.daemon.main import run
 
     ctx.exit(run(config))
-
-
-@main.command()
-@config_option
-@json_option
-def check(config: Path, as_json: bool) -> None:
-    """Read certfan.toml and conf.d, and tell every problem, or what they ask for."""
-    from certfan.daemon.config import load
-
-    desired = load(config).desired
-    if as_json:
-        import json
-
-        names = {
-            name: [str(i) for i in one.identifiers] for name, one in sorted(desired.certificates.items())
-        }
-        click.echo(json.dumps({"certificates": names, "consumers": sorted(desired.consumers)}))
-        return
-    click.echo(
-        f"{config}: good: {_count(len(desired.certificates), 'certificate')}, "
-        f"{_count(len(desired.consumers), 'consumer')}, {_count(len(desired.authorities), 'authority', 'authorities')}"
-    )
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 @main.command()
@@ -124,6 +98,9 @@ def apache() -> None:
     click.echo((Path(__file__).parent / "apache.conf").read_text(), nl=False)
 
 
+main.add_command(checking.check)
+main.add_command(authorities.revoke)
+main.add_command(authorities.account)
 main.add_command(looking.status)
 main.add_command(looking.events)
 main.add_command(consumers.consumer)

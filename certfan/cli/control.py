@@ -21,7 +21,7 @@ def socket_path(config: Path) -> str:
     return DEFAULT_SOCKET
 
 
-def call(config: Path, method: str, path: str, body: Any = None) -> Any:
+def call(config: Path, method: str, path: str, body: Any = None, *, patience: float = PATIENCE) -> Any:
     """Do one exchange with the running daemon and return the JSON of its answer.
 
     Raises:
@@ -31,14 +31,14 @@ def call(config: Path, method: str, path: str, body: Any = None) -> Any:
     """
     import asyncio
 
-    return asyncio.run(_call(socket_path(config), method, path, body))
+    return asyncio.run(_call(socket_path(config), method, path, body, patience))
 
 
-async def _call(socket: str, method: str, path: str, body: Any) -> Any:
+async def _call(socket: str, method: str, path: str, body: Any, patience: float) -> Any:
     import aiohttp
 
     connector = aiohttp.UnixConnector(path=socket)
-    timeout = aiohttp.ClientTimeout(total=PATIENCE)
+    timeout = aiohttp.ClientTimeout(total=patience)
     try:
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,

@@ -54,10 +54,12 @@ def _remember(ctx: click.Context, _parameter: click.Parameter, value: bool) -> b
 def as_text(error: CertfanError) -> str:
     """Return an error as lines: each problem, then what to try."""
     texts = error.problems if isinstance(error, ConfigInvalid) else (error.text,)
-    lines = [f"certfan: error: {text}" for text in texts]
-    if error.hint:
-        lines.append(f"try: {error.hint.removeprefix('run: ')}")
-    return "\n".join(lines)
+    return "\n".join((*(f"certfan: error: {text}" for text in texts), *hint_lines(error)))
+
+
+def hint_lines(error: CertfanError) -> list[str]:
+    """Return what to try, if anything is known."""
+    return [f"try: {error.hint.removeprefix('run: ')}"] if error.hint else []
 
 
 def _as_json(error: CertfanError) -> str:

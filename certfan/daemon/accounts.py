@@ -14,7 +14,7 @@ from certfan.core.model import Authority
 from certfan.core.renewal import Window
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
-from certfan.daemon.store import Store
+from certfan.daemon.store import AccountFact, Store
 from certfan.errors import ActionRefused, AuthorityRefused
 
 
@@ -227,8 +227,8 @@ class Accounts:
 
     # Taking an account along
 
-    async def export(self, authority: Authority) -> tuple[str, bytes]:
-        """Return our account's URL and its private key (PEM).
+    async def recorded(self, authority: Authority) -> AccountFact:
+        """Return what is known of our account there.
 
         Raises:
             ActionRefused: there is no account yet.
@@ -240,6 +240,15 @@ class Accounts:
                 subject=authority.name,
                 hint="it is made with the first order",
             )
+        return account
+
+    async def export(self, authority: Authority) -> tuple[str, bytes]:
+        """Return our account's URL and its private key (PEM).
+
+        Raises:
+            ActionRefused: there is no account yet.
+        """
+        account = await self.recorded(authority)
         return account.uri, self._state.account_key(authority.name, self._make_key)
 
     async def adopt(self, authority: Authority, key: bytes) -> str:

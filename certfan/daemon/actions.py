@@ -44,21 +44,21 @@ class AdminActions:
 
     async def renew(self, certificate: str, *, uid: int) -> None:
         """Ask for a new generation now; an order's back-off is lifted once."""
-        _known(certificate, "certificate", self._desired().certificates)
+        known(certificate, "certificate", self._desired().certificates)
         await self._store.ask_renewal(certificate, self._clock())
         await self._journal.note("renewal.asked", certificate, uid=uid)
         self._ring()
 
     async def add_consumer(self, name: str, *, uid: int) -> str:
         """Return an enrolment line for a consumer that the config knows."""
-        _known(name, "consumer", self._desired().consumers)
+        known(name, "consumer", self._desired().consumers)
         line = await self._enroller.add(name)
         await self._journal.note("consumer.added", name, uid=uid)
         return line
 
     async def revoke_consumer(self, name: str, *, uid: int) -> None:
         """End every identity of a consumer and close its live sessions."""
-        _known(name, "consumer", {**self._desired().consumers, **await self._store.consumers()})
+        known(name, "consumer", {**self._desired().consumers, **await self._store.consumers()})
         await self._store.end_identities(name, self._clock())
         self._end_sessions(name)
         await self._journal.warn("consumer.revoked", name, uid=uid)
@@ -66,7 +66,7 @@ class AdminActions:
     async def rollback(self, certificate: str, to: int | None, *, uid: int) -> Generation:
         """Ask that an older pair becomes the next generation; return the one whose pair it is."""
         desired = self._desired().certificates
-        _known(certificate, "certificate", desired)
+        known(certificate, "certificate", desired)
         facts, now = await self._store.facts(), self._clock()
         generations = facts.generations.get(certificate, ())
         revoked = unwanted(generations, {*facts.revoked, *facts.revocations})
@@ -88,7 +88,7 @@ class AdminActions:
             )
         facts = await self._store.facts()
         orphans = {where[0] for where in (*self._on_the_share(), *facts.offered)} | facts.generations.keys()
-        _known(certificate, "orphaned certificate", orphans, "left")
+        known(certificate, "orphaned certificate", orphans, "left")
         await self._store.ask_forget(certificate, self._clock())
         await self._journal.warn("forget.asked", certificate, uid=uid)
         self._ring()
@@ -102,10 +102,10 @@ class AdminActions:
                 hint="remove it from certfan.toml first",
             )
         offered = (await self._store.facts()).offered
-        known = {where[1] for where in (*self._on_the_share(), *offered)} | (
+        left = {where[1] for where in (*self._on_the_share(), *offered)} | (
             await self._store.consumers()
         ).keys()
-        _known(name, "orphaned consumer", known - self._desired().consumers.keys(), "left")
+        known(name, "orphaned consumer", left - self._desired().consumers.keys(), "left")
         await self._store.end_identities(name, self._clock())
         self._end_sessions(name)
         await self._store.ask_forget_consumer(name, self._clock())
@@ -118,7 +118,8 @@ class AdminActions:
         return await self._read_config()
 
 
-def _known(name: str, kind: str, names: Collection[str], where: str = "in the config") -> None:
+def known(name: str, kind: str, names: Collection[str], where: str = "in the config") -> None:
+    """Raise UnknownName, with a guess, for a name that is none of these."""
     if name not in names:
         guess = toml.did_you_mean(name, names)
         raise UnknownName(f"no {kind} {name!r} {where}{guess}", subject=name, hint="run: certfan status")

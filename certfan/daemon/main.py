@@ -17,6 +17,7 @@ from certfan.core.model import Authority
 from certfan.daemon.accounts import Accounts
 from certfan.daemon.actions import AdminActions
 from certfan.daemon.authority import AcmeAuthority, make_account_key
+from certfan.daemon.authority_actions import AuthorityActions
 from certfan.daemon.board import Noticeboard
 from certfan.daemon.bundles import Bundles
 from certfan.daemon.ca import open_ca
@@ -160,6 +161,17 @@ class _Daemon:
         self.reconciler = self._make_reconciler(state, bundles)
         self._deadlines = Deadlines(store, self._things)
         self._actions = self._make_actions(enroller)
+        self._authority_actions = AuthorityActions(
+            store=store,
+            journal=journal,
+            accounts=self._accounts,
+            issuer=self._issuer,
+            desired=self.configured.desired,
+            check=self._path_checker.check,
+            self_check=lambda: self.configured.config.self_check,
+            ring=self._loop.ring,
+            clock=now,
+        )
 
     def _connect(self, spec: Authority, account_key_pem: bytes, account_uri: str | None) -> AcmeAuthority:
         return AcmeAuthority(
@@ -225,7 +237,8 @@ class _Daemon:
             doors = app.Doors(things=self._things, events=self._events, alive=self._alive, ready=self._ready)
             status = await app.start(app.make_app(doors), self._config.status)
             stack.push_async_callback(status.cleanup)
-            control = await app.start(app.make_app(doors, self._actions), (self._config.control,))
+            closed = app.make_app(doors, self._actions, self._authority_actions)
+            control = await app.start(closed, (self._config.control,))
             stack.push_async_callback(control.cleanup)
             yield self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
+from certfan import pki
 from certfan.core.model import (
     Authority,
     Certificate,
@@ -26,12 +28,13 @@ from certfan.core.model import (
     KeyType,
     Problem,
     Proof,
+    RevocationReason,
 )
 from certfan.daemon.listeners import Listener
 from certfan.daemon.status import app
-from certfan.daemon.status.model import StateOfThings
+from certfan.daemon.status.model import AccountView, LimitUsed, StateOfThings
 from certfan.daemon.store.facts import Event, Heard, StoreFacts
-from certfan.errors import UnknownName
+from certfan.errors import SelfCheckFailed, UnknownName
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -137,6 +140,65 @@ class Admin:
         return (Problem("config.invalid", "certfan.toml: flet: unknown key", "run: certfan check"),)
 
 
+class AuthorityAdmin:
+    """Actions of the authority side that only remember who asked for what."""
+
+    EXPORTED_KEY = "-----BEGIN PRIVATE KEY-----\ncanary\n-----END PRIVATE KEY-----\n"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.begun, self.cut_off = asyncio.Event(), asyncio.Event()
+
+    async def revoke(
+        self, certificate: str, number: int | None, reason: RevocationReason, *, at_once: bool, uid: int
+    ) -> tuple[Generation, ...]:
+        self.asked.append(("revoke", certificate, number, reason, at_once, uid))
+        return (generation(number or 1),)
+
+    async def account(self, authority: str) -> AccountView:
+        used = LimitUsed(
+            limit="certificates_per_domain",
+            subject="www.test",
+            used=3,
+            count=50,
+            window=7 * DAY,
+            frees_at=NOW + DAY,
+        )
+        return AccountView(
+            authority=authority,
+            directory="https://ca.int/dir",
+            uri="https://ca.int/account/1",
+            thumbprint="ab" * 32,
+            contact=("mailto:me@www.test",),
+            since=NOW,
+            limits=(used,),
+        )
+
+    async def roll_account_key(self, authority: str, *, uid: int) -> None:
+        self.asked.append(("rollover", authority, uid))
+
+    async def export_account(self, authority: str, *, uid: int) -> tuple[Authority, str, bytes]:
+        self.asked.append(("export", authority, uid))
+        return DESIRED.authorities["pebble"], "https://ca.int/account/1", self.EXPORTED_KEY.encode()
+
+    async def import_account(self, authority: str, key: bytes, directory: str | None, *, uid: int) -> str:
+        self.asked.append(("import", authority, key, directory, uid))
+        return "https://ca.int/account/2"
+
+    async def trial(self, certificate: str, authority: str | None, *, uid: int) -> tuple[str, pki.Leaf]:
+        self.asked.append(("trial", certificate, authority, uid))
+        if certificate == "broken.test":
+            raise SelfCheckFailed("http://broken.test/: answered 404", hint="look at the vhost")
+        if certificate == "slow.test":
+            self.begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cut_off.set()
+        return authority or "staging", LEAF
+
+
+LEAF = pki.read_leaf(pki.make_placeholder(["www.test"], NOW)[1])
 EVENTS = (
     Event(NOW, "generation.published", "www.test@1", {"took": 0.8}, 1),
     Event(NOW, "endpoint.proven", "www.test/web1", {"token": "abc"}, 2),
@@ -161,19 +223,23 @@ DOORS = app.Doors(
 
 
 @contextlib.asynccontextmanager
-async def control_socket(folder: Path, admin: Admin) -> AsyncIterator[Path]:
+async def control_socket(
+    folder: Path, admin: Admin, authorities: AuthorityAdmin | None = None
+) -> AsyncIterator[Path]:
     """Serve the application on a control socket, and yield a config that names it."""
     path = folder / "control.sock"
     config = folder / "certfan.toml"
     config.write_text(f'[control]\nsocket = "{path}"\n')
-    async with serving(Listener(path=str(path)), admin):
+    async with serving(Listener(path=str(path)), admin, authorities):
         yield config
 
 
 @contextlib.asynccontextmanager
-async def serving(listener: Listener, admin: Admin | None = None) -> AsyncIterator[web.AppRunner]:
+async def serving(
+    listener: Listener, admin: Admin | None = None, authorities: AuthorityAdmin | None = None
+) -> AsyncIterator[web.AppRunner]:
     """Serve the application for as long as the block runs."""
-    runner = await app.start(app.make_app(DOORS, admin), (listener,))
+    runner = await app.start(app.make_app(DOORS, admin, authorities), (listener,))
     try:
         yield runner
     finally:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from certfan.cli import show
 from certfan.cli.control import socket_path
+from certfan.daemon.status import authority_control
 from certfan.daemon.status.model import as_json
 from certfan.daemon.status.view import view
 from tests.unit.status_parts import (
@@ -24,12 +26,14 @@ from tests.unit.status_parts import (
     NOW,
     WHERE,
     Admin,
+    AuthorityAdmin,
     control_socket,
     deployment,
     generation,
     proof,
     things,
 )
+from tests.unit.test_config_watch import MAIN, certificate
 
 HEAVY = ("acme", "sqlalchemy", "aiohttp", "pydantic", "asyncio", "ssl", "cryptography", "structlog", "idna")
 EXAMPLES = Path(__file__).parents[2] / "config"
@@ -152,6 +156,151 @@ async def test_going_back_and_forgetting_ask_the_daemon(
 
     assert (0, 1, [(*asked, os.getuid())]) == (done.returncode, len(done.stdout.splitlines()), admin.asked)
     assert json.loads(raw.stdout).get("to") == {"rollback": 2 if "--to" in words else 1}.get(words[0])
+
+
+async def asked_of_authorities(
+    folder: Path, *words: str, stdin: str = "", run: Any = certfan
+) -> tuple[subprocess.CompletedProcess[str], AuthorityAdmin]:
+    """Run a command about authorities while the daemon's application answers."""
+    admin = AuthorityAdmin()
+    async with control_socket(folder, Admin(), admin) as config:
+        done = await asyncio.to_thread(run, *words, "--config", str(config), stdin=stdin)
+    return done, admin
+
+
+async def test_revoke_waits_for_the_successor_unless_told_otherwise(tmp_path: Path) -> None:
+    """The newest generation and no reason by default; --now, --generation and --reason are passed on."""
+    waiting, admin = await asked_of_authorities(tmp_path, "revoke", "www.test")
+    at_once, other = await asked_of_authorities(
+        tmp_path, "revoke", "www.test", "--generation", "2", "--reason", "keyCompromise", "--now", "--json"
+    )
+
+    assert [("revoke", "www.test", None, "unspecified", False, os.getuid())] == admin.asked
+    assert waiting.stdout == (
+        "www.test@1 (serial 1): revoked once every endpoint proves a successor with another key;"
+        " follow it with: certfan status\n"
+    )
+    assert [("revoke", "www.test", 2, "keyCompromise", True, os.getuid())] == other.asked
+    assert [2] == [one["generation"] for one in json.loads(at_once.stdout)["revoking"]]
+
+
+async def test_an_account_is_shown_and_gets_a_new_key(tmp_path: Path) -> None:
+    """With what is used of the limits, and when that is less."""
+    shown, _ = await asked_of_authorities(tmp_path, "account", "show", "pebble")
+    rolled, admin = await asked_of_authorities(tmp_path, "account", "rollover", "pebble")
+
+    assert shown.stdout.splitlines() == [
+        "authority: pebble",
+        "directory: https://ca.int/dir",
+        "account:   https://ca.int/account/1, since 2026-11-22 12:00 UTC",
+        f"key:       SHA-256 {'ab' * 32}",
+        "contact:   mailto:me@www.test",
+        "used:      3 of 50 certificates per domain www.test in 7 d, less from 2026-11-23 12:00 UTC",
+    ]
+    assert (0, [("rollover", "pebble", os.getuid())]) == (rolled.returncode, admin.asked)
+
+
+async def test_an_exported_account_is_what_import_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From stdin or a file, as the export or the bare key; off a terminal the export warns nobody."""
+    monkeypatch.setattr(authority_control, "caller", lambda _: 0)  # it would be whoever runs the tests
+    exported, _ = await asked_of_authorities(tmp_path, "account", "export", "pebble")
+    (tmp_path / "key.pem").write_text(AuthorityAdmin.EXPORTED_KEY)
+    whole, first = await asked_of_authorities(tmp_path, "account", "import", "pebble", stdin=exported.stdout)
+    bare, second = await asked_of_authorities(
+        tmp_path, "account", "import", "pebble", str(tmp_path / "key.pem"), "--json"
+    )
+
+    assert ("", {"authority", "directory", "uri", "key"}) == (
+        exported.stderr,
+        json.loads(exported.stdout).keys(),
+    )
+    key = AuthorityAdmin.EXPORTED_KEY.encode()
+    assert [("import", "pebble", key, "https://ca.int/dir", 0)] == first.asked
+    assert [("import", "pebble", key, None, 0)] == second.asked
+    assert whole.stdout == "the account at pebble is now https://ca.int/account/2\n"
+    assert json.loads(bare.stdout)["uri"] == "https://ca.int/account/2"
+
+
+@pytest.mark.parametrize("given", ['{"key": "canary"', '{"key": ["canary"], "directory": "x"}'])
+async def test_what_is_no_export_is_not_repeated(tmp_path: Path, given: str) -> None:
+    """The daemon is not even asked, and the text holds nothing of what was read."""
+    done, admin = await asked_of_authorities(tmp_path, "account", "import", "pebble", stdin=given)
+
+    assert (1, []) == (done.returncode, admin.asked)
+    assert done.stderr.startswith("certfan: error: that is no exported account\n")
+    assert "canary" not in done.stderr
+
+
+def on_a_terminal(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command whose stdout is a terminal of its own."""
+    ours, its = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal, os.fdopen(its, "wb") as stdout:
+        argv = [sys.executable, "-m", "certfan", *words]
+        done = subprocess.run(argv, stdout=stdout, stderr=subprocess.PIPE, text=True, env=CLEAN, timeout=60)
+        return subprocess.CompletedProcess(
+            argv, done.returncode, terminal.read(1 << 16).decode(), done.stderr
+        )
+
+
+async def test_a_key_on_a_terminal_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stderr, so that what is on stdout is the export all the same."""
+    monkeypatch.setattr(authority_control, "caller", lambda _: 0)  # it would be whoever runs the tests
+    done, _ = await asked_of_authorities(tmp_path, "account", "export", "pebble", run=on_a_terminal)
+
+    assert done.stderr.startswith("certfan: warning: whoever has read this key can act as you")
+    assert json.loads(done.stdout)["key"] == AuthorityAdmin.EXPORTED_KEY
+
+
+def checking(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command with a whole config that names the same socket."""
+    config = Path(words[-1])
+    control = f'[control]\nsocket = "{config.parent}/control.sock"\n'
+    config.write_text(MAIN + control + certificate("broken.test") + certificate("www.test"))
+    return certfan(*words, stdin=stdin)
+
+
+async def test_check_order_tries_one_certificate_after_another(tmp_path: Path) -> None:
+    """A line each as soon as it is known: ok, or the reason and what to try; one that fails is exit code 1."""
+    done, admin = await asked_of_authorities(tmp_path, "check", "--order", run=checking)
+    lines = [re.sub(r"\d+\.\d s", "0.1 s", line) for line in done.stdout.splitlines()]
+
+    assert lines == [
+        f"{tmp_path}/certfan.toml: good: 2 certificates, 1 consumer, 1 authority",
+        "broken.test: http://broken.test/: answered 404 (0.1 s)",
+        "try: look at the vhost",
+        "www.test: ok at staging (0.1 s)",
+    ]
+    assert (1, "") == (done.returncode, done.stderr)
+    assert [("trial", name, None, os.getuid()) for name in ("broken.test", "www.test")] == admin.asked
+
+
+async def test_check_order_takes_names_and_another_authority(tmp_path: Path) -> None:
+    """For a program the trials are part of the answer."""
+    done, admin = await asked_of_authorities(
+        tmp_path, "check", "--order", "--authority", "other", "www.test", "--json", run=checking
+    )
+
+    (trial,) = json.loads(done.stdout)["trials"]
+    assert (0, True, "other", ["www.test"]) == (
+        done.returncode,
+        trial["ok"],
+        trial["authority"],
+        trial["names"],
+    )
+    assert [("trial", "www.test", "other", os.getuid())] == admin.asked
+
+
+async def test_check_order_needs_a_good_config_and_a_running_daemon(tmp_path: Path) -> None:
+    """A problem of the file, or of the socket, is told once and not for every certificate."""
+    config = tmp_path / "certfan.toml"
+    dead = checking("check", "--order", "--config", str(config))
+    config.write_text(config.read_text().replace("fleet =", "flet ="))
+    bad = certfan("check", "--order", "--config", str(config))
+
+    assert (75, 1) == (dead.returncode, dead.stderr.count("does not answer"))
+    assert (78, "") == (bad.returncode, bad.stdout)
 
 
 async def test_a_refusal_of_the_daemon_is_shown_as_its_own(tmp_path: Path) -> None:

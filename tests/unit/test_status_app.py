@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -14,7 +15,8 @@ import aiohttp
 import pytest
 
 from certfan.daemon.listeners import Listener, bind
-from tests.unit.status_parts import Admin, serving
+from certfan.daemon.status import authority_control
+from tests.unit.status_parts import Admin, AuthorityAdmin, serving
 
 
 @contextlib.asynccontextmanager
@@ -241,3 +243,105 @@ async def test_a_malformed_request_is_refused_and_does_nothing(
         assert await problem(response) == expected
 
     assert admin.asked == []
+
+
+# The authority side
+
+
+def called_by(uid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the kernel vouch for somebody else: it would for whoever runs the tests."""
+    monkeypatch.setattr(authority_control, "caller", lambda _: uid)
+
+
+@contextlib.asynccontextmanager
+async def at_the_authorities(
+    folder: Path,
+) -> AsyncIterator[tuple[aiohttp.ClientSession, AuthorityAdmin]]:
+    path, admin = str(folder / "control.sock"), AuthorityAdmin()
+    async with (
+        serving(Listener(path=path), Admin(), admin),
+        aiohttp.ClientSession("http://localhost", connector=aiohttp.UnixConnector(path)) as session,
+    ):
+        yield session, admin
+
+
+async def test_a_revocation_names_what_is_revoked(tmp_path: Path) -> None:
+    """With the uid that the kernel vouches for."""
+    body = {"certificate": "www.test", "generation": 2, "reason": "keyCompromise", "now": True}
+    async with (
+        at_the_authorities(tmp_path) as (session, admin),
+        session.post("/api/v1/revoke", json=body) as response,
+    ):
+        told = await response.json()
+
+    assert [("revoke", "www.test", 2, "keyCompromise", True, os.getuid())] == admin.asked
+    assert [(2, "2")] == [(one["generation"], one["serial"]) for one in told["revoking"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "revoke", {"certificate": "www.test", "reason": "because", "now": False}),
+        ("POST", "revoke", {"certificate": "www.test", "reason": "superseded", "now": 1}),
+        ("POST", "revoke", {"certificate": "www.test", "reason": "superseded"}),
+        ("POST", "revoke", {"certificate": "www.test", "reason": "superseded", "now": True, "generation": 0}),
+        ("POST", "trial", {"certificate": "www.test"}),
+        ("POST", "trial", {"certificate": ["www.test"], "authority": None}),
+        ("PUT", "accounts/pebble", {"key": "x"}),
+        ("PUT", "accounts/pebble", {"key": "x", "directory": None, "uri": "y"}),
+        ("PUT", "accounts/pebble", None),
+    ],
+)
+async def test_a_malformed_request_about_an_authority_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, path: str, body: Any
+) -> None:
+    """Exactly the members that are asked for, of the right kind; what was sent is not said back."""
+    called_by(0, monkeypatch)
+    async with (
+        at_the_authorities(tmp_path) as (session, admin),
+        session.request(method, f"/api/v1/{path}", json=body) as response,
+    ):
+        assert (await problem(response))[:2] == (400, "channel.message_invalid")
+
+    assert [] == admin.asked
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "accounts/pebble/key"), ("PUT", "accounts/pebble")])
+async def test_a_key_goes_out_and_in_for_root_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
+    """A member of the socket's group is refused and told the command; nothing is asked of the account."""
+    body = {"key": AuthorityAdmin.EXPORTED_KEY, "directory": None}
+    async with at_the_authorities(tmp_path) as (session, admin):
+        called_by(1000, monkeypatch)
+        async with session.request(method, f"/api/v1/{path}", json=body) as response:
+            refused = await problem(response)
+        assert [] == admin.asked
+        called_by(0, monkeypatch)
+        async with session.request(method, f"/api/v1/{path}", json=body) as response:
+            told = await response.json()
+
+    what = "export" if method == "GET" else "import"
+    assert (403, "channel.not_allowed", f"run: sudo certfan account {what} pebble") == refused
+    assert what == admin.asked[0][0]
+    assert (told.get("key") == AuthorityAdmin.EXPORTED_KEY) == (what == "export")
+
+
+async def test_a_trial_ends_when_its_caller_goes_away(tmp_path: Path) -> None:
+    """Nobody waits for it any more: the order is cut off, and the socket goes on answering."""
+    body = {"certificate": "slow.test", "authority": None}
+    async with at_the_authorities(tmp_path) as (session, admin), asyncio.timeout(10):
+        calling = asyncio.create_task(session.post("/api/v1/trial", json=body))
+        await admin.begun.wait()
+        calling.cancel()
+        await admin.cut_off.wait()
+        async with session.post("/api/v1/trial", json={**body, "certificate": "www.test"}) as response:
+            assert ("staging", ["www.test"]) == ((told := await response.json())["authority"], told["names"])
+
+
+async def test_the_status_listener_knows_nothing_of_accounts() -> None:
+    """Not even to read."""
+    async with over_tcp() as (session, url):
+        for path in ("/api/v1/accounts/pebble", "/api/v1/accounts/pebble/key"):
+            async with session.get(url + path) as response:
+                assert 404 == (await problem(response))[0]

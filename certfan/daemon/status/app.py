@@ -14,6 +14,7 @@ from aiohttp import web
 
 from certfan import log, toml
 from certfan.daemon.listeners import Listener, serve
+from certfan.daemon.status import authority_control
 from certfan.daemon.status.control import Actions, control_routes
 from certfan.daemon.status.model import Page, StateOfThings, as_json
 from certfan.daemon.status.problems import as_problem, refuse_strange_host
@@ -48,7 +49,9 @@ class Doors:
     hosts: Collection[str] = field(default_factory=frozenset)  # names beside literal addresses and localhost
 
 
-def make_app(doors: Doors, actions: Actions | None = None) -> web.Application:
+def make_app(
+    doors: Doors, actions: Actions | None = None, authorities: authority_control.Actions | None = None
+) -> web.Application:
     """Return the application; with `actions` it has the writing routes too, for the control socket only."""
     routes = _Routes(doors)
     app = web.Application(
@@ -66,6 +69,8 @@ def make_app(doors: Doors, actions: Actions | None = None) -> web.Application:
     )
     if actions is not None:
         app.add_routes(control_routes(actions))
+    if authorities is not None:
+        app.add_routes(authority_control.authority_routes(authorities))
     app.on_response_prepare.append(_harden)
     return app
 

@@ -70,9 +70,9 @@ class _Control:
 
     async def rollback(self, request: web.Request) -> web.Response:
         uid = caller(request)
-        match await _members(request):
+        match await members(request):
             case {"certificate": str(name), **rest} if rest.keys() <= {"to"}:
-                back = await self._actions.rollback(name, _number(rest.get("to")), uid=uid)
+                back = await self._actions.rollback(name, number("to", rest.get("to")), uid=uid)
             case _:
                 raise MessageInvalid(
                     'the body must be a JSON object of the form {"certificate": "...", "to": 1}'
@@ -82,7 +82,7 @@ class _Control:
 
     async def forget(self, request: web.Request) -> web.Response:
         uid = caller(request)
-        match await _members(request):
+        match await members(request):
             case {"certificate": str(name), **rest} if not rest:
                 await self._actions.forget(name, uid=uid)
                 return web.json_response({"certificate": name})
@@ -122,14 +122,14 @@ def caller(request: web.Request) -> int:
 
 async def _only(request: web.Request, key: str) -> str:
     """Return the one member of the request's JSON object."""
-    match await _members(request):
-        case {**members} if set(members) == {key} and isinstance(members[key], str):
-            return str(members[key])
+    match await members(request):
+        case {**found} if set(found) == {key} and isinstance(found[key], str):
+            return str(found[key])
         case _:
             raise MessageInvalid(f'the body must be a JSON object of the form {{"{key}": "..."}}')
 
 
-async def _members(request: web.Request) -> Any:
+async def members(request: web.Request) -> Any:
     """Return what the body says in JSON, None when it says nothing."""
     try:
         return json.loads(await request.read())
@@ -137,10 +137,10 @@ async def _members(request: web.Request) -> Any:
         return None
 
 
-def _number(value: Any) -> int | None:
-    """Return the generation that is named, if one is."""
+def number(member: str, value: Any) -> int | None:
+    """Return the generation that a member of the body names, if it names one."""
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise MessageInvalid("`to` must be the number of a generation")
+        raise MessageInvalid(f"`{member}` must be the number of a generation")
     return value
 
 

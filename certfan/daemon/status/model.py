@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from certfan.core.ledger import Used
 from certfan.core.model import Desired, Endpoint, Problem
 from certfan.core.plan import Key, Step
 from certfan.core.policy import Urgency
@@ -122,6 +123,43 @@ class CertificateView:
     failures: int
     problem: Problem | None
     endpoints: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitUsed:
+    """How much of one of an authority's limits we have used; `subject` is what it is counted for, "" our account."""
+
+    limit: str
+    subject: str
+    used: int
+    count: int
+    window: timedelta
+    frees_at: datetime
+
+    @classmethod
+    def of(cls, used: Used) -> LimitUsed:
+        """Turn the ledger's word into ours."""
+        return cls(
+            limit=used.budget.value,
+            subject=used.subject,
+            used=used.used,
+            count=used.limit.count,
+            window=used.limit.window,
+            frees_at=used.frees_at,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountView:
+    """Our account at an authority; `uri` None: there is none yet. `thumbprint` is the SHA-256 of its public key."""
+
+    authority: str
+    directory: str
+    uri: str | None
+    thumbprint: str | None
+    contact: tuple[str, ...]
+    since: datetime | None
+    limits: tuple[LimitUsed, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
