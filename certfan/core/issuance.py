@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeAlias, assert_never
 
-from certfan.core.model import Identifier, Problem
+from certfan.core.model import Attempt, Identifier, Problem
 
 
 class OrderStatus(StrEnum):
@@ -216,6 +216,14 @@ def kept(
 ) -> Mapping[str, AuthorizationSeen]:
     """Return which seen authorizations still tell something after another look at their order."""
     return authorizations if before is None or before.status is after.status else {}
+
+
+def is_spoilt(issuance: Issuance, before: Attempt | None, problem: Problem) -> bool:
+    """Whether what an order led to is refused again: it stays what it is, so only another order can help.
+
+    The first time it may be our clock or our roots, or an answer that got lost, and the order is worth keeping.
+    """
+    return before is not None and before.at >= issuance.begun_at and before.problem.code == problem.code
 
 
 def _move_pending(

@@ -13,16 +13,17 @@ from datetime import datetime
 from pathlib import Path
 
 from certfan import pki, tls
-from certfan.core.issuance import Issuance
+from certfan.core.issuance import Issuance, is_spoilt
 from certfan.core.keys import key_to_reuse, spent_keys
 from certfan.core.model import Authority, Certificate, Desired, Generation, Identifier, Problem
 from certfan.core.steps import Issue
+from certfan.core.subjects import order_subject
 from certfan.daemon.accounts import Accounts
 from certfan.daemon.journal import Journal
 from certfan.daemon.ordering import ACME_ERROR, Memory, Order, Tokens
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store, StoreFacts
-from certfan.errors import AuthorityRefused, ChainInvalid, PkiError
+from certfan.errors import AuthorityMalformed, AuthorityRefused, ChainInvalid, PkiError
 
 ACCOUNT_LOST = f"{ACME_ERROR}accountDoesNotExist"
 
@@ -95,6 +96,9 @@ class Issuer:
         try:
             generation = await self._keep(order, certificate, authority, key, await order.carry())
             self.tokens.drop(order)
+        except (AuthorityMalformed, ChainInvalid) as error:
+            await self._give_up_spoilt(order, certificate, Problem(error.code, error.text, error.hint))
+            raise
         except AuthorityRefused as error:
             if error.type == ACCOUNT_LOST:
                 await self._accounts.forget(order.client)
@@ -104,6 +108,12 @@ class Issuer:
         if issuance.answered:  # by an earlier process, whose tokens this order does not know
             await self.open()
         return generation
+
+    async def _give_up_spoilt(self, order: Order, certificate: Certificate, problem: Problem) -> None:
+        subject = order_subject(certificate, order.issuance.authority)
+        before = (await self._store.attempts()).get(subject)
+        if order.is_issued and is_spoilt(order.issuance, before, problem):
+            await order.give_up(problem)
 
     async def _order(
         self,

@@ -25,6 +25,7 @@ from certfan.core.issuance import (
     LookAtOrder,
     NewOrder,
     OrderSeen,
+    OrderStatus,
     StartOver,
     Wait,
     kept,
@@ -143,6 +144,11 @@ class Order:
         while (chain := await self._advance()) is None:
             pass
         return chain
+
+    @property
+    def is_issued(self) -> bool:
+        """Whether the authority has said that there is a certificate."""
+        return self._last is not None and self._last.status is OrderStatus.VALID
 
     def note_fetch(self, place: str) -> None:
         """Note that the answer to one of its tokens went out."""

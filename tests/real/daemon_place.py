@@ -119,6 +119,12 @@ class Place:
         )
         return self._open.enter_context(ca.running())
 
+    def file(self, name: str, content: bytes) -> Path:
+        """Write something that a config names."""
+        path = self._new_folder("file") / name
+        path.write_bytes(content)
+        return path
+
     def fresh(self, *fragments: str, top: str = "", probe_interval: int = 20) -> "Daemon":
         """Return a daemon that was never started, with these parts of a config and an empty share."""
         here = self._new_folder("daemon")

@@ -23,10 +23,11 @@ from certfan.core.issuance import (
     OrderStatus,
     StartOver,
     Wait,
+    is_spoilt,
     kept,
     next_move,
 )
-from certfan.core.model import Identifier, Problem
+from certfan.core.model import Attempt, Identifier, Problem
 from tests.unit.planner_parts import DAY, HOUR, MINUTE, NOW, WWW
 
 URL, FIRST, SECOND = "https://ca/order/1", "https://ca/authz/1", "https://ca/authz/2"
@@ -211,3 +212,13 @@ def test_what_was_seen_of_authorizations_is_dropped_when_the_order_moves_on() ->
 
     assert kept(PENDING, PENDING, seen) == seen
     assert kept(PENDING, invalid, seen) == {}
+
+
+def test_what_an_order_led_to_is_spoilt_when_it_is_refused_again_for_the_same_reason() -> None:
+    """The first time, and when the refusal before was of another order or for another reason, it may become better."""
+    problem = Problem("pki.chain_invalid", "it ends in none of the roots")
+    again, earlier = Attempt(WWW, problem, 1, NOW, NOW), Attempt(WWW, problem, 1, NOW - HOUR, NOW)
+    other = Attempt(WWW, Problem("authority.malformed", "no PEM"), 1, NOW, NOW)
+
+    assert is_spoilt(BEGUN, again, problem)
+    assert [False] * 3 == [is_spoilt(BEGUN, one, problem) for one in (None, earlier, other)]
