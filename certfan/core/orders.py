@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
+from certfan.core.attempts import UNREACHABLE
 from certfan.core.issuance import Issuance
 from certfan.core.keys import unwanted
 from certfan.core.ledger import Ledger
-from certfan.core.model import Attempt, Certificate, Desired, Generation, PathCheck, Problem, Reason
+from certfan.core.looks import checked_identifiers, is_fresh, looks
+from certfan.core.model import Attempt, Certificate, Desired, Generation, Problem, Reason
 from certfan.core.policy import (
     LONGEST_ORDER_WAIT,
-    UNREACHABLE_DELAYS,
     attempt_holds,
     holding_instants,
     leafs_deadline,
     renewal_instant,
     why_issue,
 )
-from certfan.core.steps import CheckPath, Issue, Observed, Wish
+from certfan.core.steps import Issue, Observed, Wish
 from certfan.core.subjects import order_subject, rollover_subject
 
 NEVER = datetime.min.replace(tzinfo=UTC)
-CHECK_IS_GOOD_FOR = timedelta(minutes=10)  # before an order
-CANARY = timedelta(hours=6)  # between looks that nobody waits for
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def orders(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish
         if found.holding is None and (certificate.name,) not in observed.in_flight:
             due.append(Issue(certificate.name, found.reason, found.authority, exempt=found.exempt))
     yield from _begun(due, desired, observed, now)
-    yield from _checks(desired, observed, wanted, now)
+    yield from looks(desired, observed, wanted, now)
 
 
 def standing(
@@ -177,7 +176,7 @@ def _lifts(
     return (
         observed.asked.get(name),
         observed.config_changed.get(name),
-        observed.answered.get(authority) if code == "authority.unreachable" else None,
+        observed.answered.get(authority) if code == UNREACHABLE else None,
         _mended_at(certificate, observed) if code == "challenge.failed" else None,
     )
 
@@ -232,20 +231,11 @@ def _held_by_path(
         return None
     for identifier in checked_identifiers(certificate):
         check = observed.checks.get(identifier)
-        if check is None or not _is_fresh(check, now):
+        if check is None or not is_fresh(check, now):
             return Holding(PATH, f"our own check of {identifier} comes first")
         if check.problem is not None:
             return Holding(PATH, check.problem.detail, hint=check.problem.hint)
     return None
-
-
-def _is_fresh(check: PathCheck, now: datetime) -> bool:
-    return check.problem is not None or check.at <= now < check.at + CHECK_IS_GOOD_FOR
-
-
-def checked_identifiers(certificate: Certificate) -> tuple[str, ...]:
-    """Return what of a certificate the authority comes to over http-01."""
-    return tuple(str(i) for i in certificate.identifiers if not i.value.startswith("*."))
 
 
 def names_of(certificate: Certificate) -> frozenset[str]:
@@ -375,29 +365,3 @@ def _order_instants(certificate: Certificate, desired: Desired, observed: Observ
             yield fallback_instant(certificate, attempt, observed)
             yield from (at for at in _lifts(certificate, authority, attempt, observed) if at)
     yield from (at for facts in (observed.asked, observed.config_changed) if (at := facts.get(name)))
-
-
-# Our own look at the way of the challenge
-
-
-def _checks(desired: Desired, observed: Observed, wanted: set[str], now: datetime) -> Iterator[Wish]:
-    """Wish for a look at every name now and then, and at once where an order waits for it."""
-    if not observed.self_check:
-        return
-    named = (i for certificate in desired.certificates.values() for i in checked_identifiers(certificate))
-    for identifier in sorted(set(named)):
-        check = observed.checks.get(identifier)
-        if check is None:
-            yield CheckPath(identifier, reason=Reason.MISSING)
-            continue
-        yield from (check.at, check.at + CHECK_IS_GOOD_FOR)
-        due = check.at + _look_again_after(check, is_wanted=identifier in wanted)
-        if due <= now or check.at > now:
-            yield CheckPath(identifier)
-        yield due
-
-
-def _look_again_after(check: PathCheck, *, is_wanted: bool) -> timedelta:
-    if check.problem is not None:
-        return UNREACHABLE_DELAYS[min(check.failures, len(UNREACHABLE_DELAYS)) - 1]
-    return CHECK_IS_GOOD_FOR if is_wanted else CANARY

@@ -147,9 +147,13 @@ def next_try(
     return _no_sooner(at + delay, at, not_before)
 
 
-def next_unreachable_try(failures: int, at: datetime, *, jitter: float) -> datetime:
-    """Return when an authority that did not answer may be asked again: 5 s, 15 s, 1 min, then every 5 min."""
-    return at + _delay(UNREACHABLE_DELAYS, failures, jitter)
+def next_unreachable_try(before: timedelta | None, at: datetime, *, jitter: float) -> datetime:
+    """Return when an authority that did not answer may be asked again: 5 s, 15 s, 1 min, then every 5 min.
+
+    `before` is how long was waited after the silence before; None when this is the first in a row.
+    """
+    longer = (n for n, d in enumerate(UNREACHABLE_DELAYS, start=1) if before is None or d > before)
+    return at + _delay(UNREACHABLE_DELAYS, next(longer, len(UNREACHABLE_DELAYS)), jitter)
 
 
 def next_ask(failures: int, at: datetime, *, jitter: float, not_before: datetime | None = None) -> datetime:

@@ -13,6 +13,7 @@ from typing import Any
 
 from certfan import pki
 from certfan.core.ledger import Ledger
+from certfan.core.looks import checked_identifiers
 from certfan.core.model import (
     Authority,
     Desired,
@@ -22,7 +23,6 @@ from certfan.core.model import (
     Revocation,
     RevocationReason,
 )
-from certfan.core.orders import checked_identifiers
 from certfan.core.revocation import choose
 from certfan.daemon import published
 from certfan.daemon.accounts import Accounts

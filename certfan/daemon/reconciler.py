@@ -14,9 +14,9 @@ from datetime import datetime, timedelta
 from typing import assert_never
 
 from certfan import log
-from certfan.core import policy
+from certfan.core.attempts import after_failure
 from certfan.core.ledger import Ledger
-from certfan.core.model import NO_LIMITS, Attempt, Desired, Problem
+from certfan.core.model import NO_LIMITS, Desired, Problem
 from certfan.core.plan import (
     AskRenewal,
     CheckPath,
@@ -50,7 +50,7 @@ from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store, StoreFacts
 from certfan.daemon.timekeeper import Timekeeper
 from certfan.daemon.upkeep import Upkeep
-from certfan.errors import AuthorityUnreachable, CertfanError, InternalError
+from certfan.errors import CertfanError, InternalError
 from certfan.loop import Loop
 
 
@@ -240,10 +240,7 @@ class Reconciler:
         subject = subject_of(step, self._is.desired())
         now = self._is.clock()
         before = (await self._is.store.attempts()).get(subject)
-        failures = before.failures + 1 if before else 1
-        since = (before.since or before.at) if before else now
-        next_try = self._next_try(step, error, failures, now)
-        attempt = Attempt(subject, problem_of(error), failures, now, next_try, since)
+        attempt = after_failure(step, subject, problem_of(error), before, now, jitter=self._is.jitter())
         await self._is.store.record_attempt(attempt)
         await self._is.journal.warn(
             "step.failed",
@@ -252,21 +249,9 @@ class Reconciler:
             code=error.code,
             detail=error.text,
             hint=error.hint,
-            failures=failures,
+            failures=attempt.failures,
             not_before=attempt.not_before.isoformat(),
         )
-
-    def _next_try(self, step: Step, error: CertfanError, failures: int, now: datetime) -> datetime:
-        jitter = self._is.jitter()
-        match step:
-            case Issue() if isinstance(error, AuthorityUnreachable):
-                return policy.next_unreachable_try(failures, now, jitter=jitter)
-            case AskRenewal():
-                return policy.next_ask(failures, now, jitter=jitter, not_before=error.not_before)
-            case Issue() | Revoke() | TidyOrders() | RollAccountKey():
-                return policy.next_try(failures, now, jitter=jitter, not_before=error.not_before)
-            case _:
-                return policy.next_short_try(failures, now, jitter=jitter)
 
 
 def problem_of(error: CertfanError) -> Problem:

@@ -68,7 +68,6 @@ class Upkeep:
         match step:
             case CheckPath():
                 await self.check_path(step)
-                return  # its failures are counted where the look itself is kept
             case AskRenewal():
                 await self.ask_renewal(desired, step)
             case Revoke():

@@ -32,7 +32,7 @@ from certfan.core.model import (
 )
 from certfan.core.orders import Standing, standing
 from certfan.core.plan import CheckPath, Issue, Observed, Plan, RollAccountKey, plan
-from certfan.core.subjects import order_subject, rollover_subject
+from certfan.core.subjects import order_subject, path_subject, rollover_subject
 from tests.unit.planner_parts import DAY, HOUR, MINUTE, NOW, WWW, make_certificate, make_generation
 
 SECOND = timedelta(seconds=1)
@@ -543,6 +543,16 @@ def test_a_check_that_fails_is_repeated_soon(failures: int, seconds: int) -> Non
 
     assert ([], NOW + seconds * SECOND) == (looks(early), early.wake_at)
     assert [WWW] == looks(plan(wanted(make_certificate()), observed, NOW + seconds * SECOND))
+
+
+def test_a_look_that_could_not_be_done_waits_a_moment() -> None:
+    """Whatever was in its way says nothing about the path, and must not be run into without a pause."""
+    attempts = failed(NOW, wait=SECOND, subject=path_subject(WWW))
+    observed = Observed(self_check=True, attempts=attempts, offered={(WWW, "web1"): 0})
+    held = plan(wanted(make_certificate()), observed, NOW)
+
+    assert ((), NOW + SECOND) == (held.steps, held.wake_at)
+    assert [WWW] == looks(plan(wanted(make_certificate()), observed, NOW + SECOND))
 
 
 # Our account
