@@ -152,7 +152,11 @@ class Upkeep:
         Raises:
             AuthorityError: the old key is still in force.
         """
-        await self._accounts.roll_key(desired.authorities[step.authority])
+        authority = desired.authorities[step.authority]
+        # A change that a crash cut off is completed by the first who asks for the client: the wish is then fulfilled.
+        await self._accounts.client(authority)
+        if step.authority in (await self._store.facts()).rollovers:
+            await self._accounts.roll_key(authority)
         self._tokens.replace(await self._store.tokens())
 
     async def tidy(self, desired: Desired, step: TidyOrders) -> None:
