@@ -13,7 +13,8 @@ CertfanError
 │   ├── PairMismatch             pki.pair_mismatch
 │   ├── ChainInvalid             pki.chain_invalid
 │   ├── RequestInvalid           pki.request_invalid        a certificate signing request
-│   └── SignatureInvalid         pki.signature_invalid
+│   ├── SignatureInvalid         pki.signature_invalid
+│   └── SealInvalid              pki.seal_invalid           sealed to another machine, for something else, or altered
 ├── AuthorityError               authority.*  the certificate authority
 │   ├── AuthorityUnreachable     authority.unreachable
 │   ├── AuthorityRefused         authority.refused          carries the ACME problem
@@ -179,6 +180,12 @@ class SignatureInvalid(PkiError):
     """A manifest's signature does not verify."""
 
     code = "pki.signature_invalid"
+
+
+class SealInvalid(PkiError):
+    """A sealed private key does not open: it is another machine's, for something else, or altered."""
+
+    code = "pki.seal_invalid"
 
 
 class AuthorityError(CertfanError):

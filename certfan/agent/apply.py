@@ -24,7 +24,7 @@ from typing import Any
 from certfan import files, log, pki, systemd
 from certfan.agent import config as agent_config
 from certfan.agent.config import AgentConfig
-from certfan.agent.identity import Trust, read_trust
+from certfan.agent.identity import SealingFolder, Trust, read_trust
 from certfan.agent.installer import Installer
 from certfan.agent.swap import Answer, Swap, Wanted
 from certfan.core.model import CERTIFICATE_NAME, Problem
@@ -261,7 +261,7 @@ def _verified(
         generation=generation,
         now=now,
     )
-    return Wanted(certificate, generation, bundle.pair)
+    return Wanted(certificate, generation, bundle.pair(SealingFolder(config.trust).read()))
 
 
 def _laid_earlier(installer: Installer, certificate: str, generation: int) -> pki.Pair:
@@ -290,8 +290,11 @@ def staged(state: Path, certificate: str, generation: int) -> dict[str, bytes] |
                     part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder
                 )
                 opened.callback(os.close, folder)
-            names = (*manifest.FILES, manifest.MANIFEST, manifest.SIGNATURE)
-            return {name: _plain(name, folder, subject) for name in names}
+            found = {name: _plain(name, folder, subject) for name in manifest.ALWAYS_THERE}
+            for name in manifest.KEY_FILE_NAMES:
+                with contextlib.suppress(FileNotFoundError):
+                    found[name] = _plain(name, folder, subject)
+            return found
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from certfan import pki
-from certfan.agent.identity import IdentityFolder, Trust, write_trust
+from certfan.agent.identity import IdentityFolder, SealingFolder, Trust, write_trust
 from certfan.agent.link import Caller
 from certfan.errors import EnrolmentRefused, MessageInvalid, NotAuthenticated, PkiError
 from certfan.protocol.identity import (
@@ -44,10 +46,13 @@ async def enrol(
     parsed = parse_line(line)
     ca_pem = await _fetch_ca(parsed)
     with IdentityFolder(identity_folder, uid=uid, gid=gid).opened() as folder:
-        key_pem = folder.key_for(parsed)
-        reply = await _redeem(parsed, ca_pem, key_pem)
-        trust = _checked(reply, parsed, ca_pem, key_pem, now)
+        key_pem, sealing = folder.key_for(parsed), SealingFolder(trust_folder)
+        sealing_pem = sealing.key_for(parsed)
+        sealing_key = base64.b64encode(pki.sealing_public(sealing_pem)).decode("ascii")
+        reply = await _redeem(parsed, ca_pem, key_pem, sealing_key)
+        trust = replace(_checked(reply, parsed, ca_pem, key_pem, now), sealing_key=sealing_key)
         folder.store(key_pem, reply.certificate.encode())
+        sealing.store(sealing_pem)
     write_trust(trust_folder, trust)
     return trust
 
@@ -74,8 +79,8 @@ async def _fetch_ca(line: EnrolmentLine) -> bytes:
     return shown
 
 
-async def _redeem(line: EnrolmentLine, ca_pem: bytes, key_pem: bytes) -> EnrolReply:
-    request = EnrolRequest(token=line.token, csr=pki.make_csr_pem(key_pem))
+async def _redeem(line: EnrolmentLine, ca_pem: bytes, key_pem: bytes, sealing_key: str) -> EnrolReply:
+    request = EnrolRequest(token=line.token, csr=pki.make_csr_pem(key_pem), sealing_key=sealing_key)
     caller = Caller(line.address, pki.daemon_name(pki.fleet_of(ca_pem)), lambda: client_context(ca_pem))
     try:
         return decode(EnrolReply, await caller.call("POST", "/v1/enrol", message=request))

@@ -33,6 +33,7 @@ class Trust:
     consumer: str
     address: str
     ca: str  # PEM
+    sealing_key: str = ""  # public, base64: what our private keys are sealed to; "": enrolled before 0.2
 
     @property
     def ca_pem(self) -> bytes:
@@ -76,6 +77,46 @@ def write_trust(folder: Path, trust: Trust) -> None:
     files.write_private(folder / "ca.pem", trust.ca_pem, mode=0o644)
     document = json.dumps(asdict(trust), indent=2) + "\n"
     files.write_private(folder / "fleet.json", document.encode(), mode=0o644)
+
+
+def _digest(line: EnrolmentLine) -> str:
+    return hashlib.sha256(f"{line.token}:{line.ca_hash}".encode()).hexdigest()[:32]
+
+
+class SealingFolder:
+    """Root's own half of what this machine's private keys are sealed to, beside what it has pinned."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def key_for(self, line: EnrolmentLine) -> bytes:
+        """Return the key (PEM) that this line enrols with: made at its first use, the same ever after."""
+        self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        name = f"sealing-{_digest(line)}.pem"
+        for other in self._folder.glob("sealing-*.pem"):
+            if other.name != name:
+                other.unlink(missing_ok=True)
+        try:
+            return files.read_private(self._folder / name)
+        except FileNotFoundError:
+            key_pem = pki.make_sealing_key()
+            files.write_private(self._folder / name, key_pem)
+            return key_pem
+
+    def store(self, key_pem: bytes) -> None:
+        """Make it the key that counts; durable on return, repeatable."""
+        files.write_private(self._folder / "sealing.pem", key_pem)
+
+    def read(self) -> bytes | None:
+        """Return the key that counts, None when this machine has none.
+
+        Raises:
+            StateTooOpen: others may read it.
+        """
+        try:
+            return files.read_private(self._folder / "sealing.pem")
+        except FileNotFoundError:
+            return None
 
 
 class IdentityFolder:
@@ -125,7 +166,7 @@ class IdentityFolder:
 
         Another line gets another key: the old one may be why there is a new line.
         """
-        name = f"enrolling-{hashlib.sha256(f'{line.token}:{line.ca_hash}'.encode()).hexdigest()[:32]}.pem"
+        name = f"enrolling-{_digest(line)}.pem"
         for other in os.listdir(self._fd):  # noqa: PTH208 - by descriptor, not by path
             if other.startswith("enrolling-") and other != name:
                 os.unlink(other, dir_fd=self._fd)

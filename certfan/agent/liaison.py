@@ -66,6 +66,7 @@ class Liaison:
         *,
         clock: Callable[[], datetime],
         heartbeat: timedelta,
+        sealing_key: str = "",
         jitter: Callable[[], float] = random.random,
         look_after_identity: Callable[[], Awaitable[None]] = _nothing,
     ) -> None:
@@ -73,6 +74,7 @@ class Liaison:
         self._look_after_identity = look_after_identity
         self._clock = clock
         self._heartbeat = heartbeat
+        self._sealing_key = sealing_key
         self._jitter = jitter
         self._changed = asyncio.Event()
         self._boot_id = systemd.boot_id()
@@ -135,6 +137,7 @@ class Liaison:
             sequence=self._sequence,
             sent_at=self._clock(),
             version=__version__,
+            sealing_key=self._sealing_key,
         )
 
     async def _pause(self, failures: int, error: ChannelError) -> None:

@@ -99,6 +99,7 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
             link,
             clock=now,
             heartbeat=min(HEARTBEAT, config.probe_interval / 2),
+            sealing_key=trust.sealing_key,
             look_after_identity=renewal.look,
         )
         loop = Loop(now)

@@ -77,7 +77,7 @@ class Staging:
             generation=number,
             now=self._clock(),
         )
-        return Staged(opened.manifest.fingerprint, opened.pair.leaf.not_after, staged_at=at)
+        return Staged(opened.manifest.fingerprint, opened.chain.leaf.not_after, staged_at=at)
 
     def _folders(self) -> list[tuple[str, int, Path]]:
         return [

@@ -14,7 +14,13 @@ from certfan.daemon.journal import Journal
 from certfan.daemon.store import IdentityFact, Lists, Standing, Store, StoreFacts
 from certfan.errors import CertfanError, NotAllowed
 from certfan.protocol.identity import consumer_of
-from certfan.protocol.messages import AssignmentMessage, Assignments, EnrolReply, Report
+from certfan.protocol.messages import (
+    AssignmentMessage,
+    Assignments,
+    EnrolReply,
+    Report,
+    sealing_key_of,
+)
 
 # How far a deployment has come; a report tells every state that it went through.
 _PROGRESS = {
@@ -122,13 +128,14 @@ class Noticeboard:
         told = {consumer: {"revision": revision} for consumer, revision in revisions.items()}
         await self._journal.note_many("assignments.acknowledged", told)
 
-    async def bundle(self, consumer: str, certificate: str, generation: int) -> dict[str, bytes]:
+    async def bundle(self, consumer: str, certificate: str, generation: int) -> Mapping[str, bytes]:
         """Return the files of a bundle; that it is assigned was checked by the routes."""
-        return self._bundles.pack(consumer, certificate, generation)
+        sealing_key = (await self._store.facts()).sealing_keys.get(consumer)
+        return self._bundles.pack(consumer, certificate, generation, sealing_key=sealing_key)
 
-    async def redeem(self, token: str, csr: bytes) -> EnrolReply:
+    async def redeem(self, token: str, csr: bytes, sealing_key: bytes | None) -> EnrolReply:
         """Turn a one-time token into an identity."""
-        reply = await self._enroller.redeem(token, csr)
+        reply = await self._enroller.redeem(token, csr, sealing_key=sealing_key)
         await self._journal.note("consumer.enrolled", reply.consumer)
         return reply
 
@@ -143,6 +150,8 @@ class Noticeboard:
         if self.doubles.heard(consumer, report.boot_id):
             problem = self.doubles.problems[consumer]
             await self._journal.warn("consumer.doubled", consumer, detail=problem.detail, hint=problem.hint)
+        if (sealing_key := sealing_key_of(report.sealing_key)) is not None:
+            await self._store.tell_sealing_key(consumer, sealing_key)
         facts = await self._store.facts()
         own = {certificate for certificate, name in facts.offered if name == consumer}
         deployments = [d.value(consumer) for d in report.deployments if d.certificate in own]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from certfan import pki
 from certfan.core.model import Custody, Desired
 from certfan.daemon.ca import CaFolder
 from certfan.daemon.state import StateFolder
+from certfan.errors import NotAllowed
 from certfan.protocol import manifest
 
 
@@ -22,22 +23,62 @@ class Bundles:
         self._fleet = fleet
         self._desired = desired
 
-    def pack(self, consumer: str, certificate: str, generation: int) -> dict[str, bytes]:
-        """Return all six files of a bundle.
+    def name(self, certificate: str, generation: int, sealing_key: bytes | None) -> str:
+        """Return the folder of a bundle: the number, and whom its key is sealed to, so that none is ever rewritten."""
+        if self._custody(certificate) is Custody.SEALED and sealing_key is not None:
+            return f"{generation}.{pki.sealing_id(sealing_key)}"
+        return str(generation)
+
+    def pack(
+        self, consumer: str, certificate: str, generation: int, *, sealing_key: bytes | None
+    ) -> Mapping[str, bytes]:
+        """Return all files of a bundle; `sealing_key` is the consumer's public one, as far as it is known.
 
         Raises:
             PairMismatch, ChainInvalid: the state folder does not hold the generation whole.
+            NotAllowed: the key leaves this machine sealed only, and the consumer has no sealing key.
         """
         files = self._state.read_generation(certificate, generation)
-        ca = self._ca()
-        wanted = self._desired().certificates.get(certificate)
+        pair = pki.load_pair(files.get("privkey.pem", b""), files.get("fullchain.pem", b""))
+        ca, custody = self._ca(), self._custody(certificate)
+        key: bytes | None = pair.key_pem
+        if custody is Custody.SEALED:
+            key = self._sealed(pair.key_pem, consumer, certificate, generation, sealing_key)
         return manifest.pack(
-            pki.load_pair(files.get("privkey.pem", b""), files.get("fullchain.pem", b"")),
+            pair,
+            key,
             fleet=self._fleet,
             consumer=consumer,
             certificate=certificate,
             generation=generation,
-            custody=wanted.custody if wanted else Custody.SHARE,
+            custody=custody,
             signer_key_pem=ca.signer_key_pem,
             signer_cert_pem=ca.signer_cert_pem,
         )
+
+    def _sealed(
+        self, key_pem: bytes, consumer: str, certificate: str, generation: int, sealing_key: bytes | None
+    ) -> bytes:
+        if sealing_key is None:
+            raise NotAllowed(
+                f"key of {certificate} may reach {consumer} sealed only, and {consumer} has told no sealing key",
+                subject=f"{certificate}/{consumer}",
+                hint=f"enrol it again with this release: certfan consumer add {consumer}",
+            )
+
+        def sealed() -> bytes:
+            return manifest.seal_key(
+                key_pem,
+                sealing_key,
+                fleet=self._fleet,
+                consumer=consumer,
+                certificate=certificate,
+                generation=generation,
+            )
+
+        sealed_to = pki.sealing_id(sealing_key)
+        return self._state.sealed_key(certificate, generation, consumer, sealed_to, sealed)
+
+    def _custody(self, certificate: str) -> Custody:
+        wanted = self._desired().certificates.get(certificate)
+        return wanted.custody if wanted else Custody.SHARE

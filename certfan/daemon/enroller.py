@@ -44,8 +44,10 @@ class Enroller:
         await self._store.open_enrolment(consumer, token_hash(token), now + TOKEN_LIFETIME, now)
         return make_line(self._address, token, self._ca.cert_pem)
 
-    async def redeem(self, token: str, csr: bytes) -> EnrolReply:
+    async def redeem(self, token: str, csr: bytes, *, sealing_key: bytes | None = None) -> EnrolReply:
         """Issue a consumer certificate for the key of a request (PEM or DER).
+
+        `sealing_key` is the public key that the consumer's private keys may be sealed to.
 
         The same key may ask again while the token lives, and gets the same certificate.
 
@@ -63,7 +65,7 @@ class Enroller:
             )
         cert_pem, leaf = self._ca.issue_consumer(csr, enrolment.consumer, now)
         identity = _fact(leaf, enrolment.consumer, spki=request.spki_hash, cert_pem=cert_pem)
-        stored = await self._store.redeem(token_hash(token), request.spki_hash, now, identity)
+        stored = await self._store.redeem(token_hash(token), request.spki_hash, now, identity, sealing_key)
         return EnrolReply(
             certificate=stored.decode("ascii"),
             ca=self._ca.cert_pem.decode("ascii"),

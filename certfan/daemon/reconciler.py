@@ -222,7 +222,10 @@ class Reconciler:
         consumer = self._is.desired().consumers.get(step.consumer)
         if consumer is None:
             return  # left the config while the step waited for its turn
-        bundle = self._is.bundles.pack(step.consumer, step.certificate, step.generation)
+        sealing_key = (await self._is.store.facts()).sealing_keys.get(step.consumer)
+        bundle = self._is.bundles.pack(
+            step.consumer, step.certificate, step.generation, sealing_key=sealing_key
+        )
         await self._is.share.publish(consumer, step.certificate, step.generation, bundle)
         self._out.put((step.certificate, step.consumer), step.generation)
         store, now = self._is.store, self._is.clock()

@@ -1,7 +1,7 @@
 """The local state folder: who holds it, where what lies, and keys that exist before anyone hears of them.
 
     certfan.lock  certfan.db  share-worker.lock  accounts/AUTHORITY{,.next,.before-TIME}.pem  ca/
-    generations/CERTIFICATE/NUMBER/{privkey,cert,chain,fullchain}.pem
+    generations/CERTIFICATE/NUMBER/{privkey,cert,chain,fullchain}.pem  CONSUMER.SEALED_TO.hpke
 
 Every folder is 0700 and every file 0600, whatever the umask. Names are checked before a path is made of them.
 """
@@ -15,8 +15,9 @@ from datetime import datetime
 from pathlib import Path
 
 from certfan import files
-from certfan.core.model import CERTIFICATE_NAME
+from certfan.core.model import CERTIFICATE_NAME, CONSUMER_NAME
 
+_SEALED, _SEALED_TO = ".hpke", re.compile(r"[0-9a-f]{8}")
 PAIR_FILES = ("privkey.pem", "cert.pem", "chain.pem", "fullchain.pem")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # what files.write_private names its own
 
@@ -128,6 +129,23 @@ class StateFolder:
                 found[name] = files.read_private(folder / name)
         return found
 
+    def sealed_key(
+        self, certificate: str, number: int, consumer: str, sealed_to: str, make: Callable[[], bytes]
+    ) -> bytes:
+        """Return the generation's key sealed to one sealing key of a consumer, made and durable first if there is none.
+
+        Sealing throws dice, and share and channel must carry the same bytes; what was sealed to an earlier key goes.
+        """
+        if not CONSUMER_NAME.fullmatch(consumer) or not _SEALED_TO.fullmatch(sealed_to):
+            raise ValueError(f"{consumer}.{sealed_to} cannot be a file name here")
+        folder = self._folder_of(certificate, number)
+        kept = folder / f"{consumer}.{sealed_to}{_SEALED}"
+        made = _kept(kept, make)
+        for earlier in folder.glob(f"{consumer}.*{_SEALED}"):
+            if earlier != kept:
+                earlier.unlink(missing_ok=True)
+        return made
+
     def generation_numbers(self, certificate: str) -> frozenset[int]:
         """Return every number that has a folder here, complete or not."""
         folder = self._generations / _checked(certificate)
@@ -139,6 +157,8 @@ class StateFolder:
         """Remove every generation of a certificate, each with its key last; durable on return, repeatable."""
         folder = self._generations / _checked(certificate)
         for number in sorted(self.generation_numbers(certificate)):
+            for sealed in (folder / str(number)).glob(f"*{_SEALED}"):
+                sealed.unlink(missing_ok=True)
             for name in reversed(PAIR_FILES):
                 (folder / str(number) / name).unlink(missing_ok=True)
             (folder / str(number)).rmdir()

@@ -54,6 +54,16 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
+class Chain:
+    """A leaf and what signed it, as PEM in one normal form; `chain_pem` may be empty."""
+
+    cert_pem: bytes = field(repr=False)
+    chain_pem: bytes = field(repr=False)
+    fullchain_pem: bytes = field(kw_only=True, repr=False)
+    leaf: Leaf = field(kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """A private key and the chain that belongs to it, as PEM in one normal form; `chain_pem` may be empty."""
 
@@ -170,6 +180,20 @@ def _common_names(name: x509.Name) -> list[x509.NameAttribute[str | bytes]]:
     return name.get_attributes_for_oid(NameOID.COMMON_NAME)
 
 
+def load_chain(fullchain_pem: bytes) -> Chain:
+    """Load a chain the way a server would.
+
+    Raises:
+        ChainInvalid: it is empty, truncated or garbage.
+    """
+    return _normal(read_chain(fullchain_pem))
+
+
+def _normal(chain: Sequence[x509.Certificate]) -> Chain:
+    pems = [certificate.public_bytes(Encoding.PEM) for certificate in chain]
+    return Chain(pems[0], b"".join(pems[1:]), fullchain_pem=b"".join(pems), leaf=leaf_of(chain[0]))
+
+
 def load_pair(key_pem: bytes, fullchain_pem: bytes) -> Pair:
     """Load a key and its chain the way a server would, and match them.
 
@@ -177,12 +201,18 @@ def load_pair(key_pem: bytes, fullchain_pem: bytes) -> Pair:
         PairMismatch: the key does not parse, or the leaf is for another key.
         ChainInvalid: the chain is empty, truncated or garbage.
     """
-    chain = read_chain(fullchain_pem)
-    leaf = leaf_of(chain[0])
-    if public_bytes(load_key(key_pem).public_key()) != public_bytes(chain[0].public_key()):
-        raise PairMismatch(f"private key does not belong to certificate {leaf.serial}", subject=leaf.serial)
-    pems = [certificate.public_bytes(Encoding.PEM) for certificate in chain]
-    return Pair(key_pem, pems[0], chain_pem=b"".join(pems[1:]), fullchain_pem=b"".join(pems), leaf=leaf)
+    certificates = read_chain(fullchain_pem)
+    chain = _normal(certificates)
+    if public_bytes(load_key(key_pem).public_key()) != public_bytes(certificates[0].public_key()):
+        serial = chain.leaf.serial
+        raise PairMismatch(f"private key does not belong to certificate {serial}", subject=serial)
+    return Pair(
+        key_pem,
+        chain.cert_pem,
+        chain_pem=chain.chain_pem,
+        fullchain_pem=chain.fullchain_pem,
+        leaf=chain.leaf,
+    )
 
 
 def verify_chain(

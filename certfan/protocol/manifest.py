@@ -1,4 +1,4 @@
-r"""The manifest of a bundle: what binds four files to one fleet, consumer, certificate and generation.
+r"""The manifest of a bundle: what binds its files to one fleet, consumer, certificate and generation.
 
 `manifest.sig` is 64 bytes of Ed25519 over `b"certfan manifest v1\0"` and the exact bytes of `manifest.json`,
 followed by the signer's certificate as DER, and nothing else. Nothing is parsed before it verifies.
@@ -11,18 +11,26 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from certfan import pki
 from certfan.core.model import CERTIFICATE_NAME, CONSUMER_NAME, Custody
-from certfan.errors import BundleInvalid, ChainInvalid, SignatureInvalid
+from certfan.errors import BundleInvalid, ChainInvalid, SealInvalid, SignatureInvalid
 
-FILES = ("privkey.pem", "cert.pem", "chain.pem", "fullchain.pem")
+PUBLIC_FILES = ("cert.pem", "chain.pem", "fullchain.pem")
+# What carries the private key: itself, itself sealed to the consumer (pki.sealing), or nothing.
+KEY_FILES: Mapping[Custody, tuple[str, ...]] = MappingProxyType(
+    {Custody.SHARE: ("privkey.pem",), Custody.SEALED: ("privkey.hpke",), Custody.CONSUMER: ()}
+)
+KEY_FILE_NAMES = tuple(name for names in KEY_FILES.values() for name in names)
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
+ALWAYS_THERE = (*PUBLIC_FILES, MANIFEST, SIGNATURE)
 MAX_FILE = 1 << 20  # bytes; a chain is a few thousand
 
 _DOMAIN = b"certfan manifest v1\0"
+_SEAL_DOMAIN = b"certfan sealed key v1"
 _SIGNATURE_SIZE = 64
 T = TypeVar("T")
 
@@ -64,8 +72,40 @@ class Bundle:
     """A bundle that was verified: everything in it may be installed."""
 
     manifest: Manifest
-    files: Mapping[str, bytes] = field(repr=False)  # all six
-    pair: pki.Pair
+    files: Mapping[str, bytes] = field(repr=False)  # all of them
+    chain: pki.Chain
+
+    def pair(self, sealing_key_pem: bytes | None = None) -> pki.Pair:
+        """Return key and chain, matched; a sealed key is opened with the consumer's own sealing key (PEM).
+
+        Raises:
+            SealInvalid: it does not open, or there is no sealing key.
+            PairMismatch: what was sealed is another key.
+            BundleInvalid: the bundle carries no key.
+        """
+        return pki.load_pair(self._key(sealing_key_pem), self.chain.fullchain_pem)
+
+    def _key(self, sealing_key_pem: bytes | None) -> bytes:
+        subject = f"{self.manifest.certificate}@{self.manifest.generation}"
+        match self.manifest.custody:
+            case Custody.SHARE:
+                return self.files["privkey.pem"]
+            case Custody.SEALED if sealing_key_pem is not None:
+                info = _seal_info(
+                    self.manifest.fleet,
+                    self.manifest.consumer,
+                    self.manifest.certificate,
+                    self.manifest.generation,
+                )
+                return pki.unseal(self.files["privkey.hpke"], sealing_key_pem, info=info)
+            case Custody.SEALED:
+                raise SealInvalid(
+                    f"key of {subject} is sealed, and this machine has no sealing key",
+                    subject=subject,
+                    hint=f"enrol it again: certfan consumer add {self.manifest.consumer}",
+                )
+            case _:
+                raise BundleInvalid(f"bundle {subject} carries no private key", subject=subject)
 
 
 def parse(data: bytes) -> Manifest:
@@ -115,8 +155,30 @@ def seal(manifest: bytes, signer_key_pem: bytes, signer_cert_pem: bytes) -> byte
     return pki.sign(signer_key_pem, _DOMAIN + manifest) + pki.read_leaf(signer_cert_pem).der
 
 
+def files_of(custody: Custody) -> tuple[str, ...]:
+    """Return the names of what a manifest vouches for."""
+    return (*KEY_FILES[custody], *PUBLIC_FILES)
+
+
+def seal_key(
+    key_pem: bytes, public: bytes, *, fleet: str, consumer: str, certificate: str, generation: int
+) -> bytes:
+    """Return what `privkey.hpke` holds: the key sealed to a consumer's sealing key, for this generation alone.
+
+    Raises:
+        SealInvalid: `public` is no sealing key.
+    """
+    return pki.seal(key_pem, public, info=_seal_info(fleet, consumer, certificate, generation))
+
+
+def _seal_info(fleet: str, consumer: str, certificate: str, generation: int) -> bytes:
+    # None of the names can hold a NUL.
+    return b"\0".join([_SEAL_DOMAIN, *(str(x).encode() for x in (fleet, consumer, certificate, generation))])
+
+
 def pack(
-    pair: pki.Pair,
+    chain: pki.Chain | pki.Pair,
+    key: bytes | None,
     *,
     fleet: str,
     consumer: str,
@@ -126,16 +188,20 @@ def pack(
     signer_key_pem: bytes,
     signer_cert_pem: bytes,
 ) -> dict[str, bytes]:
-    """Return all six files of a bundle. The same input gives the same bytes (Ed25519 throws no dice)."""
-    files = dict(zip(FILES, (pair.key_pem, pair.cert_pem, pair.chain_pem, pair.fullchain_pem), strict=True))
+    """Return all files of a bundle; `key` is what the custody's key file holds, None where there is none.
+
+    The same input gives the same bytes (Ed25519 throws no dice).
+    """
+    files = {name: key for name in KEY_FILES[custody] if key is not None}
+    files |= dict(zip(PUBLIC_FILES, (chain.cert_pem, chain.chain_pem, chain.fullchain_pem), strict=True))
     manifest = Manifest(
         fleet,
         consumer,
         certificate=certificate,
         generation=generation,
         custody=custody,
-        identifiers=pair.leaf.names,
-        fingerprint=pair.leaf.fingerprint,
+        identifiers=chain.leaf.names,
+        fingerprint=chain.leaf.fingerprint,
         files={name: FileFact.of(data) for name, data in files.items()},
     ).encode()
     return files | {MANIFEST: manifest, SIGNATURE: seal(manifest, signer_key_pem, signer_cert_pem)}
@@ -151,7 +217,9 @@ def open_bundle(
     generation: int,
     now: datetime,
 ) -> Bundle:
-    """Verify a bundle down to the last byte: signature first, then what it is for, then each file and the pair.
+    """Verify a bundle down to the last byte: signature first, then what it is for, then each file, and a bare key.
+
+    A sealed key is matched where it is opened: `Bundle.pair`.
 
     Raises:
         SignatureInvalid: not signed by a signer of this fleet's CA.
@@ -159,7 +227,8 @@ def open_bundle(
         PairMismatch: the key does not belong to the certificate.
     """
     subject = f"{certificate}@{generation}"
-    _check_set(files, (*FILES, MANIFEST, SIGNATURE), subject)
+    if missing := sorted({MANIFEST, SIGNATURE} - set(files)):
+        raise BundleInvalid(f"bundle {subject} lacks {', '.join(missing)}", subject=subject)
     _check_signature(files[MANIFEST], files[SIGNATURE], ca_pem, fleet, now)
     manifest = parse(files[MANIFEST])
     found = (manifest.fleet, manifest.consumer, manifest.certificate, manifest.generation)
@@ -169,8 +238,12 @@ def open_bundle(
             f" of fleet {manifest.fleet}, not {subject} for {consumer} of fleet {fleet}",
             subject=subject,
         )
+    _check_set(files, (*files_of(manifest.custody), MANIFEST, SIGNATURE), subject)
     _check_files(manifest, files, subject)
-    return Bundle(manifest, dict(files), _check_pair(manifest, files, subject))
+    bundle = Bundle(manifest, dict(files), _check_chain(manifest, files, subject))
+    if manifest.custody is Custody.SHARE:
+        bundle.pair()
+    return bundle
 
 
 def _check_set(found: Mapping[str, Any], wanted: tuple[str, ...], subject: str) -> None:
@@ -188,7 +261,7 @@ def _check_signature(manifest: bytes, signature: bytes, ca_pem: bytes, fleet: st
 
 
 def _check_files(manifest: Manifest, files: Mapping[str, bytes], subject: str) -> None:
-    _check_set(manifest.files, FILES, subject)
+    _check_set(manifest.files, files_of(manifest.custody), subject)
     for name, fact in manifest.files.items():
         if FileFact.of(files[name]) != fact:
             raise BundleInvalid(
@@ -196,14 +269,14 @@ def _check_files(manifest: Manifest, files: Mapping[str, bytes], subject: str) -
             )
 
 
-def _check_pair(manifest: Manifest, files: Mapping[str, bytes], subject: str) -> pki.Pair:
+def _check_chain(manifest: Manifest, files: Mapping[str, bytes], subject: str) -> pki.Chain:
     try:
-        pair = pki.load_pair(files["privkey.pem"], files["fullchain.pem"])
+        chain = pki.load_chain(files["fullchain.pem"])
     except ChainInvalid as error:
         raise BundleInvalid(f"bundle {subject}: {error}", subject=subject) from error
     written = (files["cert.pem"], files["chain.pem"], files["fullchain.pem"])
-    if written != (pair.cert_pem, pair.chain_pem, pair.fullchain_pem):
+    if written != (chain.cert_pem, chain.chain_pem, chain.fullchain_pem):
         raise BundleInvalid(f"files of bundle {subject} do not hold the same chain", subject=subject)
-    if (pair.leaf.fingerprint, pair.leaf.names) != (manifest.fingerprint, manifest.identifiers):
+    if (chain.leaf.fingerprint, chain.leaf.names) != (manifest.fingerprint, manifest.identifiers):
         raise BundleInvalid(f"bundle {subject} holds another leaf than its manifest says", subject=subject)
-    return pair
+    return chain

@@ -37,6 +37,8 @@ Instant = Annotated[AwareDatetime, AfterValidator(lambda at: at.astimezone(UTC))
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{64})?$")]
 Short = Annotated[str, StringConstraints(max_length=256)]
 Text = Annotated[str, StringConstraints(max_length=4096)]
+# The public X25519 key that private keys are sealed to: 32 bytes, base64; "": none, as before 0.2.
+SealingKey = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9+/]{43}=)?$")]
 Long = Annotated[str, StringConstraints(max_length=16384)]
 
 
@@ -233,6 +235,7 @@ class Report(Message):
     deployments: Annotated[tuple[DeploymentMessage, ...], Field(max_length=10000)]
     proofs: Annotated[tuple[ProofMessage, ...], Field(max_length=10000)]
     version: Short
+    sealing_key: SealingKey = ""
 
     @classmethod
     def of(
@@ -244,16 +247,23 @@ class Report(Message):
         sequence: int,
         sent_at: datetime,
         version: str,
+        sealing_key: str = "",
     ) -> Report:
         """Turn facts into words; a proof comes with the certificate that its endpoint is to show."""
         return cls(
             boot_id=boot_id,
             sequence=sequence,
             sent_at=sent_at,
+            sealing_key=sealing_key,
             deployments=tuple(DeploymentMessage.of(d) for d in deployments),
             proofs=tuple(ProofMessage.of(certificate, proof) for certificate, proof in proofs),
             version=version,
         )
+
+
+def sealing_key_of(text: str) -> bytes | None:
+    """Return the public key that a message tells, None for none."""
+    return base64.b64decode(text) if text else None
 
 
 class EnrolRequest(Message):
@@ -261,6 +271,7 @@ class EnrolRequest(Message):
 
     token: Annotated[str, StringConstraints(min_length=1, max_length=128), Field(repr=False)]
     csr: Text  # PEM
+    sealing_key: SealingKey = ""
 
 
 class EnrolReply(Message):

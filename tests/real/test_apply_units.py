@@ -104,6 +104,7 @@ class Consumer:
         pair = pki.load_pair(*pki.make_placeholder([certificate], datetime.now(UTC)))
         bundle = manifest.pack(
             pair,
+            pair.key_pem,
             fleet="home",
             consumer="web1",
             certificate=certificate,

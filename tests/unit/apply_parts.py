@@ -94,6 +94,7 @@ class Machine:
         facts = {"fleet": "home", "consumer": "web1", "certificate": certificate, "generation": generation}
         return manifest.pack(
             pair,
+            pair.key_pem,
             custody=Custody.SHARE,
             signer_key_pem=self.signer.key_pem,
             signer_cert_pem=self.signer.cert_pem,

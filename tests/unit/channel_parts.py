@@ -80,8 +80,8 @@ class Yard:
     async def refused(self, error: CertfanError) -> None:
         self.refusals.append(error)
 
-    async def redeem(self, token: str, csr: bytes) -> EnrolReply:
-        return await self.enroller.redeem(token, csr)
+    async def redeem(self, token: str, csr: bytes, sealing_key: bytes | None) -> EnrolReply:
+        return await self.enroller.redeem(token, csr, sealing_key=sealing_key)
 
     def assign(self, consumer: str, revision: str, *certificates: str) -> None:
         offered = tuple(

@@ -632,7 +632,7 @@ async def test_the_key_is_on_disk_before_anything_is_sent(yard: Yard, tmp_path: 
     seen: list[list[str]] = []
     redeem = yard.redeem
 
-    async def cut(token: str, csr: bytes) -> EnrolReply:
+    async def cut(token: str, csr: bytes, sealing_key: bytes | None) -> EnrolReply:
         seen.append(sorted(path.name[:10] for path in (tmp_path / "id").iterdir()))
         await redeem(token, csr)
         raise DaemonUnreachable("answer lost")
@@ -644,7 +644,7 @@ async def test_the_key_is_on_disk_before_anything_is_sent(yard: Yard, tmp_path: 
     yard.redeem = redeem  # type: ignore[method-assign]
 
     assert seen == [["enrolling-"]]
-    assert not (tmp_path / "etc").exists()
+    assert not (tmp_path / "etc/fleet.json").exists()
     assert (await enrol(line, tmp_path / "id", tmp_path / "etc", NOW)).consumer == "web1"
 
 
@@ -656,7 +656,7 @@ async def test_a_used_token_gives_another_key_nothing(yard: Yard, tmp_path: Path
     with pytest.raises(EnrolmentRefused) as caught:
         await enrol(line, tmp_path / "thief", tmp_path / "thiefs-etc", NOW)
     assert "certfan consumer add" in caught.value.hint
-    assert not (tmp_path / "thiefs-etc").exists()
+    assert not (tmp_path / "thiefs-etc/fleet.json").exists()
     async with Link.of(trust, tmp_path / "id") as link:
         assert (await link.assignments()).consumer == "web1"
 
@@ -705,7 +705,7 @@ async def test_the_token_stays_here_when_the_ca_is_another(yard: Yard, tmp_path:
     forged = make_line(yard.address, parse_line(line).token, other)
     redeemed: list[str] = []
 
-    async def redeem(token: str, csr: bytes) -> EnrolReply:
+    async def redeem(token: str, csr: bytes, sealing_key: bytes | None) -> EnrolReply:
         redeemed.append(token)
         raise AssertionError
 
@@ -722,7 +722,7 @@ async def test_the_token_stays_here_when_the_server_only_repeats_the_ca(yard: Ya
     channel = await impostor(tmp_path / "impostor", yard, stranger.key_pem, stranger.cert_pem)
     redeemed: list[str] = []
 
-    async def redeem(token: str, csr: bytes) -> EnrolReply:
+    async def redeem(token: str, csr: bytes, sealing_key: bytes | None) -> EnrolReply:
         redeemed.append(token)
         raise AssertionError
 
@@ -761,14 +761,14 @@ async def test_an_answer_for_another_key_is_not_stored(yard: Yard, tmp_path: Pat
         consumer="web1",
     )
 
-    async def redeem(token: str, csr: bytes) -> EnrolReply:
+    async def redeem(token: str, csr: bytes, sealing_key: bytes | None) -> EnrolReply:
         return other
 
     line = await yard.enroller.add("web1")
     yard.redeem = redeem  # type: ignore[method-assign]
     with pytest.raises(MessageInvalid, match="not usable"):
         await enrol(line, tmp_path / "id", tmp_path / "etc", NOW)
-    assert not (tmp_path / "etc").exists()
+    assert not (tmp_path / "etc/fleet.json").exists()
 
 
 async def test_an_identity_folder_that_is_a_symlink_is_not_followed(yard: Yard, tmp_path: Path) -> None:

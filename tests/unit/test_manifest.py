@@ -13,9 +13,20 @@ import trustme
 
 from certfan import pki
 from certfan.core.model import Custody
-from certfan.errors import BundleInvalid, PairMismatch, SignatureInvalid
-from certfan.protocol.manifest import FILES, MANIFEST, SIGNATURE, FileFact, open_bundle, pack, parse, seal
+from certfan.errors import BundleInvalid, PairMismatch, SealInvalid, SignatureInvalid
+from certfan.protocol.manifest import (
+    MANIFEST,
+    SIGNATURE,
+    FileFact,
+    files_of,
+    open_bundle,
+    pack,
+    parse,
+    seal,
+    seal_key,
+)
 
+FILES = files_of(Custody.SHARE)
 NOW = datetime.now(UTC).replace(microsecond=0)
 CA = pki.InternalCA.create("home", NOW)
 SIGNER = CA.issue_signer(NOW)
@@ -35,6 +46,7 @@ PAIR = make_pair()
 def packed(pair: pki.Pair = PAIR, signer: pki.Issued = SIGNER, **other: Any) -> dict[str, bytes]:
     return pack(
         pair,
+        pair.key_pem,
         **(BOUND | other),
         custody=Custody.SHARE,
         signer_key_pem=signer.key_pem,
@@ -62,7 +74,7 @@ def test_a_bundle_opens_to_what_was_packed() -> None:
     bundle = opened(GOOD)
 
     assert set(bundle.files) == {*FILES, MANIFEST, SIGNATURE}
-    assert bundle.pair == PAIR
+    assert bundle.pair() == PAIR
     assert bundle.manifest.identifiers == ("example.org", "www.example.org")
     assert bundle.manifest.fingerprint == PAIR.leaf.fingerprint
     assert bundle.manifest.files["cert.pem"] == FileFact.of(PAIR.cert_pem)
@@ -250,3 +262,93 @@ def test_a_manifest_has_one_spelling(spelling: Callable[[bytes], bytes]) -> None
 def test_a_manifest_survives_its_own_spelling() -> None:
     """What is parsed encodes to the same bytes."""
     assert parse(GOOD[MANIFEST]).encode() == GOOD[MANIFEST]
+
+
+# Sealed keys
+
+SEALING = pki.make_sealing_key()
+
+
+def sealed_bundle(**bound: Any) -> dict[str, bytes]:
+    """A bundle whose key only the holder of SEALING can read; `bound` says for what it was sealed instead."""
+    return holding(seal_key(PAIR.key_pem, pki.sealing_public(SEALING), **(BOUND | bound)))
+
+
+def holding(sealed: bytes) -> dict[str, bytes]:
+    """A signed bundle around whatever is in the sealed key's place."""
+    return pack(
+        PAIR,
+        sealed,
+        **BOUND,
+        custody=Custody.SEALED,
+        signer_key_pem=SIGNER.key_pem,
+        signer_cert_pem=SIGNER.cert_pem,
+    )
+
+
+def test_a_sealed_bundle_holds_no_key_in_the_clear_and_opens_on_its_machine() -> None:
+    """Verified by anybody, read by one."""
+    files = sealed_bundle()
+    bundle = opened(files)
+
+    assert {*files_of(Custody.SEALED), MANIFEST, SIGNATURE} == set(files)
+    assert all(b"PRIVATE KEY" not in data for data in files.values())
+    assert PAIR == bundle.pair(SEALING)
+
+
+def test_no_two_sealings_are_alike() -> None:
+    """Which is why one is made, and kept, for share and channel."""
+    assert sealed_bundle()["privkey.hpke"] != sealed_bundle()["privkey.hpke"]
+
+
+@pytest.mark.parametrize(
+    "bound", [{"fleet": "other"}, {"consumer": "web2"}, {"certificate": "other"}, {"generation": 8}]
+)
+def test_what_was_sealed_for_something_else_does_not_open(bound: dict[str, object]) -> None:
+    """Not even when the manifest around it is signed: fleet, consumer, certificate and generation are sealed in."""
+    bundle = opened(sealed_bundle(**bound))
+    with pytest.raises(SealInvalid, match="does not open"):
+        bundle.pair(SEALING)
+
+
+@pytest.mark.parametrize("key", [pki.make_sealing_key(), PAIR.key_pem, b"garbage"])
+def test_no_other_key_opens_it(key: bytes) -> None:
+    """Another machine's, one of another kind, and what is none."""
+    bundle = opened(sealed_bundle())
+    with pytest.raises(SealInvalid):
+        bundle.pair(key)
+
+
+def test_a_machine_without_a_sealing_key_is_told_to_enrol() -> None:
+    """It was enrolled by a release that knew none."""
+    bundle = opened(sealed_bundle())
+    with pytest.raises(SealInvalid, match="has no sealing key") as caught:
+        bundle.pair()
+
+    assert "enrol it again: certfan consumer add web1" == caught.value.hint
+
+
+def test_every_byte_of_a_sealed_key_counts() -> None:
+    """One that was altered and signed again by nobody but us could never have been; it does not open either."""
+    sealed = seal_key(PAIR.key_pem, pki.sealing_public(SEALING), **BOUND)
+    for position in range(len(sealed)):
+        altered = bytearray(sealed)
+        altered[position] ^= 1
+        with pytest.raises(SealInvalid):
+            opened(holding(bytes(altered))).pair(SEALING)
+
+
+def test_another_key_that_was_sealed_does_not_pass_for_the_pairs() -> None:
+    """Sealing says nothing about whether key and certificate match."""
+    other = seal_key(pki.make_key(), pki.sealing_public(SEALING), **BOUND)
+    with pytest.raises(PairMismatch):
+        opened(holding(other)).pair(SEALING)
+
+
+@pytest.mark.parametrize("surplus", ["privkey.pem", "privkey.hpke"])
+def test_a_key_file_that_the_custody_does_not_have_is_one_too_many(surplus: str) -> None:
+    """Neither a bare key beside a sealed one, nor the other way round."""
+    custody = Custody.SEALED if surplus == "privkey.pem" else Custody.SHARE
+    files = sealed_bundle() if custody is Custody.SEALED else GOOD
+    with pytest.raises(BundleInvalid, match="a file too many"):
+        opened(files | {surplus: b"x"})

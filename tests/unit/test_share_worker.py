@@ -278,7 +278,7 @@ async def test_a_signed_bundle_goes_over_the_share_and_opens(place: Place) -> No
     signer = ca.issue_signer(now())
     pair = pki.load_pair(*pki.make_placeholder([NAME], now()))
     packed = manifest.pack(
-        pair, fleet="home", consumer="web1", certificate=NAME, generation=1, custody=Custody.SHARE,
+        pair, pair.key_pem, fleet="home", consumer="web1", certificate=NAME, generation=1, custody=Custody.SHARE,
         signer_key_pem=signer.key_pem, signer_cert_pem=signer.cert_pem,
     )  # fmt: skip
     await place.share.publish(WEB1, NAME, 1, packed)

@@ -155,3 +155,32 @@ async def test_what_stands_is_known_without_reading_until_it_changes(store: Stor
     seen.append(await store.standing("1"))
 
     assert [None, Standing("1", "web1", None), Standing("1", "web1", NOW), None] == seen
+
+
+# What private keys are sealed to
+
+
+async def test_enrolment_says_what_keys_are_sealed_to_and_a_report_cannot_change_it(store: Store) -> None:
+    """Root told it; what the unprivileged half says later counts only where nothing is known."""
+    await store.add_consumer("web1", NOW)
+    await store.open_enrolment("web1", "hash 1", EXPIRES, NOW)
+    await store.redeem("hash 1", "spki", NOW, identity("1", "spki"), b"a" * 32)
+    await store.tell_sealing_key("web1", b"b" * 32)
+
+    assert {"web1": b"a" * 32} == dict((await store.facts()).sealing_keys)
+
+
+async def test_a_consumer_that_is_enrolled_anew_has_a_new_sealing_key(store: Store) -> None:
+    """Also when it tells none: nothing more is sealed to the old one."""
+    told = []
+    for number, key in enumerate((b"a" * 32, b"b" * 32, None)):
+        await store.add_consumer("web1", NOW)
+        await store.open_enrolment("web1", f"hash {number}", EXPIRES, NOW)
+        await store.redeem(
+            f"hash {number}", f"spki {number}", NOW, identity(f"{number}", f"spki {number}"), key
+        )
+        told.append(dict((await store.facts()).sealing_keys))
+    await store.tell_sealing_key("web1", b"c" * 32)
+
+    assert [{"web1": b"a" * 32}, {"web1": b"b" * 32}, {}] == told
+    assert {"web1": b"c" * 32} == dict((await store.facts()).sealing_keys)

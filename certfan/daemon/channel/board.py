@@ -50,10 +50,10 @@ class Board(Protocol):
     async def report(self, consumer: str, report: Report) -> None:
         """Take what a consumer says; an older report is dropped silently."""
 
-    async def bundle(self, consumer: str, certificate: str, generation: int) -> dict[str, bytes]:
+    async def bundle(self, consumer: str, certificate: str, generation: int) -> Mapping[str, bytes]:
         """Return the six files of what is assigned to the consumer; raises ShareError, PkiError or UnknownName."""
 
-    async def redeem(self, token: str, csr: bytes) -> EnrolReply:
+    async def redeem(self, token: str, csr: bytes, sealing_key: bytes | None) -> EnrolReply:
         """Turn a one-time token into an identity; raises EnrolmentRefused, RequestInvalid."""
 
     async def refused(self, error: CertfanError) -> None:

@@ -31,6 +31,7 @@ from certfan.protocol.messages import (
     RenewRequest,
     Report,
     decode,
+    sealing_key_of,
 )
 
 MAX_ENROLMENT = 16 << 10  # bytes; the request for a successor is no longer
@@ -191,7 +192,9 @@ class Routes:
     async def _enrol(self, request: web.BaseRequest) -> web.Response:
         async with asyncio.timeout(self._patience):
             asked = self._decode(EnrolRequest, await _body(request, MAX_ENROLMENT))
-            reply = await self._board.redeem(asked.token, asked.csr.encode())
+            reply = await self._board.redeem(
+                asked.token, asked.csr.encode(), sealing_key_of(asked.sealing_key)
+            )
         # Its earlier identities have ended with this one.
         self._end(reply.consumer)
         _log.info("consumer.enrolled", consumer=reply.consumer, peer=request.remote)

@@ -20,7 +20,9 @@ def add_consumer(db: Connection, name: str, now: datetime) -> None:
 
 def consumers(db: Connection) -> dict[str, ConsumerFact]:
     """Return every consumer that was added."""
-    rows = db.execute(select(tables.consumers).order_by(tables.consumers.c.name)).mappings()
+    known = tables.consumers.c
+    query = select(known.name, known.added_at, known.revoked_at).order_by(known.name)
+    rows = db.execute(query).mappings()
     return {row["name"]: ConsumerFact(**row) for row in rows}
 
 
@@ -54,10 +56,31 @@ def enrolment(db: Connection, token_hash: str) -> EnrolmentFact | None:
     )
 
 
-def redeem(db: Connection, token_hash: str, spki: str, now: datetime, identity: IdentityFact) -> bytes:
+def sealing_keys(db: Connection) -> dict[str, bytes]:
+    """Return the public sealing key of every consumer that has told one."""
+    table = tables.consumers
+    query = select(table.c.name, table.c.sealing_key).where(table.c.sealing_key.is_not(None))
+    return dict(db.execute(query).all())
+
+
+def tell_sealing_key(db: Connection, consumer: str, sealing_key: bytes) -> None:
+    """Remember a consumer's sealing key if none is known: it was told at enrolment, and a restore has lost it."""
+    table = tables.consumers
+    unknown = (table.c.name == consumer, table.c.sealing_key.is_(None))
+    db.execute(update(table).where(*unknown).values(sealing_key=sealing_key))
+
+
+def redeem(
+    db: Connection,
+    token_hash: str,
+    spki: str,
+    now: datetime,
+    identity: IdentityFact,
+    sealing_key: bytes | None = None,
+) -> bytes:
     """Spend a token on a key: store the identity, end the consumer's earlier ones, return its certificate (PEM).
 
-    One token, one key: the same key again gets the same certificate while the token lives, whatever `identity`
+    `sealing_key` (public) is what its keys are sealed to from now on. One token, one key: the same key again gets the same certificate while the token lives, whatever `identity`
     says then; any other key gets nothing.
 
     Raises:
@@ -78,7 +101,13 @@ def redeem(db: Connection, token_hash: str, spki: str, now: datetime, identity: 
         return _redeemed_before(db, token_hash, spki, now)
     _end(db, identity.consumer, now)
     db.execute(insert(tables.identities).values(asdict(identity)))
+    _set_sealing_key(db, identity.consumer, sealing_key)
     return identity.certificate_pem
+
+
+def _set_sealing_key(db: Connection, consumer: str, sealing_key: bytes | None) -> None:
+    table = tables.consumers
+    db.execute(update(table).where(table.c.name == consumer).values(sealing_key=sealing_key))
 
 
 def identity(db: Connection, serial: str) -> IdentityFact | None:
@@ -154,6 +183,7 @@ def adopt_identity(db: Connection, found: IdentityFact, issued_at: datetime, now
         return False
     add_consumer(db, found.consumer, now)
     db.execute(insert(tables.identities).values(asdict(found)))
+    _set_sealing_key(db, found.consumer, None)  # it may have been enrolled anew since: its next report tells
     return True
 
 

@@ -191,3 +191,4 @@ class StoreFacts:
     leftovers: tuple[Leftover, ...]  # oldest first
     rollovers: frozenset[str]  # authorities
     checks: Mapping[str, PathCheck]  # by identifier
+    sealing_keys: Mapping[str, bytes]  # public ones, by consumer

@@ -49,6 +49,7 @@ _PARTS: Mapping[str, tuple[Callable[[Connection], Any], frozenset[Table]]] = {
     "spends": (spending.spends, frozenset({tables.spends})),
     "leftovers": (spending.leftovers, frozenset({tables.leftovers})),
     "rollovers": (spending.rollovers, frozenset({tables.rollovers})),
+    "sealing_keys": (enrolling.sealing_keys, frozenset({tables.consumers})),
     "checks": (checking.checks, frozenset({tables.checks})),
 }
 # What every request on the channel asks for, kept the same way.

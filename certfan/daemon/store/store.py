@@ -183,6 +183,7 @@ class Store:
     open_enrolment = transaction(enrolling.open_enrolment)
     enrolment = transaction(enrolling.enrolment)
     redeem = transaction(enrolling.redeem)
+    tell_sealing_key = transaction(enrolling.tell_sealing_key)
     identity = transaction(enrolling.identity)
     identities = transaction(enrolling.identities)
     renew_identity = transaction(enrolling.renew_identity)

@@ -256,7 +256,11 @@ configs = _table(
     Column("problems_at", Instant),
 )
 consumers = _table(
-    "consumers", _key("name", String), _required("added_at", Instant), Column("revoked_at", Instant)
+    "consumers",
+    _key("name", String),
+    _required("added_at", Instant),
+    Column("revoked_at", Instant),
+    Column("sealing_key", LargeBinary),  # X25519, public; NULL: none was told, or a restore made it doubtful
 )
 
 # Counts up with every change of what a consumer is offered.

@@ -9,6 +9,7 @@ down_revision = "0001"
 
 def upgrade() -> None:
     """Add columns that the old rows can do without, and new tables."""
+    op.add_column("consumers", sa.Column("sealing_key", sa.LargeBinary()))
     op.add_column("accounts", sa.Column("contact", sa.JSON()))
     op.add_column("runs", sa.Column("booted_for", sa.Integer()))
     op.add_column("issuances", sa.Column("replaces", sa.String()))
