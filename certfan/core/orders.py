@@ -14,6 +14,7 @@ from certfan.core.looks import checked_identifiers, is_fresh, looks
 from certfan.core.model import Attempt, Certificate, Desired, Generation, Problem, Reason
 from certfan.core.policy import (
     LONGEST_ORDER_WAIT,
+    ORDER_DELAYS,
     attempt_holds,
     holding_instants,
     leafs_deadline,
@@ -173,11 +174,14 @@ def _lifts(
     """Return what may have freed an attempt: somebody asked, the config changed, or its cause went away."""
     name = certificate.name
     code = attempt.problem.code if attempt is not None else ""
+    # A path that comes and goes (one broken machine of several) must not wear the authority out: from the daily
+    # step on only somebody's word frees a try.
+    is_early = attempt is not None and attempt.failures < len(ORDER_DELAYS)
     return (
         observed.asked.get(name),
         observed.config_changed.get(name),
         observed.answered.get(authority) if code == UNREACHABLE else None,
-        _mended_at(certificate, observed) if code == "challenge.failed" else None,
+        _mended_at(certificate, observed) if code == "challenge.failed" and is_early else None,
     )
 
 

@@ -61,7 +61,7 @@ def failed(
     subject: str = WWW,
     problem: Problem = REFUSED,
 ) -> dict[str, Attempt]:
-    return {subject: Attempt(subject, problem, 4, at, at + wait, since)}
+    return {subject: Attempt(subject, problem, 3, at, at + wait, since)}
 
 
 def stands(certificate: Certificate, observed: Observed, now: datetime = NOW) -> Standing:
@@ -215,6 +215,17 @@ def test_what_may_have_mended_a_failure_frees_one_try() -> None:
     assert is_free(replace(held, config_changed={WWW: NOW}))
     assert is_free(replace(silent, answered={"ca": NOW}))
     assert is_free(replace(held, checks={WWW: mended}))
+
+
+def test_a_path_that_comes_and_goes_frees_no_daily_try() -> None:
+    """Our check passes after it failed, again and again, while the authority never sees the answer."""
+    mended = Observed(checks={WWW: PathCheck(at=NOW, problem=None, mended_at=NOW)})
+
+    def is_free(failures: int) -> bool:
+        attempt = Attempt(WWW, REFUSED, failures, NOW - MINUTE, NOW + HOUR, NOW - DAY)
+        return stands(make_certificate(), replace(mended, attempts={WWW: attempt})).holding is None
+
+    assert [True, True, False, False] == [is_free(failures) for failures in (1, 3, 4, 99)]
 
 
 def test_only_the_cause_that_went_away_lifts_a_wait() -> None:
