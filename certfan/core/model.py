@@ -154,10 +154,12 @@ class Desired:
     certificates: Mapping[str, Certificate]
     consumers: Mapping[str, Consumer]
 
-    @property
-    def pairs(self) -> frozenset[tuple[str, str]]:
-        """Every (certificate, consumer) that is wanted."""
-        return frozenset((c.name, consumer) for c in self.certificates.values() for consumer in c.consumers)
+    # Every (certificate, consumer) that is wanted; kept, as the planner asks for each of them.
+    pairs: frozenset[tuple[str, str]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        pairs = ((c.name, consumer) for c in self.certificates.values() for consumer in c.consumers)
+        object.__setattr__(self, "pairs", frozenset(pairs))
 
 
 NOTHING_DESIRED = Desired(MappingProxyType({}), MappingProxyType({}), MappingProxyType({}))

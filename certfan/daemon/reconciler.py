@@ -207,10 +207,7 @@ class Reconciler:
 
     async def _floor(self, certificate: str) -> int:
         """Return the highest number seen of a certificate by the share or a consumer, or before it was forgotten."""
-        said = (await self._is.store.deployments()).items()
-        reported = [d.generation for where, all_ in said if where[0] == certificate for d in all_]
-        forgotten = await self._is.store.forgotten_number(certificate)
-        return max([self._out.highest(certificate), forgotten, *reported])
+        return max(self._out.highest(certificate), await self._is.store.reported_number(certificate))
 
     async def _roll_back(self, step: RollBack) -> None:
         name = step.certificate

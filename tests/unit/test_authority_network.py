@@ -2,13 +2,20 @@
 
 import hashlib
 import inspect
+import json
 from datetime import UTC, datetime
 
 import pytest
 from acme.client import ClientNetwork
+from acme.jws import JWS
+from acme.messages import NewRegistration
+from josepy.interfaces import JSONDeSerializable
 from multidict import CIMultiDict
 
+from certfan import pki
+from certfan.core.model import KeyType
 from certfan.daemon.authority.answer import Answer
+from certfan.daemon.authority.bodies import Body, signer_of
 from certfan.daemon.authority.network import MOST_NONCES, LoopNetwork, NoncePool
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
@@ -43,7 +50,26 @@ def test_no_private_member_of_ours_hides_one_of_the_library_by_accident() -> Non
     theirs = {name for name in dir(ClientNetwork) if name.startswith("_") and not name.startswith("__")}
     ours = {name for name in vars(LoopNetwork) if name.startswith("_") and not name.startswith("__")}
 
-    assert ours & theirs == {"_send_request", "_add_nonce", "_get_nonce", "_check_response"}
+    assert ours & theirs == {"_send_request", "_add_nonce", "_get_nonce", "_check_response", "_wrap_in_jws"}
+
+
+@pytest.mark.parametrize("account_uri", ["https://ca.example/account/1", None])
+@pytest.mark.parametrize("kind", ["ecdsa-p256", "ecdsa-p384", "rsa-2048"])
+@pytest.mark.parametrize("body", [None, Body({}), NewRegistration(only_return_existing=True)])
+def test_what_we_sign_is_what_the_library_would_sign(
+    body: JSONDeSerializable | None, kind: str, account_uri: str | None
+) -> None:
+    """It verifies, and says the same under the signature: key or account, nonce, URL, algorithm and body."""
+    signer = signer_of(pki.make_key(KeyType(kind)))
+    network = LoopNetwork(signer.key, signer.alg, None, NoncePool(), account_uri)  # type: ignore[arg-type]
+    wanted = (body, b"nonce", "https://ca.example/order")
+
+    ours = JWS.json_loads(network._wrap_in_jws(*wanted))
+    theirs = JWS.json_loads(ClientNetwork._wrap_in_jws(network, *wanted))
+
+    assert ours.verify(signer.key.public_key())
+    assert ours.signature.combined == theirs.signature.combined
+    assert json.loads(ours.payload or b"0") == json.loads(theirs.payload or b"0")
 
 
 def test_the_newest_nonce_is_taken_first_and_only_once() -> None:

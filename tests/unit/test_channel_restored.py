@@ -97,7 +97,7 @@ async def test_agents_go_on_over_yesterdays_database(site: Site) -> None:
     assert sorted(await site.adopted()) == ["web2", "web3"]
     ((deployment,),) = (await daemon.store.deployments()).values()
     assert (deployment.generation, deployment.state) == (2, DeploymentState.PROVEN)
-    assert (await daemon.store.facts()).highest[certificate_of("web1")] == 2
+    assert await daemon.store.reported_number(certificate_of("web1")) == 2
 
 
 async def test_an_identity_renewed_since_is_adopted_and_ends_the_one_before(site: Site) -> None:

@@ -283,11 +283,8 @@ async def test_problems_do_not_change_the_config_in_force(store: Store) -> None:
 async def test_the_journal_only_grows_and_holds_no_key(store: Store) -> None:
     """Events come back in order with their ids, and key material in their fields is gone."""
     pem = "-----BEGIN PRIVATE KEY-----\nMIIabc\n-----END PRIVATE KEY-----"
-    newest = await store.add_events(
-        [Event(NOW, "order.created", WWW, {"n": n, "output": pem}) for n in range(5)]
-    )
+    await store.add_events([Event(NOW, "order.created", WWW, {"n": n, "output": pem}) for n in range(5)])
 
-    assert 5 == newest
     assert [4, 5] == [event.id for event in await store.events(3)]
     assert [1, 2] == [event.id for event in await store.events(limit=2)]
     last = await store.last_events(2)
@@ -319,7 +316,7 @@ async def test_the_snapshot_follows_every_write(store: Store) -> None:
     assert await store.generations() == facts.generations
     assert {(WWW, 1): NOW} == facts.revoked
     assert {(WWW, "web1"): 3} == facts.offered
-    assert {WWW: 3} == facts.highest
+    assert 3 == await store.highest_number(WWW)
 
 
 async def test_nobody_can_change_a_snapshot(store: Store) -> None:

@@ -93,6 +93,28 @@ async def test_whoever_leaves_takes_no_other_along(rig: Rig) -> None:
     assert {"c0", "c1", "c2", "c4"} <= await rig.known()
 
 
+async def test_what_joins_a_call_is_done_by_it_and_each_hears_its_end(rig: Rig) -> None:
+    """Events of one moment are one statement; a failure is told everybody who joined."""
+    seen: list[list[int]] = []
+
+    def take(_db: Connection, items: list[int]) -> None:
+        seen.append(items)
+        if 99 in items:
+            raise ValueError("no")
+
+    async def joined(*groups: list[int]) -> list[BaseException | None]:
+        tasks = [asyncio.create_task(rig.batches.join(take, group)) for group in groups]
+        await asyncio.wait(tasks)
+        return [task.exception() for task in tasks]
+
+    fine = await joined([1], [2, 3], [4])
+    failed = await joined([5], [6], [99])
+
+    assert fine == [None, None, None]
+    assert [type(error) for error in failed] == [type(None), ValueError, ValueError]
+    assert seen[:2] == [[1], [2, 3, 4]]
+
+
 async def test_finishing_waits_for_all_that_was_asked(rig: Rig) -> None:
     """What was asked before the end is durable at the end."""
     tasks = [asyncio.create_task(rig.batches.do(asks(f"c{n}"))) for n in range(5)]

@@ -110,7 +110,7 @@ async def test_an_older_report_never_overwrites_a_newer_one(store: Store) -> Non
 
     assert [True, False, False, True, False, True] == said
     assert {(WWW, "web1"): (deployed(3),)} == await store.deployments()
-    assert {WWW: 3} == (await store.facts()).highest
+    assert (3, 3) == (await store.highest_number(WWW), await store.reported_number(WWW))
 
 
 async def test_repeating_an_old_look_keeps_it_old(store: Store) -> None:

@@ -6,7 +6,7 @@ What must never come in: a query, or which engine it is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar
 
@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 T = TypeVar("T")
 Call: TypeAlias = Callable[[Connection], Any]
+Waiting: TypeAlias = tuple[list[asyncio.Future[Any]], Call]  # for whom it is done, and what
 Outcome: TypeAlias = tuple[Any, Exception | None]
 
 
@@ -28,40 +29,57 @@ class Batches:
         self._thread = thread
         self._db = db
         self._undone = undone
-        self._waiting: list[tuple[asyncio.Future[Any], Call]] = []
+        self._waiting: list[Waiting] = []
+        self._joined: dict[Callable[..., object], tuple[list[asyncio.Future[Any]], list[Any]]] = {}
         self._at_work: asyncio.Future[list[Outcome]] | None = None
 
     async def do(self, call: Callable[[Connection], T]) -> T:
         """Return what the call returns, once it is committed. Cancelled, it happens whole or not at all."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append((future, call))
-        if self._at_work is None:
-            self._begin()
+        self._put([future], call)
         return await future
+
+    async def join(self, call: Callable[[Connection, list[T]], object], what: Iterable[T]) -> None:
+        """Have one call do all that waits for it, in order; else as `do`."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if call in self._joined:
+            futures, items = self._joined[call]
+            futures.append(future)
+            items.extend(what)
+        else:
+            futures, items = self._joined[call] = [future], list(what)
+            self._put(futures, lambda db: call(db, items))
+        await future
 
     async def finish(self) -> None:
         """Return when all that was asked is done."""
         while self._at_work is not None:
             await asyncio.wait([self._at_work])
 
+    def _put(self, futures: list[asyncio.Future[Any]], call: Call) -> None:
+        self._waiting.append((futures, call))
+        if self._at_work is None:
+            self._begin()
+
     def _begin(self) -> None:
         batch, self._waiting = self._waiting, []
-        calls = [call for future, call in batch if not future.cancelled()]
-        futures = [future for future, _ in batch if not future.cancelled()]
+        self._joined.clear()
+        calls = [call for _, call in batch]
         self._at_work = asyncio.get_running_loop().run_in_executor(self._thread, self._work, calls)
-        self._at_work.add_done_callback(lambda done: self._deliver(futures, done))
+        self._at_work.add_done_callback(lambda done: self._deliver(batch, done))
 
-    def _deliver(self, futures: Sequence[asyncio.Future[Any]], done: asyncio.Future[list[Outcome]]) -> None:
+    def _deliver(self, batch: Sequence[Waiting], done: asyncio.Future[list[Outcome]]) -> None:
         self._at_work = None
         if self._waiting:
             self._begin()
-        for future, (value, error) in zip(futures, done.result(), strict=True):
-            if future.done():
-                continue
-            if error is None:
-                future.set_result(value)
-            else:
-                future.set_exception(error)
+        for (futures, _), (value, error) in zip(batch, done.result(), strict=True):
+            for future in futures:
+                if future.done():
+                    continue
+                if error is None:
+                    future.set_result(value)
+                else:
+                    future.set_exception(error)
 
     def _work(self, calls: Sequence[Call]) -> list[Outcome]:
         try:

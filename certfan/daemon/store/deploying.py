@@ -7,14 +7,39 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, delete, func, insert, select, true
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    true,
+    update,
+)
 
 from certfan.core.model import Deployment, DeploymentState, Endpoint, Health, Proof
 from certfan.daemon.store import tables
 from certfan.daemon.store.facts import Heard, PublishedFact
-from certfan.daemon.store.rows import from_problem, put, to_problem
+from certfan.daemon.store.rows import add, from_problem, is_there, put, to_problem
 
 NAMED = 100  # consumers that one query names
+
+
+_ASSIGNED, _REVISED = tables.assignments.c, tables.revisions.c
+_OFFER_ANOTHER = update(tables.assignments).where(
+    _ASSIGNED.certificate == bindparam("its_certificate"),
+    _ASSIGNED.consumer == bindparam("its_consumer"),
+    _ASSIGNED.generation != bindparam("offered"),
+)
+_COUNT_UP = (
+    update(tables.revisions)
+    .where(_REVISED.consumer == bindparam("its_consumer"))
+    .values(revision=_REVISED.revision + 1)
+    .returning(_REVISED.revision)
+)
 
 
 def offer(db: Connection, certificate: str, consumer: str, generation: int, now: datetime) -> int:
@@ -22,11 +47,13 @@ def offer(db: Connection, certificate: str, consumer: str, generation: int, now:
 
     The revision counts up when this changes anything; offering the same again changes nothing.
     """
-    table = tables.assignments
     key = {"certificate": certificate, "consumer": consumer}
-    if db.execute(select(table.c.generation).filter_by(**key)).scalar() == generation:
-        return _revision(db, consumer)
-    put(db, table, key, {"generation": generation, "offered_at": now})
+    values = {"generation": generation, "offered_at": now}
+    said = {"its_certificate": certificate, "its_consumer": consumer, "offered": generation}
+    if db.execute(_OFFER_ANOTHER, {**said, **values}).rowcount == 0:
+        if is_there(db, tables.assignments, key):
+            return _revision(db, consumer)
+        add(db, tables.assignments, {**key, **values})
     return _count_up(db, consumer)
 
 
@@ -63,8 +90,8 @@ def lists(
 def record_published(db: Connection, certificate: str, consumer: str, generation: int, at: datetime) -> None:
     """Note when a generation was first published for a consumer; the first instant stays."""
     key = {"certificate": certificate, "consumer": consumer, "generation": generation}
-    if db.execute(select(tables.published).filter_by(**key)).first() is None:
-        db.execute(insert(tables.published).values(**key, at=at))
+    if not is_there(db, tables.published, key):
+        add(db, tables.published, {**key, "at": at})
 
 
 def published(db: Connection) -> tuple[PublishedFact, ...]:
@@ -146,9 +173,10 @@ def _revision(db: Connection, consumer: str) -> int:
 
 
 def _count_up(db: Connection, consumer: str) -> int:
-    revision = _revision(db, consumer) + 1
-    put(db, tables.revisions, {"consumer": consumer}, {"revision": revision})
-    return revision
+    revision = db.execute(_COUNT_UP, {"its_consumer": consumer}).scalar()
+    if revision is None:
+        add(db, tables.revisions, {"consumer": consumer, "revision": 1})
+    return revision or 1
 
 
 def _is_newer(db: Connection, consumer: str, boot_id: str, sequence: int) -> bool:

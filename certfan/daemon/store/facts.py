@@ -171,7 +171,6 @@ class StoreFacts:
     """
 
     generations: Mapping[str, tuple[Generation, ...]]  # ascending by number
-    highest: Mapping[str, int]  # highest number that any fact names: tries, offers, reports included
     issuances: tuple[Issuance, ...]  # open ones, at most one a certificate
     attempts: Mapping[str, Attempt]  # by subject
     asked: Mapping[str, datetime]

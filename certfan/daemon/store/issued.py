@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, func, select, union_all, update
 
 from certfan.core.ledger import SpendKind
 from certfan.core.model import Generation, KeyType, Problem, RenewalInfo, Revocation, RevocationReason
 from certfan.daemon.store import spending, tables
-from certfan.daemon.store.issuing import close_issuance, open_issuances
-from certfan.daemon.store.rows import identifiers_of, names_of, put
+from certfan.daemon.store.issuing import close_issuance, open_issuance, open_issuances
+from certfan.daemon.store.rows import add, identifiers_of, names_of, put
 from certfan.daemon.store.wishes import clear_order_attempts, drop_rollback
 
 # Every column that names the number of a generation.
@@ -25,6 +25,18 @@ NUMBERS = (
 )
 
 
+_MADE, _WISH, _SAID, _BEFORE = tables.generations.c, tables.asked.c, tables.deployments.c, tables.forgotten.c
+_CERTIFICATE: BindParameter[str] = bindparam("certificate")
+_FINGERPRINT = select(_MADE.fingerprint).where(
+    _MADE.certificate == _CERTIFICATE, _MADE.number == bindparam("number")
+)
+_FULFIL = delete(tables.asked).where(_WISH.certificate == _CERTIFICATE, _WISH.at <= bindparam("at"))
+_REPORTED = union_all(
+    select(func.max(_SAID.generation)).where(_SAID.certificate == _CERTIFICATE),
+    select(_BEFORE.generation).where(_BEFORE.certificate == _CERTIFICATE),
+)
+
+
 def record_generation(db: Connection, generation: Generation) -> None:
     """Remember an issued generation; in the same breath its try, tokens, failures and wishes are done with.
 
@@ -33,28 +45,21 @@ def record_generation(db: Connection, generation: Generation) -> None:
     Raises:
         ValueError: the number already belongs to another leaf.
     """
-    table = tables.generations
-    same = (table.c.certificate == generation.certificate, table.c.number == generation.number)
-    known = db.execute(select(table.c.fingerprint).where(*same)).scalar()
+    same = {"certificate": generation.certificate, "number": generation.number}
+    known = db.execute(_FINGERPRINT, same).scalar()
     if known not in {None, generation.fingerprint}:
         raise ValueError(f"{generation} is another leaf already")
     if known is None:
-        db.execute(insert(table).values(_generation_row(generation)))
+        add(db, tables.generations, _generation_row(generation))
         _count(db, generation)
     close_issuance(db, generation.certificate, generation.number, generation.issued_at, None)
     clear_order_attempts(db, generation.certificate)
-    wish = tables.asked.c
-    db.execute(
-        delete(tables.asked).where(
-            wish.certificate == generation.certificate, wish.at <= generation.issued_at
-        )
-    )
+    db.execute(_FULFIL, {"certificate": generation.certificate, "at": generation.issued_at})
 
 
 def _count(db: Connection, generation: Generation) -> None:
-    for begun in open_issuances(db):
-        if (begun.certificate, begun.generation) == (generation.certificate, generation.number):
-            spending.count(db, SpendKind.CERTIFICATE, begun, generation.issued_at)
+    if begun := open_issuance(db, generation.certificate, generation.number):
+        spending.count(db, SpendKind.CERTIFICATE, begun, generation.issued_at)
 
 
 def record_copy(db: Connection, generation: Generation) -> None:
@@ -80,6 +85,12 @@ def generations(db: Connection) -> dict[str, tuple[Generation, ...]]:
     for row in db.execute(select(table).order_by(table.c.certificate, table.c.number)):
         found.setdefault(row.certificate, []).append(_generation(row))
     return {certificate: tuple(known) for certificate, known in found.items()}
+
+
+def reported_number(db: Connection, certificate: str) -> int:
+    """Return the highest number that a consumer has reported, or that it had before it was forgotten; 0 if none."""
+    known = db.execute(_REPORTED, {"certificate": certificate}).scalars()
+    return max((number for number in known if number is not None), default=0)
 
 
 def highest_number(db: Connection, certificate: str) -> int:

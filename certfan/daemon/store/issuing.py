@@ -3,18 +3,59 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func, select, update
 
 from certfan.core.issuance import Issuance
 from certfan.core.ledger import SpendKind
 from certfan.core.model import Identifier, Problem
 from certfan.daemon.store import spending, tables
 from certfan.daemon.store.facts import ClosedIssuance
-from certfan.daemon.store.rows import from_problem, identifiers_of, names_of, put, to_problem
+from certfan.daemon.store.rows import (
+    add,
+    from_problem,
+    identifiers_of,
+    is_there,
+    names_of,
+    put,
+    remove,
+    to_problem,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """What reads some tries, and what was answered of them."""
+
+    begun: Select[Any]
+    answered: Select[Any]
+
+
+def _tries(*where: ColumnElement[bool]) -> Tries:
+    told = select(tables.answered).join(_TRIES, tables.answered.c.issuance == _TRY.id)
+    return Tries(select(_TRIES).where(*where).order_by(_TRY.id), told.where(*where))
+
+
+_TRIES, _TRY = tables.issuances, tables.issuances.c
+_IS_OPEN = _TRY.closed_at.is_(None)
+_SAME_CERTIFICATE = _TRY.certificate == bindparam("certificate")
+_SAME_TRY = and_(_SAME_CERTIFICATE, _TRY.generation == bindparam("generation"))
+_OPEN, _OPEN_OF, _OPEN_TRY = (
+    _tries(_IS_OPEN),
+    _tries(_IS_OPEN, _SAME_CERTIFICATE),
+    _tries(_IS_OPEN, _SAME_TRY),
+)
+_OPEN_ID = select(_TRY.id).where(_IS_OPEN, _SAME_TRY)
+# A bound value that is named like a column would be a value to set.
+_CHANGE_OPEN = update(_TRIES).where(
+    _IS_OPEN, _TRY.certificate == bindparam("its_certificate"), _TRY.generation == bindparam("its_generation")
+)
+_MADE = tables.generations.c
+_USED = select(func.max(_MADE.number)).where(_MADE.certificate == bindparam("certificate"))
 
 
 def begin_issuance(
@@ -35,26 +76,23 @@ def begin_issuance(
     Raises:
         ValueError: that number is not above every generation of the certificate.
     """
-    table, made = tables.issuances, tables.generations
-    if known := _issuances(db, table.c.certificate == certificate, table.c.closed_at.is_(None)):
+    if known := _issuances(db, _OPEN_OF, {"certificate": certificate}):
         return known[0]
-    used = select(func.max(made.c.number)).where(made.c.certificate == certificate)
-    if generation <= (db.execute(used).scalar() or 0):
+    if generation <= (db.execute(_USED, {"certificate": certificate}).scalar() or 0):
         raise ValueError(f"{certificate}@{generation} is used up")
     begun = Issuance(
         certificate, generation, authority, tuple(identifiers), now, replaces=replaces, exempt=exempt
     )
-    db.execute(
-        insert(tables.issuances).values(
-            certificate=certificate,
-            generation=generation,
-            authority=authority,
-            identifiers=names_of(identifiers),
-            begun_at=now,
-            replaces=replaces,
-            exempt=exempt,
-        )
-    )
+    row = {
+        "certificate": certificate,
+        "generation": generation,
+        "authority": authority,
+        "identifiers": names_of(identifiers),
+        "begun_at": now,
+        "replaces": replaces,
+        "exempt": exempt,
+    }
+    add(db, tables.issuances, row)
     return begun
 
 
@@ -75,12 +113,15 @@ def record_order_url(db: Connection, certificate: str, generation: int, url: str
     Raises:
         ValueError: there is no such open try.
     """
-    known = _open_id(db, certificate, generation)
-    db.execute(update(tables.issuances).where(tables.issuances.c.id == known).values(order_url=url))
-    if db.execute(select(tables.orders.c.url).where(tables.orders.c.url == url)).first() is None:
+    begun = open_issuance(db, certificate, generation)
+    if begun is None:
+        raise _not_open(certificate, generation)
+    change_open = {"its_certificate": certificate, "its_generation": generation, "order_url": url}
+    db.execute(_CHANGE_OPEN, change_open)
+    if not is_there(db, tables.orders, {"url": url}):
         row = {"url": url, "certificate": certificate, "generation": generation, "recorded_at": now}
-        db.execute(insert(tables.orders).values(row))
-        spending.count(db, SpendKind.ORDER, _issuances(db, tables.issuances.c.id == known)[0], now)
+        add(db, tables.orders, row)
+        spending.count(db, SpendKind.ORDER, begun, now)
     # The authority may give an order again that was given up; its authorizations are needed now.
     spending.drop_leftover(db, url)
 
@@ -92,8 +133,8 @@ def record_answered(db: Connection, certificate: str, generation: int, challenge
         ValueError: there is no such open try.
     """
     row = {"issuance": _open_id(db, certificate, generation), "challenge_url": challenge_url}
-    if not db.execute(select(tables.answered).filter_by(**row)).first():
-        db.execute(insert(tables.answered).values(row))
+    if not is_there(db, tables.answered, row):
+        add(db, tables.answered, row)
 
 
 def abandon_issuance(
@@ -109,9 +150,7 @@ def abandon_issuance(
 
     Its order may have left authorizations pending, which is remembered; the authorizations that `failed` are counted.
     """
-    table = tables.issuances
-    same = (table.c.certificate == certificate, table.c.generation == generation)
-    for given_up in _issuances(db, *same, table.c.closed_at.is_(None)):
+    if given_up := open_issuance(db, certificate, generation):
         if given_up.order_url is not None:
             put(
                 db,
@@ -126,7 +165,13 @@ def abandon_issuance(
 
 def open_issuances(db: Connection) -> tuple[Issuance, ...]:
     """Return every open try, oldest first."""
-    return _issuances(db, tables.issuances.c.closed_at.is_(None))
+    return _issuances(db, _OPEN, {})
+
+
+def open_issuance(db: Connection, certificate: str, generation: int) -> Issuance | None:
+    """Return the try for that generation if it is open."""
+    same = {"certificate": certificate, "generation": generation}
+    return next(iter(_issuances(db, _OPEN_TRY, same)), None)
 
 
 def closed_issuances(db: Connection, certificate: str) -> tuple[ClosedIssuance, ...]:
@@ -135,9 +180,10 @@ def closed_issuances(db: Connection, certificate: str) -> tuple[ClosedIssuance, 
     ended = (table.c.certificate == certificate, table.c.closed_at.is_not(None))
     query = select(table.c.closed_at, table.c.problem).where(*ended).order_by(table.c.id)
     how = db.execute(query).all()
+    tries = _issuances(db, _tries(*ended), {})
     return tuple(
         ClosedIssuance(known, at, to_problem(problem))
-        for known, (at, problem) in zip(_issuances(db, *ended), how, strict=True)
+        for known, (at, problem) in zip(tries, how, strict=True)
     )
 
 
@@ -163,41 +209,35 @@ def tokens(db: Connection) -> dict[str, str]:
 
 def drop_tokens(db: Connection, certificate: str) -> None:
     """Forget the certificate's tokens; one that another certificate waits for too stays live."""
-    db.execute(delete(tables.tokens).where(tables.tokens.c.certificate == certificate))
+    remove(db, tables.tokens, {"certificate": certificate})
 
 
 def close_issuance(
     db: Connection, certificate: str, generation: int, now: datetime, problem: Problem | None
 ) -> None:
     """Close a try, if it is open, and forget its tokens."""
-    table = tables.issuances
-    closed = db.execute(
-        update(table)
-        .where(
-            table.c.certificate == certificate,
-            table.c.generation == generation,
-            table.c.closed_at.is_(None),
-        )
-        .values(closed_at=now, problem=from_problem(problem))
-    )
+    same = {"its_certificate": certificate, "its_generation": generation}
+    closed = db.execute(_CHANGE_OPEN, {**same, "closed_at": now, "problem": from_problem(problem)})
     if closed.rowcount:
         drop_tokens(db, certificate)
 
 
 def _open_id(db: Connection, certificate: str, generation: int) -> int:
-    table = tables.issuances
-    same = (table.c.certificate == certificate, table.c.generation == generation)
-    known = db.execute(select(table.c.id).where(*same, table.c.closed_at.is_(None))).scalar()
+    known = db.execute(_OPEN_ID, {"certificate": certificate, "generation": generation}).scalar()
     if known is None:
-        raise ValueError(f"{certificate}@{generation} is not being issued")
+        raise _not_open(certificate, generation)
     return int(known)
 
 
-def _issuances(db: Connection, *where: ColumnElement[bool]) -> tuple[Issuance, ...]:
+def _not_open(certificate: str, generation: int) -> ValueError:
+    return ValueError(f"{certificate}@{generation} is not being issued")
+
+
+def _issuances(db: Connection, tries: Tries, values: Mapping[str, object]) -> tuple[Issuance, ...]:
     """Return the tries that fit, in the order in which they were begun."""
-    table, told = tables.issuances, tables.answered
+    rows = db.execute(tries.begun, values).all()
     challenges = defaultdict[int, set[str]](set)
-    for issuance, url in db.execute(select(told).join(table, told.c.issuance == table.c.id).where(*where)):
+    for issuance, url in db.execute(tries.answered, values) if rows else ():
         challenges[issuance].add(url)
     return tuple(
         Issuance(
@@ -211,5 +251,5 @@ def _issuances(db: Connection, *where: ColumnElement[bool]) -> tuple[Issuance, .
             replaces=row.replaces,
             exempt=row.exempt,
         )
-        for row in db.execute(select(table).where(*where).order_by(table.c.id))
+        for row in rows
     )

@@ -174,15 +174,17 @@ def config_changed(db: Connection) -> dict[str, datetime]:
     return dict(db.execute(select(table.c.certificate, table.c.changed_at)).all())
 
 
-def add_events(db: Connection, events: Sequence[Event]) -> int:
-    """Append to the journal, in order; return the newest id. Key material in fields is replaced."""
+_INSERT_EVENTS = insert(tables.events)
+
+
+def add_events(db: Connection, events: Sequence[Event]) -> None:
+    """Append to the journal, in order. Key material in fields is replaced."""
     rows: list[dict[str, Any]] = [
         {"at": event.at, "name": event.name, "subject": event.subject, "fields": redact(event.fields)}
         for event in events
     ]
     if rows:
-        db.execute(insert(tables.events), rows)
-    return db.execute(select(func.max(tables.events.c.id))).scalar() or 0
+        db.execute(_INSERT_EVENTS, rows)
 
 
 def events(db: Connection, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:

@@ -30,7 +30,6 @@ from certfan.daemon.store.facts import StoreFacts
 # What each field of StoreFacts is read by, and every table that the query looks at.
 _PARTS: Mapping[str, tuple[Callable[[Connection], Any], frozenset[Table]]] = {
     "generations": (issued.generations, frozenset({tables.generations})),
-    "highest": (issued.highest_numbers, frozenset(number.table for number in issued.NUMBERS)),
     "issuances": (issuing.open_issuances, frozenset({tables.issuances, tables.answered})),
     "attempts": (wishes.attempts, frozenset({tables.attempts})),
     "asked": (wishes.asked, frozenset({tables.asked})),
@@ -58,6 +57,10 @@ _ASKED_OFTEN: Mapping[str, tuple[Callable[[Connection], Any], frozenset[Table]]]
     "standing": (enrolling.standing, frozenset({tables.identities})),
 }
 _ALL = {**_PARTS, **_ASKED_OFTEN}
+_READ_BY: Mapping[Any, list[str]] = {
+    table: [n for n, (_, looks_at) in _ALL.items() if table in looks_at]
+    for table in tables.metadata.tables.values()
+}
 
 
 class Snapshot:
@@ -88,6 +91,5 @@ class Snapshot:
 
     def _written(self, _db: Connection, statement: object, *_: object) -> None:
         if isinstance(statement, UpdateBase):
-            for name, (_query, looks_at) in _ALL.items():
-                if statement.table in looks_at:
-                    self._known.pop(name, None)
+            for name in _READ_BY.get(statement.table, ()):
+                self._known.pop(name, None)

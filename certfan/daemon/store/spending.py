@@ -6,36 +6,41 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, insert, select, update
+from sqlalchemy import Connection, RowMapping, delete, func, select, update
 
 from certfan.core.issuance import Issuance
 from certfan.core.ledger import Spend, SpendKind
 from certfan.core.model import Leftover
 from certfan.daemon.store import tables
-from certfan.daemon.store.rows import names_of, put
+from certfan.daemon.store.rows import add, names_of, put, remove
 
 KEPT = timedelta(days=30)  # longer than any window that an authority publishes
+_FIRST_AND_LAST = select(func.min(tables.spends.c.at), func.max(tables.spends.c.at))
 
 
 def count(db: Connection, kind: SpendKind, issuance: Issuance, now: datetime) -> None:
     """Note that the authority of a try has counted something against its identifiers; older entries go."""
     table = tables.spends
-    db.execute(delete(table).where(table.c.at < now - KEPT))
-    # Recorded before the clock was set back: dated anew, or it would count until the clock is there again.
-    db.execute(update(table).where(table.c.at > now).values(at=now))
-    db.execute(
-        insert(table).values(
-            authority=issuance.authority,
-            kind=kind.value,
-            at=now,
-            names=names_of(sorted(issuance.identifiers)),
-            exempt=issuance.exempt,
-            same_set=_is_same_set(db, issuance),
-        )
-    )
+    oldest, newest = db.execute(_FIRST_AND_LAST).one()
+    if oldest is not None and oldest < now - KEPT:
+        db.execute(delete(table).where(table.c.at < now - KEPT))
+    if newest is not None and newest > now:
+        # Recorded before the clock was set back: dated anew, or it would count until the clock is there again.
+        db.execute(update(table).where(table.c.at > now).values(at=now))
+    row = {
+        "authority": issuance.authority,
+        "kind": kind.value,
+        "at": now,
+        "names": names_of(sorted(issuance.identifiers)),
+        "exempt": issuance.exempt,
+        "same_set": _is_same_set(db, issuance),
+    }
+    add(db, table, row)
 
 
 def _is_same_set(db: Connection, issuance: Issuance) -> bool:
+    if issuance.generation == 1:
+        return False
     made = tables.generations.c
     same = (made.certificate == issuance.certificate, made.authority == issuance.authority)
     earlier = select(made.identifiers).where(*same, made.number < issuance.generation)
@@ -59,7 +64,7 @@ def leftovers(db: Connection) -> tuple[Leftover, ...]:
 
 def drop_leftover(db: Connection, order_url: str) -> None:
     """Forget one; nothing of it is pending any more. Repeatable."""
-    db.execute(delete(tables.leftovers).where(tables.leftovers.c.order_url == order_url))
+    remove(db, tables.leftovers, {"order_url": order_url})
 
 
 def ask_rollover(db: Connection, authority: str, now: datetime) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from functools import update_wrapper
 from pathlib import Path
@@ -27,7 +28,7 @@ from certfan.daemon.store import (
     wishes,
 )
 from certfan.daemon.store.batches import Batches
-from certfan.daemon.store.facts import Lists, Standing, StoreFacts
+from certfan.daemon.store.facts import Event, Lists, Standing, StoreFacts
 from certfan.daemon.store.snapshot import Snapshot
 from certfan.errors import StoreFailed
 
@@ -41,12 +42,8 @@ def transaction(
     """Make a method of the store of a query: whole or not at all, in a transaction with what waits beside it."""
 
     async def ask(self: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
+        with self._translated():
             return await self._batches.do(lambda db: query(db, *args, **kwargs))
-        except (IntegrityError, ProgrammingError):
-            raise  # ours: a bug, no failure of the database
-        except DatabaseError as error:
-            raise _failed(self._path, error) from error
 
     return update_wrapper(ask, query)
 
@@ -93,6 +90,15 @@ class Store:
             await asyncio.get_running_loop().run_in_executor(self._thread, engine.shut, self._db)
         self._thread.shutdown(wait=False)
 
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (IntegrityError, ProgrammingError):
+            raise  # ours: a bug, no failure of the database
+        except DatabaseError as error:
+            raise _failed(self._path, error) from error
+
     async def facts(self) -> StoreFacts:
         """Return all that the reconciler reads at a tick, in one hop and one transaction."""
         return await transaction(self._snapshot.read)(self)
@@ -113,6 +119,11 @@ class Store:
         part = self._snapshot.part
         return Lists(part(db, "epoch"), *deploying.lists(db, consumers), part(db, "generations"))
 
+    async def add_events(self, events: Sequence[Event]) -> None:
+        """Append to the journal, in order, together with what else waits for that. Key material in fields is replaced."""
+        with self._translated():
+            await self._batches.join(process.add_events, events)
+
     begin_run = transaction(process.begin_run)
     end_run = transaction(process.end_run)
     past_clock = transaction(process.past_clock)
@@ -126,7 +137,6 @@ class Store:
     record_config = transaction(process.record_config)
     config = transaction(process.config)
     note_definitions = transaction(process.note_definitions)
-    add_events = transaction(process.add_events)
     events = transaction(process.events)
     last_events = transaction(process.last_events)
 
@@ -146,6 +156,7 @@ class Store:
     record_copy = transaction(issued.record_copy)
     generations = transaction(issued.generations)
     highest_number = transaction(issued.highest_number)
+    reported_number = transaction(issued.reported_number)
     ask_revocation = transaction(issued.ask_revocation)
     revocations = transaction(issued.revocations)
     mark_revoked = transaction(issued.mark_revoked)

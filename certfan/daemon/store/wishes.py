@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, or_, select
+from sqlalchemy import Connection, bindparam, delete, or_, select
 
 from certfan.core.model import Attempt
 from certfan.daemon.store import tables
-from certfan.daemon.store.rows import from_problem, put, to_problem
+from certfan.daemon.store.rows import from_problem, put, remove, to_problem
+
+_SUBJECT = tables.attempts.c.subject
+_CLEAR_ORDERS = delete(tables.attempts).where(
+    or_(bindparam("certificate") == _SUBJECT, _SUBJECT.like(bindparam("at_others"), escape="/"))
+)
 
 
 def record_attempt(db: Connection, attempt: Attempt) -> None:
@@ -25,14 +30,14 @@ def record_attempt(db: Connection, attempt: Attempt) -> None:
 
 def clear_attempt(db: Connection, subject: str) -> None:
     """Forget the failures of a thing; repeatable."""
-    db.execute(delete(tables.attempts).where(tables.attempts.c.subject == subject))
+    remove(db, tables.attempts, {"subject": subject})
 
 
 def clear_order_attempts(db: Connection, certificate: str) -> None:
     """Forget the failed orders of a certificate at every authority; repeatable."""
-    subject = tables.attempts.c.subject
-    at_others = subject.startswith(f"{certificate} at ", autoescape=True)
-    db.execute(delete(tables.attempts).where(or_(subject == certificate, at_others)))
+    # The underscore is the only character of a name that LIKE takes for a pattern.
+    at_others = f"{certificate.replace('_', '/_')} at %"
+    db.execute(_CLEAR_ORDERS, {"certificate": certificate, "at_others": at_others})
 
 
 def attempts(db: Connection) -> dict[str, Attempt]:
