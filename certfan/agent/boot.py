@@ -15,10 +15,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
 
-from certfan import files, log
+from certfan import files, log, pki
 from certfan.agent import config as agent_config
 from certfan.agent.apply import lock_path
 from certfan.agent.config import AgentConfig
+from certfan.agent.forms import Layout
 from certfan.agent.installer import Installer, Laid
 from certfan.agent.journal import Journal
 from certfan.core.model import CERTIFICATE_NAME
@@ -80,26 +81,39 @@ def _lay(
     config: AgentConfig, installer: Installer, name: str, tried: Mapping[int, Tried], now: datetime
 ) -> Laid:
     current = installer.pointer(name)
-    chosen = _best(installer, name, tried, now)
-    if chosen is None:
-        if current is not None and current.generation == 0 and installer.read(name, current):
-            return current
-        chosen = installer.put_placeholder(name, now, config.key_file(name))
+    layout = config.layout(name)
+    chosen, pair = _best(installer, name, tried, now)
+    if chosen is None and current is not None and current.generation == 0:
+        chosen, pair = current, installer.read(name, current)
+    if chosen is None or pair is None:
+        chosen = installer.put_placeholder(name, now, layout)
+    else:
+        _complete(installer, name, chosen, pair, layout)
     installer.point(name, chosen)
     return chosen
 
 
-def _best(installer: Installer, name: str, tried: Mapping[int, Tried], now: datetime) -> Laid | None:
+def _complete(installer: Installer, name: str, laid: Laid, pair: pki.Pair, layout: Layout) -> None:
+    """Add what a power cut or a change of agent.toml left out; what cannot be added holds up no other service."""
+    try:
+        installer.complete(name, laid, pair, layout)
+    except CertfanError as error:
+        log.get("boot").warning("pair.incomplete", certificate=name, problem=error.text, hint=error.hint)
+
+
+def _best(
+    installer: Installer, name: str, tried: Mapping[int, Tried], now: datetime
+) -> tuple[Laid, pki.Pair] | tuple[None, None]:
     """Return the first candidate that loads and matches; one that has expired only when no other is left."""
-    expired = None
+    expired: tuple[Laid, pki.Pair] | None = None
     for laid in _candidates(installer.stored(name), tried):
         pair = installer.read(name, laid)
         if pair is None:
             continue
         if pair.leaf.not_after > now:
-            return laid
-        expired = expired or laid
-    return expired
+            return laid, pair
+        expired = expired or (laid, pair)
+    return expired or (None, None)
 
 
 def _candidates(stored: tuple[Laid, ...], tried: Mapping[int, Tried]) -> Iterator[Laid]:

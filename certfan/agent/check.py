@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import grp
+import os
 import pwd
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from certfan.agent import reloader
-from certfan.agent.config import AgentConfig, KeyFile, endpoints_of, load
+from certfan.agent.config import AgentConfig, Service, endpoints_of, load
+from certfan.agent.forms import KeyFile, read_password
 from certfan.agent.record import assigned
-from certfan.errors import ConfigInvalid
+from certfan.errors import ConfigInvalid, InstallFailed
 
 _VERBS = ("test", "reload", "start", "active", "hook")
 
@@ -74,11 +76,22 @@ def _problems(config: AgentConfig) -> Iterator[str]:
             argv: tuple[str, ...] = getattr(service, verb)
             if argv and shutil.which(argv[0], path=reloader.PATH) is None:
                 yield f"{where}.{verb}: there is no program {argv[0]} (PATH is {reloader.PATH})"
-        key = service.key or KeyFile()
+        key = (service.form.key if service.form else service.key) or KeyFile()
         if not _exists(pwd.getpwnam, key.owner):
             yield f"{where}.owner: there is no user {key.owner} on this machine"
         if not _exists(grp.getgrnam, key.group):
             yield f"{where}.group: there is no group {key.group} on this machine"
+        yield from (f"{where}.password_file: {problem}" for problem in _password_problem(service))
+
+
+def _password_problem(service: Service) -> Iterator[str]:
+    """Tell what is wrong with a password file, to root; nobody else may look."""
+    if service.form is None or service.form.password_file is None or os.geteuid() != 0:
+        return
+    try:
+        read_password(service.form.password_file)
+    except InstallFailed as error:
+        yield error.text
 
 
 def _exists(look_up: Callable[[str], object], name: str) -> bool:

@@ -14,21 +14,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from certfan import systemd, toml
-from certfan.agent.config_schema import AgentFile, Delivery, EndpointTable, ServiceTable
+from certfan.agent.config_schema import AgentFile, Delivery, EndpointTable, Output, ServiceTable
+from certfan.agent.forms import NAMES, Form, KeyFile, Layout
 from certfan.agent.recipes import RECIPES, Argv
 from certfan.core.model import CERTIFICATE_NAME, Endpoint, Identifier
 from certfan.errors import ConfigInvalid
 
 DEFAULT_PATH = Path("/etc/certfan/agent.toml")
-
-
-@dataclass(frozen=True, slots=True)
-class KeyFile:
-    """Owner, group (names or numbers) and mode of installed key files."""
-
-    owner: str = "root"
-    group: str = "root"
-    mode: int = 0o600
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +46,10 @@ class Service:
     active: Argv = field(kw_only=True)
     hook: Argv = field(default=(), kw_only=True)
     timeout: timedelta = field(default=timedelta(seconds=60), kw_only=True)
-    key: KeyFile | None = field(default=None, kw_only=True)
+    key: KeyFile | None = field(
+        default=None, kw_only=True
+    )  # of certbot's files; a form of its own has its own
+    form: Form | None = field(default=None, kw_only=True)
     unit: str = field(default="", kw_only=True)  # "" without systemd
 
     def concerns(self, certificate: str) -> bool:
@@ -98,9 +93,11 @@ class AgentConfig:
         """Every service that loads a certificate."""
         return tuple(service for service in self.services if service.concerns(certificate))
 
-    def key_file(self, certificate: str) -> KeyFile:
-        """Owner, group and mode for a certificate's key: of the first service that loads it and cares."""
-        return next((s.key for s in self.concerned(certificate) if s.key is not None), KeyFile())
+    def layout(self, certificate: str) -> Layout:
+        """What a certificate's folder holds: keys as the first service wants that loads them and cares, and each form."""
+        concerned = self.concerned(certificate)
+        key = next((s.key for s in concerned if s.key is not None), KeyFile())
+        return Layout(key, tuple(s.form for s in concerned if s.form is not None))
 
 
 def load(path: Path = DEFAULT_PATH, *, with_systemd: bool | None = None) -> AgentConfig:
@@ -169,6 +166,7 @@ def _problems(file: AgentFile, *, with_systemd: bool) -> Iterator[str]:
         if table.name in seen:
             yield f"{where}.name: {table.name} is also service[{seen[table.name]}]"
         seen.setdefault(table.name, index)
+        yield from (f"{where}.{problem}" for problem in _form_problems(file, table))
         for verb in ("reload", "start", "active"):
             if not _argv(table, verb, with_systemd=with_systemd):
                 yield f"{where}.{verb}: is missing, for there is no recipe{' or unit' if with_systemd else ''}"
@@ -183,8 +181,22 @@ def _problems(file: AgentFile, *, with_systemd: bool) -> Iterator[str]:
             )
 
 
+def _form_problems(file: AgentFile, table: ServiceTable) -> Iterator[str]:
+    output = _output(table)
+    if output is Output.PKCS12 and table.password_file is None:
+        yield "password_file: is missing, and output is pkcs12"
+    if table.password_file is not None and output is not Output.PKCS12:
+        yield f"password_file: is for pkcs12 only, and output is {output}"
+    if table.password_file is not None and table.password_file.is_relative_to(file.agent.state):
+        yield "password_file: lies below agent.state, where the agent's user may put anything in its place"
+    if _form_file(table) in NAMES:
+        yield f"output: {_form_file(table)} has another meaning in every folder, give the service another name"
+
+
 def _quarrel(one: ServiceTable, other: ServiceTable) -> bool:
     """Whether two services may want the same key file with different owners or modes."""
+    if Output.CERTBOT not in {_output(one)} & {_output(other)}:
+        return False  # each form of its own is a file of its own
     mine, theirs = _key(one), _key(other)
     if mine is None or theirs is None or mine == theirs:
         return False
@@ -205,7 +217,8 @@ def _service(table: ServiceTable, *, with_systemd: bool) -> Service:
         active=_argv(table, "active", with_systemd=with_systemd),
         hook=table.hook or (),
         timeout=table.timeout,
-        key=_key(table),
+        key=_key(table) if _output(table) is Output.CERTBOT else None,
+        form=_form(table),
         unit=(_unit(table) or "") if with_systemd else "",
     )
 
@@ -226,6 +239,21 @@ def _speaks(table: ServiceTable, endpoint: EndpointTable) -> tuple[str | None, i
         known = ports.get(port)
         return known, port
     return protocol, port
+
+
+def _output(table: ServiceTable) -> Output:
+    return table.output or Output(RECIPES[table.recipe].output if table.recipe else "certbot")
+
+
+def _form_file(table: ServiceTable) -> str:
+    suffixes = {Output.CERTBOT: "", Output.PEM: ".pem", Output.PKCS12: ".p12"}
+    return table.name + suffixes[_output(table)]
+
+
+def _form(table: ServiceTable) -> Form | None:
+    if _output(table) is Output.CERTBOT:
+        return None
+    return Form(_form_file(table), _key(table) or KeyFile(), table.password_file)
 
 
 def _key(table: ServiceTable) -> KeyFile | None:

@@ -31,6 +31,14 @@ class Delivery(StrEnum):
     CHANNEL = "channel"
 
 
+class Output(StrEnum):
+    """The form in which a service takes its pairs."""
+
+    CERTBOT = "certbot"  # live/NAME/{privkey,cert,chain,fullchain}.pem
+    PEM = "pem"  # key and chain in live/NAME/SERVICE.pem
+    PKCS12 = "pkcs12"  # live/NAME/SERVICE.p12
+
+
 def _absolute(path: Path) -> Path:
     if not path.is_absolute() or ".." in path.parts:
         raise ValueError("must be an absolute path without `..`")
@@ -124,6 +132,8 @@ class ServiceTable(_Table):
     owner: Account | None = None
     group: Account | None = None
     mode: Mode | None = None
+    output: Output | None = None
+    password_file: AbsolutePath | None = None
     test: Argv | None = None
     reload: Argv | None = None
     start: Argv | None = None

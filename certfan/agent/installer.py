@@ -14,22 +14,19 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from certfan import files, pki
-from certfan.agent.config import KeyFile
+from certfan.agent import forms
+from certfan.agent.forms import KeyFile, Layout
 from certfan.core.model import CERTIFICATE_NAME
 from certfan.errors import InstallFailed, PkiError
 
 MAX_FILE = 1 << 20
 KEPT = 2  # generations beside the live one
-# Services that open their files whenever a process starts want key and chain in one file.
-COMBINED = "combined.pem"
-_SECRET = frozenset({"privkey.pem", COMBINED})
 _FOLDER = re.compile(r"(?:(?P<number>[1-9][0-9]{0,17})(?:\.[0-9a-f]{8})?|placeholder-[0-9a-f]{16})")
 
 
@@ -112,17 +109,17 @@ class Installer:
         except OSError as error:
             raise _failed(path, error) from error
 
-    def put(self, certificate: str, generation: int, pair: pki.Pair, key: KeyFile) -> Laid:
+    def put(self, certificate: str, generation: int, pair: pki.Pair, layout: Layout) -> Laid:
         """Write a generation's folder, complete and durable on return; the pointer stays. Repeatable.
 
         Raises:
             InstallFailed: no such owner or group, or the disk refuses.
         """
         laid = Laid(self._folder_for(certificate, generation, pair), generation)
-        self._write(certificate, laid, pair, key)
+        self.complete(certificate, laid, pair, layout)
         return laid
 
-    def put_placeholder(self, certificate: str, now: datetime, key: KeyFile) -> Laid:
+    def put_placeholder(self, certificate: str, now: datetime, layout: Layout) -> Laid:
         """Write a new placeholder's folder; the pointer stays.
 
         Raises:
@@ -130,8 +127,31 @@ class Installer:
         """
         key_pem, cert_pem = pki.make_placeholder((certificate,), now)
         laid = Laid(f"placeholder-{secrets.token_hex(8)}", 0)
-        self._write(certificate, laid, pki.load_pair(key_pem, cert_pem), key)
+        self.complete(certificate, laid, pki.load_pair(key_pem, cert_pem), layout)
         return laid
+
+    def complete(self, certificate: str, laid: Laid, pair: pki.Pair, layout: Layout) -> None:
+        """Write whatever a pair's folder lacks or has otherwise; durable on return, repeatable.
+
+        Raises:
+            InstallFailed: no such owner or group, no usable password, or the disk refuses.
+        """
+        folder = self.generations / certificate / laid.folder
+        try:
+            for one in (self.generations, folder.parent, folder):
+                _folder(one)
+            for part in forms.parts(pair, layout):
+                _write(folder, part)
+            files.sync_folder(folder)
+            files.sync_folder(folder.parent)
+        except KeyError as error:
+            raise InstallFailed(
+                f"key of {certificate} cannot be installed: {error.args[0]}",
+                subject=certificate,
+                hint="see owner and group in agent.toml",
+            ) from error
+        except OSError as error:
+            raise _failed(folder, error) from error
 
     def stored(self, certificate: str) -> tuple[Laid, ...]:
         """Return every folder of a certificate, the newest generation first."""
@@ -164,33 +184,11 @@ class Installer:
         with suppress(FileNotFoundError):
             if any(
                 _read(folder / name) != data
-                for name, data in _contents(pair).items()
+                for name, data in forms.contents(pair).items()
                 if (folder / name).exists()
             ):
                 return f"{generation}.{hashlib.sha256(pair.fullchain_pem + pair.key_pem).hexdigest()[:8]}"
         return str(generation)
-
-    def _write(self, certificate: str, laid: Laid, pair: pki.Pair, key: KeyFile) -> None:
-        folder = self.generations / certificate / laid.folder
-        try:
-            uid, gid = _uid(key.owner), _gid(key.group)
-            for one in (self.generations, folder.parent, folder):
-                _folder(one)
-            for name, data in _contents(pair).items():
-                mode = key.mode if name in _SECRET else 0o644
-                owner, group = (uid, gid) if name in _SECRET else (os.geteuid(), os.getegid())
-                if not _is_already(folder / name, data, mode=mode, uid=owner, gid=group):
-                    files.write_private(folder / name, data, mode=mode, uid=owner, gid=group)
-            files.sync_folder(folder)
-            files.sync_folder(folder.parent)
-        except KeyError as error:
-            raise InstallFailed(
-                f"key of {certificate} cannot be installed: {error.args[0]}",
-                subject=certificate,
-                hint="see owner and group in agent.toml",
-            ) from error
-        except OSError as error:
-            raise _failed(folder, error) from error
 
 
 def live(root: Path) -> dict[str, int]:
@@ -204,21 +202,19 @@ def live(root: Path) -> dict[str, int]:
     return found
 
 
-def _contents(pair: pki.Pair) -> Mapping[str, bytes]:
-    return {
-        "privkey.pem": pair.key_pem,
-        "cert.pem": pair.cert_pem,
-        "chain.pem": pair.chain_pem or pair.cert_pem,  # servers refuse an empty file
-        "fullchain.pem": pair.fullchain_pem,
-        COMBINED: pair.key_pem.rstrip() + b"\n" + pair.fullchain_pem,
-    }
+def _write(folder: Path, part: forms.Part) -> None:
+    key = part.key or KeyFile(str(os.geteuid()), str(os.getegid()), 0o644)
+    wanted = (key.mode, _uid(key.owner), _gid(key.group))
+    if not _is_already(folder / part.file, part, wanted):
+        mode, uid, gid = wanted
+        files.write_private(folder / part.file, part.make(), mode=mode, uid=uid, gid=gid)
 
 
-def _is_already(path: Path, data: bytes, *, mode: int, uid: int, gid: int) -> bool:
+def _is_already(path: Path, part: forms.Part, wanted: tuple[int, int, int]) -> bool:
     try:
         about = path.lstat()
-        same = (stat.S_IMODE(about.st_mode), about.st_uid, about.st_gid) == (mode, uid, gid)
-        return stat.S_ISREG(about.st_mode) and same and _read(path) == data
+        same = (stat.S_IMODE(about.st_mode), about.st_uid, about.st_gid) == wanted
+        return stat.S_ISREG(about.st_mode) and same and part.is_same(_read(path))
     except OSError:
         return False
 

@@ -132,14 +132,14 @@ class Swap:
         # Whatever stands in the way of one is found before anything is written.
         live = {one.certificate: self._installer.pointer(one.certificate) for one in wanted}
         for one in wanted:
-            name, key = one.certificate, self._config.key_file(one.certificate)
+            name, layout = one.certificate, self._config.layout(one.certificate)
             now_live = live[name]
             if one.pair is not None:
-                laid[name] = self._installer.put(name, one.generation, one.pair, key)
+                laid[name] = self._installer.put(name, one.generation, one.pair, layout)
             elif now_live is not None and now_live.generation == 0:
                 laid[name] = now_live
             else:
-                laid[name] = self._installer.put_placeholder(name, self._clock(), key)
+                laid[name] = self._installer.put_placeholder(name, self._clock(), layout)
         return laid
 
     async def _load(self, services: Sequence[Service], owed: Owed) -> ServiceState | None:

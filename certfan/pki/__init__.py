@@ -40,6 +40,7 @@ from certfan.pki.keys import (
     sign,
     verify,
 )
+from certfan.pki.pkcs12 import pack_pkcs12, read_pkcs12
 from certfan.pki.sealing import (
     SEALING_KEY_SIZE,
     make_sealing_key,
@@ -72,10 +73,12 @@ __all__ = [
     "make_key",
     "make_placeholder",
     "make_sealing_key",
+    "pack_pkcs12",
     "public_key_hash",
     "read_chain",
     "read_csr",
     "read_leaf",
+    "read_pkcs12",
     "renewal_id",
     "seal",
     "sealing_id",

@@ -93,7 +93,7 @@ class Layout:
         self._web_names = [NAME, f"www.{NAME}", *([f"v6.{NAME}"] if self._ipv6 else [])]
         self.names = (*self._web_names, *([] if self.no_mail else [f"mail.{NAME}"]))
         addresses = ["127.0.0.1", CERT, WEB1, *self._ipv6]
-        self.ports = dict(zip(_ROLES, _free_ports(len(_ROLES), addresses), strict=True))
+        self.ports = dict(zip(_ROLES, free_ports(len(_ROLES), addresses), strict=True))
 
     @property
     def omitted(self) -> tuple[str, ...]:
@@ -200,7 +200,7 @@ def _has_ipv6() -> bool:
     return False
 
 
-def _free_ports(count: int, addresses: Sequence[str]) -> list[int]:
+def free_ports(count: int, addresses: Sequence[str]) -> list[int]:
     """Return different TCP ports that nobody has just now on any of the addresses."""
     found: list[int] = []
     with contextlib.ExitStack() as held:

@@ -1,4 +1,4 @@
-"""Apache, Postfix and Dovecot with every file in a folder of ours, on free ports of loopback addresses.
+"""Apache, Postfix, Dovecot and HAProxy with every file in a folder of ours, on free ports of loopback addresses.
 
 Nothing of the machine's own /etc, /run or /var is read as config or written, so they run beside its real services.
 Started once by the lab; afterwards the words of each verb are for agent.toml.
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from certfan.agent.recipes.haproxy import HAPROXY
 from tests.lab import machine
 
 _MODULES = (
@@ -112,6 +113,16 @@ userdb {{
   driver = static
   args = uid=nobody gid=nogroup home={folder}/mail
 }}
+"""
+_HAPROXY = """\
+defaults
+    mode http
+    timeout client 5s
+    timeout server 5s
+    timeout connect 5s
+frontend web
+    bind {address}:{port} ssl crt {pem}
+    http-request return status 200 content-type text/plain string served
 """
 
 
@@ -243,6 +254,28 @@ def dovecot(folder: Path, *, addresses: Sequence[str], port: int, pair: Path) ->
         start=["dovecot", "-c", str(config)],
         active=["pgrep", "-F", str(folder / "run/master.pid")],
         pid_file=folder / "run/master.pid",
+        log=folder / "log",
+    )
+
+
+def haproxy(folder: Path, *, address: str, port: int, pem: Path) -> Server:
+    """Configure HAProxy for one combined PEM, and run it as its recipe does, with files of ours."""
+    folder.mkdir()
+    config, pid_file = folder / "haproxy.cfg", folder / "haproxy.pid"
+    config.write_text(_HAPROXY.format(address=address, port=port, pem=pem))
+
+    def ours(argv: Sequence[str]) -> list[str]:
+        places = {"/etc/haproxy/haproxy.cfg": str(config), "/run/haproxy.pid": str(pid_file)}
+        return [places.get(word, word) for word in argv]
+
+    return Server(
+        "haproxy",
+        folder,
+        test=ours(HAPROXY.test),
+        reload=ours(HAPROXY.reload),
+        start=ours(HAPROXY.start),
+        active=ours(HAPROXY.active),
+        pid_file=pid_file,
         log=folder / "log",
     )
 

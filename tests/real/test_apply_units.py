@@ -1,4 +1,4 @@
-"""The privileged half and the boot unit as systemd runs them, sandbox and all, with Apache, Postfix and Dovecot."""
+"""The privileged half and the boot unit as systemd runs them, sandbox and all, with Apache, Postfix, Dovecot and HAProxy."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -23,8 +23,8 @@ pytestmark = [
     pytest.mark.skipif(bool(machine.capabilities()), reason="; ".join(machine.capabilities())),
 ]
 
-WEB, MAIL = "example.test", "mail.example.test"
-SERVICES = ["apache2.service", "postfix.service", "dovecot.service"]
+WEB, MAIL, PROXY = "example.test", "mail.example.test", "proxy.test"
+SERVICES = ["apache2.service", "postfix.service", "dovecot.service", "haproxy.service"]
 AGENT = """
 [[service]]
 name = "apache2"
@@ -43,6 +43,22 @@ name = "dovecot"
 recipe = "dovecot"
 certificates = ["mail.*"]
 endpoints = [{ address = "10.61.0.20" }]
+
+[[service]]
+name = "haproxy"
+recipe = "haproxy"
+certificates = ["proxy.test"]
+endpoints = [{ address = "10.61.0.20", port = 8443, protocol = "tls" }]
+"""
+HAPROXY = """\
+defaults
+    mode http
+    timeout client 5s
+    timeout server 5s
+    timeout connect 5s
+frontend web
+    bind 10.61.0.20:8443 ssl crt /etc/certfan/live/proxy.test/haproxy.pem
+    http-request return status 200 content-type text/plain string served
 """
 ASK = """
 import asyncio, sys
@@ -94,6 +110,7 @@ class Consumer:
         install_units(root)
         apache.configure(root, (apache.Site(WEB),))
         mail.configure(root)
+        (root / "etc/haproxy/haproxy.cfg").write_text(HAPROXY)
         write_trust(
             root / "etc/certfan", Trust("home", "web1", "10.62.0.10:8443", self._ca.cert_pem.decode())
         )
@@ -175,10 +192,27 @@ def test_a_request_of_the_agents_user_brings_pairs_live_in_three_services(consum
         "apache2": "reloaded",
         "postfix": "reloaded",
         "dovecot": "reloaded",
+        "haproxy": "unconcerned",
     }
     machine.wait_until(
         lambda: consumer.served() == [web, web, post, post, post], "every endpoint to serve it", 10
     )
+
+
+def test_haproxy_starts_on_its_one_pem_and_takes_renewals_by_its_unit(consumer: Consumer) -> None:
+    """The placeholder was there before it started; each generation comes with one reload of the master."""
+    endpoint = (PROXY, "tls", "10.61.0.20", 8443)
+    began_with_placeholder = consumer.is_placeholder(endpoint)
+    master = consumer.vm.run(["systemctl", "show", "-p", "MainPID", "haproxy"]).stdout
+    answers = []
+    for number in (1, 2):
+        laid = consumer.stage(PROXY, number)
+        answers.append(consumer.ask(f"{PROXY}@{number}"))
+        machine.wait_until(lambda laid=laid: consumer.served([endpoint]) == [laid], "HAProxy to serve it", 10)  # type: ignore[misc]
+
+    assert began_with_placeholder
+    assert [answer["problem"] for answer in answers] == [None, None]
+    assert consumer.vm.run(["systemctl", "show", "-p", "MainPID", "haproxy"]).stdout == master
 
 
 def test_a_broken_config_is_told_and_nothing_served_changes(consumer: Consumer) -> None:

@@ -44,6 +44,7 @@ start = ["{root}/ctl", "{root}/{name}", "start"]
 active = ["{root}/ctl", "{root}/{name}", "active"]
 hook = ["{root}/ctl", "{root}/{name}", "hook"]
 timeout = 10
+{more}
 """
 CTL = """#!/bin/sh
 cd "$1" || exit 1
@@ -73,14 +74,22 @@ class Machine:
         write_trust(root / "trust", Trust("home", "web1", "192.0.2.1:8443", ca.cert_pem.decode()))
         self.installer = Installer(root / "etc")
 
-    def service(self, name: str, patterns: str = "*") -> Path:
-        text = SERVICE.format(name=name, patterns=patterns, uid=os.getuid(), gid=os.getgid(), root=self.root)
+    def service(self, name: str, patterns: str = "*", *, more: str = "") -> Path:
+        facts = {"uid": os.getuid(), "gid": os.getgid(), "root": self.root}
+        text = SERVICE.format(name=name, patterns=patterns, more=more, **facts)
         self.path.write_text(self.path.read_text() + text)
         folder = self.root / name
         folder.mkdir()
         (folder / "runs").touch()
         (folder / "log").touch()
         return folder
+
+    def keystore(self, name: str, patterns: str = "*") -> Path:
+        """Add a service that takes PKCS#12; return where its password stands."""
+        files.write_private(self.root / "password", b"open sesame\n")
+        more = f'output = "pkcs12"\npassword_file = "{self.root}/password"'
+        self.service(name, patterns, more=more)
+        return self.root / "password"
 
     def does(self, name: str, command: str, script: str) -> None:
         """Let a service's command do something from now on."""
@@ -113,11 +122,17 @@ class Machine:
         return pki.read_leaf((folder / "cert.pem").read_bytes()).fingerprint
 
     def live(self, certificate: str = WWW) -> str | None:
-        """Return the fingerprint of the matching pair that services see through live/NAME."""
+        """Return the fingerprint of the matching pair that services see through live/NAME, in every form there."""
         folder = self.root / "etc" / "live" / certificate
         if not folder.is_symlink():
             return None
         pair = pki.load_pair((folder / "privkey.pem").read_bytes(), (folder / "fullchain.pem").read_bytes())
+        for form in config.load(self.path).layout(certificate).forms:
+            data = (folder / form.file).read_bytes()
+            if form.password_file is None:
+                assert data == pair.key_pem + pair.fullchain_pem
+            else:
+                assert pki.read_pkcs12(data, b"open sesame").leaf == pair.leaf
         return pair.leaf.fingerprint
 
     def laid(self) -> list[Path]:

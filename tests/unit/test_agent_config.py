@@ -11,7 +11,8 @@ import pytest
 from certfan import probe
 from certfan.agent import config_schema
 from certfan.agent.check import Outlook, check
-from certfan.agent.config import AgentConfig, KeyFile, endpoints_of, load
+from certfan.agent.config import AgentConfig, endpoints_of, load
+from certfan.agent.forms import Form, KeyFile, Layout
 from certfan.agent.recipes import RECIPES
 from certfan.agent.record import Record
 from certfan.core.agent_steps import Assignment
@@ -63,6 +64,18 @@ def test_the_examples_commented_lines_are_the_defaults(tmp_path: Path) -> None:
         plain.services[0].active,
         plain.services[0].endpoints,
     )
+
+
+def test_the_examples_further_services_are_good_ones(tmp_path: Path) -> None:
+    """Whoever takes away the `# ` before them has no error to mend."""
+    text = EXAMPLE.read_text()
+    head, _, tail = text.partition("# A service without a recipe")
+    spoken = re.sub(r"(?m)^# (?=\[\[|[a-z_]+ = )", "", tail)
+    config = read(tmp_path, head + "#" + spoken, with_systemd=True)
+
+    forms = [form.file for form in config.layout("app.example.org").forms]
+    assert [service.name for service in config.services[3:]] == ["prosody", "haproxy", "tomcat"]
+    assert forms == ["haproxy.pem", "tomcat.p12"]
 
 
 def test_the_schema_knows_every_probe_and_the_recipes_only_those() -> None:
@@ -171,14 +184,14 @@ def test_a_mode_may_be_written_in_octal_either_way(tmp_path: Path, mode: str, ex
     """TOML's own octal and the string that admins are used to."""
     config = read(tmp_path, APACHE + f"mode = {mode}\n")
 
-    assert config.key_file("any.example.org") == KeyFile("root", "root", expected)
+    assert config.layout("any.example.org").key == KeyFile("root", "root", expected)
 
 
 def test_a_group_alone_lets_the_group_read(tmp_path: Path) -> None:
     """Who names a group wants it to read the key."""
     config = read(tmp_path, APACHE + 'group = "ssl-cert"\n')
 
-    assert config.key_file("any.example.org") == KeyFile("root", "ssl-cert", 0o640)
+    assert config.layout("any.example.org").key == KeyFile("root", "ssl-cert", 0o640)
 
 
 def test_services_that_share_a_certificate_must_agree_on_its_key(tmp_path: Path) -> None:
@@ -188,7 +201,7 @@ def test_services_that_share_a_certificate_must_agree_on_its_key(tmp_path: Path)
 
     assert len(refused(tmp_path, APACHE + 'group = "a"\n' + other + 'group = "b"\n')) == 1
     config = read(tmp_path, APACHE + narrow.format("a", "a") + other + narrow.format("b", "b"))
-    assert [config.key_file(f"{n}.example.org").group for n in "ab"] == ["a", "b"]
+    assert [config.layout(f"{n}.example.org").key.group for n in "ab"] == ["a", "b"]
 
 
 def test_a_config_that_others_may_write_is_refused(tmp_path: Path) -> None:
@@ -329,3 +342,83 @@ def test_a_share_that_is_the_only_way_must_be_named(tmp_path: Path) -> None:
     assert refused(tmp_path, '[agent]\ndelivery = "share-only"\n') == [
         "agent.delivery: is share-only, and agent.share is not set"
     ]
+
+
+# Forms
+
+
+def own(name: str, recipe: str = "apache2") -> str:
+    return APACHE.replace('name = "apache2"', f'name = "{name}"').replace(
+        'recipe = "apache2"', f'recipe = "{recipe}"'
+    )
+
+
+PKCS12 = 'output = "pkcs12"\npassword_file = "/etc/certfan/store.password"\n'
+
+
+def test_a_service_with_a_form_of_its_own_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """Its owner and mode are no matter of the services beside it; HAProxy takes one PEM unless told otherwise."""
+    text = APACHE + 'group = "www"\n' + own("proxy", "haproxy")
+    text += 'group = "haproxy"\n' + own("store") + 'owner = "tomcat"\n' + PKCS12
+
+    assert read(tmp_path, text).layout("any.example.org") == Layout(
+        KeyFile("root", "www", 0o640),
+        (
+            Form("proxy.pem", KeyFile("root", "haproxy", 0o640)),
+            Form("store.p12", KeyFile("tomcat", "root", 0o600), Path("/etc/certfan/store.password")),
+        ),
+    )
+
+
+def test_a_recipe_with_a_form_gives_way_to_the_admin(tmp_path: Path) -> None:
+    """HAProxy reads certbot's layout too, with a key of the same name beside the chain."""
+    text = own("apache2", "haproxy") + 'output = "certbot"\n'
+
+    assert read(tmp_path, text).layout("any.example.org") == Layout()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('output = "jks"\n', ["service[0].output: input should be 'certbot', 'pem' or 'pkcs12'"]),
+        ('output = "pkcs12"\n', ["service[0].password_file: is missing, and output is pkcs12"]),
+        (
+            'password_file = "/etc/p"\n',
+            ["service[0].password_file: is for pkcs12 only, and output is certbot"],
+        ),
+        (
+            'output = "pkcs12"\npassword_file = "/var/lib/certfan-agent/p"\n',
+            [
+                "service[0].password_file: lies below agent.state, where the agent's user may put anything in its place"
+            ],
+        ),
+    ],
+)
+def test_a_form_that_cannot_be_is_refused(tmp_path: Path, text: str, expected: list[str]) -> None:
+    """Each with its key."""
+    assert [one.partition(" (got")[0] for one in refused(tmp_path, APACHE + text)] == expected
+
+
+@pytest.mark.parametrize("name", ["privkey", "combined", "fullchain"])
+def test_a_form_never_takes_the_place_of_certbots_files(tmp_path: Path, name: str) -> None:
+    """Two files of one name would be one too few."""
+    text = own(name) + 'output = "pem"\n'
+
+    assert [one.partition(":")[0] for one in refused(tmp_path, text)] == ["service[0].output"]
+
+
+def test_check_looks_at_password_files(tmp_path: Path) -> None:
+    """As root, before the first renewal does."""
+    text = HERE.replace(
+        'name = "web"\n', 'name = "web"\noutput = "pkcs12"\npassword_file = "{folder}/password"\n'
+    )
+    (tmp_path / "password").write_text("open sesame")
+    (tmp_path / "password").chmod(0o644)
+
+    with pytest.raises(ConfigInvalid) as caught:
+        checked(tmp_path, text)
+    (tmp_path / "password").chmod(0o600)
+
+    assert [p.split(": ", 1)[1].split(":")[0] for p in caught.value.problems] == ["service[0].password_file"]
+    assert "sesame" not in str(caught.value.problems)
+    assert checked(tmp_path, text).services == ("web",)

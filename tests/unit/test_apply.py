@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from certfan import files, pki
 from certfan.agent import apply, boot, config, reloader
 from certfan.agent import swap as swap_module
+from certfan.agent.forms import KeyFile, Layout
 from certfan.errors import BundleInvalid, MessageInvalid, StateLocked
 from certfan.protocol import manifest
 from tests.unit.apply_parts import MAIL, NOW, WWW, Machine, in_child, killed_at, request, states, swap
@@ -287,6 +288,49 @@ async def test_an_older_generation_comes_back_from_the_local_tree(machine: Machi
     answer = await machine.asks((WWW, 1))
 
     assert (answer["installed"], machine.live()) == ({WWW: 1}, fingerprint)
+
+
+async def test_forms_go_live_and_back_with_the_pair(machine: Machine) -> None:
+    """One pointer: when another service's test fails, the keystore and the one PEM are the former ones too."""
+    machine.service("web")
+    machine.service("proxy", more='output = "pem"')
+    machine.keystore("store")
+    for number in (1, 2):
+        machine.stage(WWW, number)
+    first = await machine.asks((WWW, 1))
+    laid = machine.live()
+    machine.does("web", "test", "exit 1")
+
+    second = await machine.asks((WWW, 2))
+
+    assert (first["problem"], laid) == (None, machine.staged_fingerprint(WWW, 1))
+    assert (second["rolled_back"], machine.live()) == (True, laid)
+    names = {path.name for path in (machine.root / "etc" / "live" / WWW).iterdir()}
+    assert {"proxy.pem", "store.p12", "privkey.pem"} <= names
+
+
+async def test_a_password_is_in_no_answer_argv_or_log(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not when all is well, and not when its file is open to others, which stops the group."""
+    password = machine.keystore("store")
+    machine.does("store", "reload", "cat /proc/*/cmdline > cmdlines 2>/dev/null; env >> cmdlines; true")
+    machine.stage(WWW, 1)
+    good = await machine.asks((WWW, 1))
+    password.chmod(0o644)
+    machine.stage(WWW, 2)
+    bad = await machine.asks((WWW, 2))
+
+    assert (good["problem"], bad["problem"]["code"]) == (None, "service.install_failed")
+    assert machine.live() == machine.staged_fingerprint(WWW, 1)
+    said = capsys.readouterr()
+    told = [
+        json.dumps([good, bad]),
+        said.out,
+        said.err,
+        (machine.root / "store" / "cmdlines").read_text("latin-1"),
+    ]
+    assert [text for text in told if "sesame" in text] == []
 
 
 def mutated(machine: Machine, what: str) -> dict[str, bytes]:
@@ -684,10 +728,10 @@ def boots(machine: Machine) -> dict[str, int]:
 
 
 def install(machine: Machine, *generations: int) -> None:
-    key = config.KeyFile(str(os.getuid()), str(os.getgid()))
+    layout = Layout(KeyFile(str(os.getuid()), str(os.getgid())))
     for number in generations:
         pair = pki.load_pair(*pki.make_placeholder([WWW], NOW))
-        machine.installer.point(WWW, machine.installer.put(WWW, number, pair, key))
+        machine.installer.point(WWW, machine.installer.put(WWW, number, pair, layout))
 
 
 @pytest.mark.parametrize(
@@ -735,9 +779,9 @@ def test_boot_prefers_a_pair_that_has_not_expired(machine: Machine) -> None:
     """An expired one only when no other is left."""
     machine.service("web")
     install(machine, 1)
-    key = config.KeyFile(str(os.getuid()), str(os.getgid()))
+    layout = Layout(KeyFile(str(os.getuid()), str(os.getgid())))
     old = pki.load_pair(*pki.make_placeholder([WWW], NOW - timedelta(days=90)))
-    machine.installer.put(WWW, 2, old, key)
+    machine.installer.put(WWW, 2, old, layout)
     machine.outcomes(g2=("proven", 1))
 
     assert boots(machine) == {WWW: 1}
@@ -767,6 +811,26 @@ def test_boot_lays_placeholders_for_names_that_services_name(machine: Machine) -
 
     assert (first, boots(machine)) == ({WWW: 0}, {WWW: 0})
     assert machine.live() == placeholder
+
+
+def test_boot_adds_the_form_of_a_service_that_is_new(machine: Machine) -> None:
+    """agent.toml was changed and the host reset before anything was installed anew."""
+    machine.service("web")
+    install(machine, 1)
+    machine.service("proxy", more='output = "pem"')
+    machine.keystore("store")
+
+    assert boots(machine) == {WWW: 1}
+    assert machine.live() is not None  # which opens each form
+
+
+def test_boot_lays_the_others_when_a_password_is_not_to_be_had(machine: Machine) -> None:
+    """Apache starts; what reads the keystore was told of."""
+    machine.service("web")
+    install(machine, 1)
+    machine.keystore("store").unlink()
+
+    assert boots(machine) == {WWW: 1}
 
 
 def test_boot_leaves_what_certfan_did_not_make(machine: Machine) -> None:

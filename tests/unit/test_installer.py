@@ -9,13 +9,14 @@ import pytest
 
 from certfan import pki
 from certfan.agent import installer
-from certfan.agent.config import KeyFile
+from certfan.agent.forms import KeyFile, Layout
 from certfan.agent.installer import Installer
 from certfan.errors import InstallFailed
 
 NAME = "www.example.org"
 NOW = datetime.now(UTC)
-MINE = KeyFile(str(os.geteuid()), str(os.getegid()), 0o640)
+ME = (str(os.geteuid()), str(os.getegid()))
+MINE = Layout(KeyFile(*ME, 0o640))
 
 
 def pair() -> pki.Pair:
@@ -78,7 +79,7 @@ def test_a_changed_mode_is_carried_over_to_installed_keys(tree: Installer, tmp_p
     """The admin edits agent.toml, and the next installation obeys."""
     one = pair()
     lay(tree, 7, one)
-    tree.put(NAME, 7, one, KeyFile(MINE.owner, MINE.group, 0o600))
+    tree.put(NAME, 7, one, Layout(KeyFile(*ME, 0o600)))
 
     assert stat.S_IMODE((tmp_path / "live" / NAME / "privkey.pem").stat().st_mode) == 0o600
 
@@ -144,7 +145,7 @@ def test_what_certfan_did_not_make_stays(tree: Installer, tmp_path: Path, what: 
 def test_an_unknown_owner_is_told_with_the_key_to_change(tree: Installer) -> None:
     """Nothing is written under a wrong owner."""
     with pytest.raises(InstallFailed, match="nobody-of-that-name") as caught:
-        tree.put(NAME, 7, pair(), KeyFile("nobody-of-that-name", MINE.group, 0o600))
+        tree.put(NAME, 7, pair(), Layout(KeyFile("nobody-of-that-name", ME[1], 0o600)))
 
     assert "agent.toml" in caught.value.hint
 

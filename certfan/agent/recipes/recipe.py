@@ -13,7 +13,8 @@ class Recipe:
     """How one service is tested, reloaded, started and asked whether it runs.
 
     `reload`, `start` and `active` are for machines without systemd; with it they are `systemctl` on `unit`.
-    `ports` tells which probe speaks on a port; the first is what an endpoint gets that names neither.
+    `ports` tells which probe speaks on a port; the first is what an endpoint gets that names neither. `output` is
+    the form of its pairs (config_schema.Output).
     """
 
     name: str
@@ -23,3 +24,4 @@ class Recipe:
     start: Argv = field(kw_only=True)
     active: Argv = field(kw_only=True)
     ports: Mapping[int, str] = field(kw_only=True)
+    output: str = field(default="certbot", kw_only=True)
