@@ -131,7 +131,8 @@ def _path(authority: str) -> str:
 
 
 def _lines(answer: dict[str, Any]) -> list[str]:
-    from certfan.cli.show import clean, span
+    from certfan.cli.authority_lines import limit_text
+    from certfan.cli.columns import clean, span
 
     def told(key: str, value: str) -> str:
         return f"{key + ':':<11}{clean(value)}"
@@ -147,13 +148,12 @@ def _lines(answer: dict[str, Any]) -> list[str]:
         ]
     lines.append(told("contact", ", ".join(answer["contact"]) or "none"))
     for one in answer["limits"]:
-        what = one["limit"].replace("_", " ") + (f" {one['subject']}" if one["subject"] else "")
         frees_at = datetime.fromisoformat(one["frees_at"])
         window = span(timedelta(seconds=one["window"]))
         lines.append(
             told(
                 "used",
-                f"{one['used']} of {one['count']} {what} in {window}, less from {frees_at:%Y-%m-%d %H:%M} UTC",
+                f"{limit_text(one)} in {window}, less from {frees_at:%Y-%m-%d %H:%M} UTC",
             )
         )
     return lines

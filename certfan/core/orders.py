@@ -192,7 +192,7 @@ def _mended_at(certificate: Certificate, observed: Observed) -> datetime | None:
 
 # What holds it up
 
-PATH = "challenge.self_check_failed"
+PATH, LIMIT = "challenge.self_check_failed", "authority.limit"
 
 
 def _held_by_attempt(attempt: Attempt | None) -> Holding | None:
@@ -223,7 +223,7 @@ def _held_by_ledger(
     if held is None:
         return None
     hint = f"it waits by itself; fewer orders, or another authority for {certificate.name}, help sooner"
-    return Holding("authority.limit", f"{authority}: {held.why}", held.until, hint)
+    return Holding(LIMIT, f"{authority}: {held.why}", held.until, hint)
 
 
 def _held_by_path(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
-from certfan.core.model import Desired, Generation
+from certfan.core.model import Attempt, Desired, Generation
 from certfan.core.orders import orders_in_flight
 from certfan.core.policy import (
     JITTER,
@@ -17,9 +17,16 @@ from certfan.core.policy import (
 )
 from certfan.core.renewal import LATEST_ASK, USUAL_ASK
 from certfan.core.steps import AskRenewal, Observed, Revoke, RollAccountKey, TidyOrders, Wish
-from certfan.core.subjects import renewal_subject, revocation_subject, rollover_subject, tidy_subject
+from certfan.core.subjects import (
+    order_subject,
+    renewal_subject,
+    revocation_subject,
+    rollover_subject,
+    tidy_subject,
+)
 
 LONGEST_UNTIL_ASKED = LATEST_ASK * (1 + JITTER)
+UNREACHABLE = "authority.unreachable"
 LEFTOVER_LIFE = timedelta(days=7)  # a pending authorization ends by itself by then
 
 
@@ -78,17 +85,38 @@ def _revocations(desired: Desired, observed: Observed, now: datetime) -> Iterato
 
 def is_succeeded(name: str, number: int, desired: Desired, observed: Observed, now: datetime) -> bool:
     """Whether every endpoint freshly proves a newer generation with another key; what left the config has none."""
-    generations = {g.number: g for g in observed.generations.get(name, ())}
-    if number not in generations:
-        return True
-    old = generations[number]
-    newer = {
-        g.fingerprint for g in generations.values() if g.number > number and (not old.key or g.key != old.key)
-    } - {old.fingerprint}
-    return all(
-        (proofs := observed.proofs.get(pair, ()))
-        and all(p.fingerprint in newer and proof_is_fresh(p, now, observed.probe_interval) for p in proofs)
+    return not without_successor(name, number, desired, observed, now)
+
+
+def without_successor(
+    name: str, number: int, desired: Desired, observed: Observed, now: datetime
+) -> tuple[str, ...]:
+    """Return the consumers that do not freshly prove a newer generation with another key at every endpoint."""
+    if all(g.number != number for g in observed.generations.get(name, ())):
+        return ()  # it is forgotten, and with it what was served of it
+    leaves = {g.fingerprint for g in successors(name, number, observed)}
+    return tuple(
+        pair[1]
         for pair in _pairs(name, desired)
+        if not (
+            (proofs := observed.proofs.get(pair, ()))
+            and all(
+                p.fingerprint in leaves and proof_is_fresh(p, now, observed.probe_interval) for p in proofs
+            )
+        )
+    )
+
+
+def successors(name: str, number: int, observed: Observed) -> tuple[Generation, ...]:
+    """Return the newer generations that have neither the leaf nor the key of this one."""
+    generations = observed.generations.get(name, ())
+    old = next((g for g in generations if g.number == number), None)
+    if old is None:
+        return ()
+    return tuple(
+        g
+        for g in generations
+        if g.number > number and g.fingerprint != old.fingerprint and (not old.key or g.key != old.key)
     )
 
 
@@ -97,6 +125,21 @@ def _pairs(name: str, desired: Desired) -> list[tuple[str, str]]:
 
 
 # Our account
+
+
+def silent_authorities(
+    desired: Desired, attempts: Mapping[str, Attempt], answered: Mapping[str, datetime]
+) -> frozenset[str]:
+    """Return the authorities that have not answered since an order failed for that."""
+    found = set()
+    for certificate in desired.certificates.values():
+        for authority in (certificate.authority, *certificate.fallback):
+            attempt = attempts.get(order_subject(certificate, authority))
+            if attempt is None or attempt.problem.code != UNREACHABLE:
+                continue
+            if authority in desired.authorities and attempt.at >= answered.get(authority, attempt.at):
+                found.add(authority)
+    return frozenset(found)
 
 
 def _accounts(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:

@@ -14,11 +14,12 @@ from certfan import log
 from certfan.core.model import Attempt, Authority, Desired
 from certfan.core.plan import Key, Where
 from certfan.core.policy import holds
+from certfan.core.upkeep import silent_authorities
 from certfan.daemon.accounts import Accounts
 from certfan.daemon.journal import Journal
 from certfan.daemon.share import Share
 from certfan.daemon.timekeeper import Timekeeper
-from certfan.errors import AuthorityUnreachable, CertfanError, ShareError
+from certfan.errors import CertfanError, ShareError
 from certfan.loop import Loop
 
 SHARE_UP = timedelta(seconds=30)
@@ -118,7 +119,7 @@ class Lookout:
             self._share_at = min(self._share_at, now + SHARE_DOWN)
         if not holds(self._share_at, now, SHARE_UP) and AT_SHARE not in self._loop.in_flight:
             self._loop.start(group, AT_SHARE, self._see_share())
-        silent = self._silent(desired, attempts)
+        silent = silent_authorities(desired, attempts, self._answered)
         self._authority_at = {name: self._authority_at.get(name, now + AUTHORITY_DOWN) for name in silent}
         for name, at in self._authority_at.items():
             key = ("look", name, "authority")
@@ -143,17 +144,6 @@ class Lookout:
     async def _see_date(self, authority: Authority) -> None:
         with contextlib.suppress(CertfanError):  # whether it answers is said elsewhere
             await self._accounts.look(authority)
-
-    def _silent(self, desired: Desired, attempts: Mapping[str, Attempt]) -> frozenset[str]:
-        """Return the authorities that have not answered since an order failed for that."""
-        found = set()
-        for name, attempt in attempts.items():
-            certificate = desired.certificates.get(name)
-            if certificate is None or attempt.problem.code != AuthorityUnreachable.code:
-                continue
-            if attempt.at >= self._answered.get(certificate.authority, attempt.at):
-                found.add(certificate.authority)
-        return frozenset(found)
 
     async def _see_share(self) -> None:
         try:

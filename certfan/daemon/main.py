@@ -259,11 +259,16 @@ class _Daemon:
                 task.cancel()
 
     async def _things(self) -> StateOfThings:
+        facts, accounts = await self._store.facts(), await self._store.accounts()
+        desired = self.configured.desired()
+        places = {name: (name, one.directory) for name, one in desired.authorities.items()}
         return StateOfThings(
             now=now(),
             fleet=self._config.fleet,
-            desired=self.configured.desired(),
-            facts=await self._store.facts(),
+            desired=desired,
+            facts=facts,
+            observed=self.reconciler.observed(desired, facts, self._loop.in_flight),
+            accounts={name: accounts[place] for name, place in places.items() if place in accounts},
             probe_interval=self.configured.config.probe_interval,
             config=await self._store.config(),
             config_problems=self.configured.problems,

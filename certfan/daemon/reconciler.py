@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import assert_never
 
@@ -44,6 +44,7 @@ from certfan.daemon.forgetting import Forgetting
 from certfan.daemon.issuer import Issuer
 from certfan.daemon.journal import Journal
 from certfan.daemon.lookout import Lookout
+from certfan.daemon.observing import remembered
 from certfan.daemon.rollback import RollBacks
 from certfan.daemon.share import Share
 from certfan.daemon.state import StateFolder
@@ -115,34 +116,14 @@ class Reconciler:
 
     def observed(self, desired: Desired, facts: StoreFacts, in_flight: frozenset[Key]) -> Observed:
         """Return what the plan looks at, besides what is desired."""
-        newest = {name: generations[-1].number for name, generations in facts.generations.items()}
-        return Observed(
-            generations=facts.generations,
+        return replace(
+            remembered(facts),
             published=self._out.published,
             live=self._out.live,
-            offered=facts.offered,
-            attempts=facts.attempts,
-            asked=facts.asked,
-            config_changed=facts.config_changed,
             answered=self._out.answered,
-            proofs=facts.proofs,
-            renewals={
-                name: info
-                for (name, number), info in facts.renewal_infos.items()
-                if newest.get(name) == number
-            },
-            revoked=frozenset(facts.revoked),
-            revocations=facts.revocations,
-            checks=facts.checks,
             self_check=self._is.self_check(),
             ledgers=self._spent(desired, facts),
-            leftovers=facts.leftovers,
-            rollovers=facts.rollovers,
             clock_trusted=self._is.timekeeper.trusted,
-            rolled_back=facts.rolled_back,
-            forgotten=frozenset(facts.to_forget),
-            forgotten_consumers=frozenset(facts.consumers_to_forget),
-            open_orders={issuance.certificate: issuance for issuance in facts.issuances},
             in_flight=in_flight,
             share_up=self._out.share_up,
             share_seen=self._out.share_seen,

@@ -23,6 +23,7 @@ from certfan.daemon.channel import Channel
 from certfan.daemon.enroller import Enroller
 from certfan.daemon.journal import Journal
 from certfan.daemon.listeners import Listener
+from certfan.daemon.observing import remembered
 from certfan.daemon.state import StateFolder
 from certfan.daemon.status import app
 from certfan.daemon.status.model import StateOfThings
@@ -151,11 +152,13 @@ class Daemon:
         return [event for event in await self.store.events() if event.name == name]
 
     async def things(self) -> StateOfThings:
+        facts = await self.store.facts()
         return StateOfThings(
             now=self.now,
             fleet=FLEET,
             desired=self.desired,
-            facts=await self.store.facts(),
+            facts=facts,
+            observed=remembered(facts),
             consumer_problems=self.board.doubles.problems,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +31,7 @@ from certfan.core.model import (
     RevocationReason,
 )
 from certfan.daemon.listeners import Listener
+from certfan.daemon.observing import remembered
 from certfan.daemon.status import app
 from certfan.daemon.status.model import AccountView, LimitUsed, StateOfThings
 from certfan.daemon.store.facts import Event, Heard, StoreFacts
@@ -76,7 +77,8 @@ def deployment(
 
 
 NO_FACTS = StoreFacts(
-    **{field.name: MappingProxyType({}) for field in dataclasses.fields(StoreFacts)} | {"issuances": ()}
+    **{field.name: MappingProxyType({}) for field in dataclasses.fields(StoreFacts)}
+    | {"issuances": (), "leftovers": (), "rollovers": frozenset()}
 )
 DESIRED = Desired(
     authorities={"pebble": Authority("pebble", "https://ca.int/dir")},
@@ -90,19 +92,26 @@ DESIRED = Desired(
 HEARD = Heard("web1", NOW - MINUTE, boot_id="b", sequence=1, version="0.1.0")
 
 
-def things(now: datetime = NOW, **facts: Any) -> StateOfThings:
-    """A farm in which www.test@1 is issued, published and offered, and web1 was heard a minute ago."""
+def things(
+    now: datetime = NOW, *, desired: Desired = DESIRED, seen: Mapping[str, Any] | None = None, **facts: Any
+) -> StateOfThings:
+    """A farm in which www.test@1 is issued, published and offered, and web1 was heard a minute ago.
+
+    `seen` is what the reconciler has seen beside what the store knows.
+    """
     usual = {
         "generations": {"www.test": (generation(1),)},
         "offered": {WHERE: 1},
         "heard": {"web1": HEARD},
         "config_changed": {"www.test": NOW - 2 * DAY},
     }
+    known = dataclasses.replace(NO_FACTS, **(usual | facts))
     return StateOfThings(
         now=now,
         fleet="example",
-        desired=DESIRED,
-        facts=dataclasses.replace(NO_FACTS, **(usual | facts)),
+        desired=desired,
+        facts=known,
+        observed=dataclasses.replace(remembered(known), **(seen or {})),
         live={WHERE: 1},
     )
 

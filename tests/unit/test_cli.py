@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from certfan.cli import show
+from certfan.cli import columns, show
 from certfan.cli.control import socket_path
+from certfan.core.model import PathCheck, RenewalInfo, Revocation, RevocationReason
 from certfan.daemon.status import authority_control
 from certfan.daemon.status.model import as_json
 from certfan.daemon.status.view import view
@@ -34,6 +35,7 @@ from tests.unit.status_parts import (
     things,
 )
 from tests.unit.test_config_watch import MAIN, certificate
+from tests.unit.test_status_authorities import BROKEN, REFUSED, due, failed, used_up
 
 HEAVY = ("acme", "sqlalchemy", "aiohttp", "pydantic", "asyncio", "ssl", "cryptography", "structlog", "idna")
 EXAMPLES = Path(__file__).parents[2] / "config"
@@ -403,7 +405,7 @@ def test_the_socket_comes_from_the_config_or_is_the_default(tmp_path: Path) -> N
 )
 def test_instants_are_said_in_two_units(length: timedelta, expected: str) -> None:
     """As a person says it."""
-    assert show.when(NOW + length, NOW) == expected
+    assert columns.when(NOW + length, NOW) == expected
 
 
 def page(**facts: Any) -> Any:
@@ -458,6 +460,42 @@ def test_what_lags_what_was_rolled_back_and_what_is_orphaned_is_shown() -> None:
     assert lines[-1].endswith("certfan forget --consumer web9")
 
 
+def test_what_orders_wait_for_is_told_below_the_certificates() -> None:
+    """Until when and why, whom it goes to instead, what is broken, what is to be revoked; then the authorities."""
+    info = RenewalInfo(
+        "www.test",
+        1,
+        start=NOW,
+        end=NOW + DAY,
+        chosen=NOW + DAY / 2,
+        ask_again_at=NOW,
+        explanation_url="https://ca.int/why",
+    )
+    wish = Revocation(RevocationReason.SUPERSEDED, False, NOW)
+    waiting = due(
+        seen={"ledgers": used_up(), "self_check": True},
+        renewal_infos={("www.test", 1): info},
+        revocations={("www.test", 1): wish},
+        checks={"www.test": PathCheck(at=NOW, problem=BROKEN, since=NOW - DAY)},
+    )
+    elsewhere = due(attempts=failed(since=NOW - 2 * DAY))
+
+    lines = show.page_lines(as_json(view(waiting)))
+    other = show.page_lines(as_json(view(elsewhere)))
+
+    assert lines[lines.index("www.test: no answer at www.test since 1 d ago") - 2 :][:8] == [
+        "www.test: waits, again in 6 d 23 h: pebble: 2 certificates for exactly www.test in 7 days are used up",
+        "www.test: pebble wants it renewed in 12 h; why: https://ca.int/why",
+        "www.test: no answer at www.test since 1 d ago",
+        "www.test@1: to be revoked (superseded), waits for a successor with another key",
+        "",
+        "AUTHORITY  STATE  ORDERS  MOST USED LIMIT                                         ACCOUNT",
+        "pebble     ok     0       2 of 2 certificates per set www.test, less in 6 d 23 h  -",
+        "second     ok     0       -                                                       -",
+    ]
+    assert f"www.test: goes to second instead: {REFUSED.detail}" in other
+
+
 def test_what_a_service_printed_cannot_move_the_cursor() -> None:
     """Escape sequences in details do not reach the terminal."""
-    assert show.clean("a\x1b[2Jb\r\nc") == "a [2Jb  c"
+    assert columns.clean("a\x1b[2Jb\r\nc") == "a [2Jb  c"

@@ -8,7 +8,8 @@ from datetime import timedelta
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from certfan.core.model import Health
+from certfan.core.ledger import Ledger, Spend, SpendKind
+from certfan.core.model import Health, Limit, Limits
 from certfan.daemon.listeners import Listener
 from certfan.daemon.status.metrics import exposition
 from certfan.daemon.status.view import view
@@ -72,3 +73,19 @@ async def test_it_is_served_beside_the_status() -> None:
 
     assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     assert ("certfan_endpoints", labels(verdict="proven")) in samples(text)
+
+
+def test_an_authority_has_one_line_a_kind_of_limit() -> None:
+    """However many names a limit counts for, the one that is most used is told."""
+    limits = Limits(failures_per_name=Limit(4, timedelta(hours=1)))
+    spends = [
+        Spend(SpendKind.FAILURE, NOW - timedelta(minutes=1), frozenset({name}))
+        for name in ("a.test", "b.test", "b.test", "b.test")
+    ]
+    ledger = Ledger.of(limits, spends, domains=lambda name: name)
+    found = samples(exposition(view(things(seen={"ledgers": {"pebble": ledger}}))).decode())
+
+    assert found["certfan_authority_answers", labels(authority="pebble")] == 1
+    used = {key: value for key, value in found.items() if key[0] == "certfan_authority_limit_used_ratio"}
+    assert list(used.values()) == [0.75]
+    assert labels(authority="pebble", limit="failures_per_name") in {key[1] for key in used}

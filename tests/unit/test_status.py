@@ -286,10 +286,10 @@ def test_problems_of_config_clock_and_share_come_first() -> None:
 
 def test_while_the_clock_is_in_doubt_nothing_is_shown_as_due() -> None:
     """What the plan will not begin is not announced either."""
-    late = dataclasses.replace(things(), now=NOW + 70 * DAY)
-    doubt = Problem("clock", "it jumped", "run: timedatectl status")
+    late = NOW + 70 * DAY
     reasons = [
-        view(one).certificates[0].reason for one in (late, dataclasses.replace(late, clock_problem=doubt))
+        view(things(late, seen={"clock_trusted": trusted})).certificates[0].reason
+        for trusted in (True, False)
     ]
 
     assert reasons == [Reason.RENEWAL_DUE, None]

@@ -33,6 +33,7 @@ class _Families(Collector):
         """Yield every family; the same page gives the same lines."""
         yield from self._certificates()
         yield from self._endpoints()
+        yield from self._authorities()
         yield from self._consumers()
 
     def _certificates(self) -> Iterator[Metric]:
@@ -79,6 +80,26 @@ class _Families(Collector):
                 deadline.add_metric(where, row.deadline.timestamp())
                 urgency.add_metric(where, row.urgency.rank)
         yield from (by_verdict, deadline, urgency)
+
+    def _authorities(self) -> Iterator[Metric]:
+        answers = GaugeMetricFamily(
+            "certfan_authority_answers",
+            "0 since an order failed because nobody answered",
+            labels=["authority"],
+        )
+        used = GaugeMetricFamily(
+            "certfan_authority_limit_used_ratio",
+            "how much is used of a limit of the authority, where it is most",
+            labels=["authority", "limit"],
+        )
+        for one in self._page.authorities:
+            answers.add_metric([one.name], float(not one.silent))
+            most: dict[str, float] = {}
+            for limit in one.limits:
+                most[limit.limit] = max(most.get(limit.limit, 0.0), limit.used / limit.count)
+            for name, ratio in most.items():
+                used.add_metric([one.name, name], ratio)
+        yield from (answers, used)
 
     def _consumers(self) -> Iterator[Metric]:
         heard = GaugeMetricFamily(

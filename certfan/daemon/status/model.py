@@ -14,9 +14,10 @@ from typing import Any
 
 from certfan.core.ledger import Used
 from certfan.core.model import Desired, Endpoint, Problem
-from certfan.core.plan import Key, Step
+from certfan.core.orders import Holding
+from certfan.core.plan import Key, Observed, Step
 from certfan.core.policy import Urgency
-from certfan.daemon.store.facts import ConfigFact, Run, StoreFacts
+from certfan.daemon.store.facts import AccountFact, ConfigFact, Run, StoreFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,8 @@ class StateOfThings:
     fleet: str
     desired: Desired
     facts: StoreFacts
+    observed: Observed  # what the plan would be made from
+    accounts: Mapping[str, AccountFact] = field(default_factory=dict)  # by authority
     probe_interval: timedelta = timedelta(minutes=5)
     config: ConfigFact | None = None
     config_problems: tuple[Problem, ...] = ()
@@ -105,12 +108,50 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Renewal:
+    """When the authority wants the newest generation renewed (RFC 9773), and the instant chosen in that window."""
+
+    start: datetime
+    end: datetime
+    chosen: datetime
+    explanation_url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokenPath:
+    """A name at which our own look did not find our answer."""
+
+    identifier: str
+    since: datetime | None
+    looked_at: datetime
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingRevocation:
+    """A wish to revoke; `waits_for` is "" while it is under way, `problem` why it could not be done."""
+
+    generation: int
+    reason: str
+    at_once: bool
+    asked_at: datetime
+    waits_for: str
+    problem: Problem | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateView:
     """One certificate and all of its rows."""
 
     name: str
     identifiers: tuple[str, ...]
-    authority: str
+    authority: str  # whom the next order goes to
+    instead_of: Problem | None  # why that is not the config's, but a fallback
+    held: Holding | None  # what an order waits for
+    renewal: Renewal | None
+    broken_paths: tuple[BrokenPath, ...]
+    revocations: tuple[PendingRevocation, ...]
+    issued_by: str | None
     generation: int | None
     copy_of: int | None  # the older generation that was rolled back to
     fingerprint: str | None
@@ -160,6 +201,20 @@ class AccountView:
     contact: tuple[str, ...]
     since: datetime | None
     limits: tuple[LimitUsed, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorityView:
+    """How we stand with one authority. Of each kind of limit it has what is most used, and what is half used up."""
+
+    name: str
+    directory: str
+    account: str | None  # its URL
+    silent: bool  # it has not answered since an order failed for that
+    new_key: bool  # the account is to get one
+    orders: int  # under way
+    limits: tuple[LimitUsed, ...]
+    problem: Problem | None  # of the account
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +269,7 @@ class Orphan:
     generation: int | None
     not_after: datetime | None
     on: tuple[str, ...]  # where it still is: consumers of a certificate, certificates of a consumer
+    revocations: tuple[PendingRevocation, ...]
     forgetting: bool  # it was asked for, and is under way
     problem: Problem | None  # what holds that up
     hint: str
@@ -242,6 +298,7 @@ class Page:
     problems: tuple[Needs, ...]
     config: ConfigFact | None
     certificates: tuple[CertificateView, ...]
+    authorities: tuple[AuthorityView, ...]
     consumers: tuple[ConsumerView, ...]
     orphans: tuple[Orphan, ...]
     runs: tuple[RunView, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from certfan.core.model import Problem
 from certfan.core.subjects import consumer_subject
+from certfan.daemon.status.authorities import revocations
 from certfan.daemon.status.model import Orphan, StateOfThings
 
 
@@ -26,6 +27,7 @@ def _certificate(name: str, things: StateOfThings) -> Orphan:
         name=name,
         generation=generations[-1].number if generations else None,
         not_after=max((g.not_after for g in generations), default=None),
+        revocations=revocations(name, things),
         on=tuple(sorted(consumer for certificate, consumer in things.live if certificate == name)),
         forgetting=name in things.facts.to_forget,
         problem=_problem(things, name, *(f"{name}/{where[1]}" for where in things.live if where[0] == name)),
@@ -39,6 +41,7 @@ def _consumer(name: str, things: StateOfThings) -> Orphan:
         name=name,
         generation=None,
         not_after=None,
+        revocations=(),
         on=tuple(sorted(certificate for certificate, consumer in things.live if consumer == name)),
         forgetting=name in things.facts.consumers_to_forget,
         problem=_problem(things, consumer_subject(name)),

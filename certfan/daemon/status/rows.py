@@ -99,9 +99,12 @@ class _Place:
             return Verdict(served.kind)
         assert self.wanted is not None
         if served.generation == self.wanted.number:
-            return Verdict.PROVEN
+            return Verdict.PENDING if self._revoked_at(served.generation) else Verdict.PROVEN
         done = self.deployment is not None and self.deployment.state in _DONE
         return Verdict.OLD_LEAF if done else Verdict.PENDING
+
+    def _revoked_at(self, number: int) -> datetime | None:
+        return self.things.facts.revoked.get((self.certificate, number))
 
     def _last_heard(self, proof: Proof | None) -> datetime:
         at = heard_at(proof) if proof else self.heard_at
@@ -116,6 +119,8 @@ class _Place:
         if self.wanted is None:
             return Reason.MISSING
         number = self.wanted.number
+        if self._revoked_at(number):
+            return Reason.REVOKED
         if self.deployment is not None and self.deployment.state in _DONE:
             return Reason.NOT_SERVED
         offered = number in {self.things.live.get(self.pair), self.things.facts.offered.get(self.pair)}
@@ -127,6 +132,8 @@ class _Place:
             return at + 2 * self.things.probe_interval if at else None
         if proof is not None and proof.since is not None and verdict is not Verdict.PENDING:
             return proof.since
+        if self.wanted is not None and (revoked_at := self._revoked_at(self.wanted.number)):
+            return revoked_at
         if self.deployment is not None:
             return self.deployment.at
         if self.wanted is not None:
@@ -137,8 +144,8 @@ class _Place:
         ours = proof if served and served.generation is not None else None
         deadline = policy.endpoint_deadline(ours, self.things.now, missing_since=since)
         if served and served.generation is not None:
-            revoked = self.things.facts.revoked.get((self.certificate, served.generation))
-            return min(deadline, revoked) if revoked else deadline
+            revoked_at = self._revoked_at(served.generation)
+            return min(deadline, revoked_at) if revoked_at else deadline
         return deadline
 
     def _urgency(self, verdict: Verdict, since: datetime | None, deadline: datetime) -> policy.Urgency:
@@ -169,7 +176,7 @@ class _Place:
         attempt = self.things.facts.attempts.get("/".join(self.pair))
         if attempt is not None and attempt.not_before > self.things.now:
             return Next("publish", attempt.not_before)
-        if self.wanted is None:
+        if self.wanted is None or self._revoked_at(self.wanted.number):
             return Next("issue")
         return Next("publish") if self._reason(Verdict.PENDING) == Reason.NOT_PUBLISHED else None
 

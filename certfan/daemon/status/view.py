@@ -7,14 +7,16 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from itertools import pairwise
 
-from certfan.core import policy
-from certfan.core.model import Certificate, Generation, Problem, Reason, RenewalInfo
+from certfan.core.model import Problem
+from certfan.daemon.status.authorities import authority_views
+from certfan.daemon.status.certificates import certificate_view
 from certfan.daemon.status.model import (
+    AuthorityView,
     CertificateView,
     ConsumerView,
     Lagging,
     Needs,
-    Next,
+    Orphan,
     Page,
     Row,
     RunView,
@@ -24,7 +26,7 @@ from certfan.daemon.status.model import (
     Verdict,
 )
 from certfan.daemon.status.orphans import orphans
-from certfan.daemon.status.rows import heard_lately, newest, rows_of
+from certfan.daemon.status.rows import heard_lately
 
 DAY = timedelta(days=1)
 
@@ -35,7 +37,8 @@ def view(things: StateOfThings) -> Page:
         certificate_view(certificate, things)
         for _, certificate in sorted(things.desired.certificates.items())
     )
-    problems = tuple(_problems(things, certificates))
+    authorities, orphaned = authority_views(things), orphans(things)
+    problems = tuple(_problems(things, certificates, authorities, orphaned))
     runs = _runs(things)
     return Page(
         now=things.now,
@@ -44,75 +47,20 @@ def view(things: StateOfThings) -> Page:
         problems=problems,
         config=things.config,
         certificates=certificates,
+        authorities=authorities,
         consumers=tuple(_consumer(name, things) for name in sorted(things.desired.consumers)),
-        orphans=orphans(things),
+        orphans=orphaned,
         runs=runs,
     )
 
 
-def certificate_view(certificate: Certificate, things: StateOfThings) -> CertificateView:
-    """Return one certificate with its rows."""
-    name = certificate.name
-    generation = newest(name, things)
-    renewal = _renewal(generation, things)
-    reason = policy.why_issue(
-        certificate,
-        things.facts.generations.get(name, ()),
-        things.now,
-        asked_at=things.facts.asked.get(name),
-        revoked=frozenset(things.facts.revoked),
-        renewal=renewal,
-        clock_trusted=things.clock_problem is None,
-    )
-    if name in things.facts.rolled_back:
-        reason = Reason.ASKED_FOR
-    renew_at = policy.renewal_instant(generation, renewal) if generation else None
-    attempt = things.facts.attempts.get(name) if reason else None
-    rows = tuple(row for consumer in certificate.consumers for row in rows_of(name, consumer, things))
-    at_rest = Next("renew", renew_at)
-    return CertificateView(
-        name=name,
-        identifiers=tuple(map(str, certificate.identifiers)),
-        authority=certificate.authority,
-        generation=generation.number if generation else None,
-        copy_of=generation.copy_of if generation else None,
-        fingerprint=generation.fingerprint if generation else None,
-        serial=generation.serial if generation else None,
-        not_after=generation.not_after if generation else None,
-        renew_at=renew_at,
-        state=_state(bool(reason), attempt.problem if attempt else None, rows),
-        reason=reason,
-        next=_next(name, things) if reason else at_rest,
-        failures=attempt.failures if attempt else 0,
-        problem=attempt.problem if attempt else None,
-        endpoints=rows,
-    )
-
-
-def _renewal(generation: Generation | None, things: StateOfThings) -> RenewalInfo | None:
-    if generation is None:
-        return None
-    return things.facts.renewal_infos.get((generation.certificate, generation.number))
-
-
-def _state(wants_issue: bool, problem: Problem | None, rows: tuple[Row, ...]) -> State:
-    if problem or any(row.problem for row in rows):
-        return State.PROBLEM
-    if wants_issue or any(row.verdict is not Verdict.PROVEN for row in rows):
-        return State.WORKING
-    return State.OK
-
-
-def _next(name: str, things: StateOfThings) -> Next:
-    attempt = things.facts.attempts.get(name)
-    if name in things.facts.rolled_back:
-        return Next("roll_back")
-    if (name,) in things.in_flight or attempt is None or attempt.not_before <= things.now:
-        return Next("issue")
-    return Next("issue", attempt.not_before)
-
-
-def _problems(things: StateOfThings, certificates: tuple[CertificateView, ...]) -> Iterator[Needs]:
+def _problems(
+    things: StateOfThings,
+    certificates: tuple[CertificateView, ...],
+    authorities: tuple[AuthorityView, ...],
+    orphaned: tuple[Orphan, ...],
+) -> Iterator[Needs]:
+    """Yield what needs somebody: first what stops everything, last what stops one endpoint."""
     for problem in things.config_problems:
         yield _needs("config", problem)
     if things.clock_problem:
@@ -121,17 +69,22 @@ def _problems(things: StateOfThings, certificates: tuple[CertificateView, ...]) 
         yield _needs("share", things.share_problem)
     for consumer, problem in sorted(things.consumer_problems.items()):
         yield _needs(consumer, problem)
+    yield from (_needs(one.name, one.problem) for one in authorities if one.problem)
+    yield from (_needs(one.name, one.problem) for one in certificates if one.problem)
+    yield from _revocation_problems(certificates)
+    yield from _revocation_problems(orphaned)
+    # One dead agent is one problem, however many rows it has; so is one name in several certificates.
+    found = {_needs(path.identifier, path.problem): None for one in certificates for path in one.broken_paths}
     for certificate in certificates:
-        if certificate.problem:
-            yield _needs(certificate.name, certificate.problem)
-    # One dead agent is one problem, however many rows it has.
-    found = {
-        _needs(_subject(row), row.problem): None
-        for certificate in certificates
-        for row in certificate.endpoints
-        if row.problem
-    }
+        found |= {_needs(_subject(row), row.problem): None for row in certificate.endpoints if row.problem}
     yield from found
+
+
+def _revocation_problems(those: Sequence[CertificateView] | Sequence[Orphan]) -> Iterator[Needs]:
+    for one in those:
+        for revocation in one.revocations:
+            if revocation.problem:
+                yield _needs(f"{one.name}@{revocation.generation}", revocation.problem)
 
 
 def _subject(row: Row) -> str:

@@ -80,13 +80,16 @@ def epoch(db: Connection) -> str:
 
 def account(db: Connection, authority: str, directory: str) -> AccountFact | None:
     """Return our account at that directory under that name, if one was recorded."""
-    table = tables.accounts
-    query = select(table).where(table.c.authority == authority, table.c.directory == directory)
-    row = db.execute(query).mappings().first()
-    if row is None:
-        return None
-    contact = row["contact"]
-    return AccountFact(**{**row, "contact": None if contact is None else tuple(contact)})
+    return accounts(db).get((authority, directory))
+
+
+def accounts(db: Connection) -> dict[tuple[str, str], AccountFact]:
+    """Return our accounts by (authority, directory)."""
+    found = {}
+    for row in db.execute(select(tables.accounts)).mappings():
+        contact = None if row["contact"] is None else tuple(row["contact"])
+        found[row["authority"], row["directory"]] = AccountFact(**{**row, "contact": contact})
+    return found
 
 
 def record_account(

@@ -130,6 +130,7 @@ class Store:
     runs = transaction(process.runs)
     epoch = transaction(process.epoch)
     account = transaction(process.account)
+    accounts = transaction(process.accounts)
     record_account = transaction(process.record_account)
     forget_account = transaction(process.forget_account)
     record_contact = transaction(process.record_contact)

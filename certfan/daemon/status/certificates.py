@@ -1,0 +1,135 @@
+"""One certificate of the page: how it stands with its order, by the plan's own answer, and its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from certfan.core import policy
+from certfan.core.looks import checked_identifiers
+from certfan.core.model import Certificate, Generation, Problem, Reason, RenewalInfo
+from certfan.core.orders import LIMIT, PATH, Standing, standing
+from certfan.core.subjects import order_subject
+from certfan.daemon.status.authorities import revocations
+from certfan.daemon.status.model import (
+    BrokenPath,
+    CertificateView,
+    Next,
+    PendingRevocation,
+    Renewal,
+    Row,
+    State,
+    StateOfThings,
+    Verdict,
+)
+from certfan.daemon.status.rows import newest, rows_of
+
+
+def certificate_view(certificate: Certificate, things: StateOfThings) -> CertificateView:
+    """Return one certificate with its rows."""
+    name, observed = certificate.name, things.observed
+    generation = newest(name, things)
+    stands = standing(certificate, things.desired, observed, things.now)
+    attempt = observed.attempts.get(order_subject(certificate, stands.authority)) if stands else None
+    if name in observed.rolled_back:
+        attempt = observed.attempts.get(name)
+    problem = attempt.problem if attempt else _problem(stands, generation, things)
+    info = observed.renewals.get(name)
+    renew_at = policy.renewal_instant(generation, info) if generation else None
+    rows = tuple(row for consumer in certificate.consumers for row in rows_of(name, consumer, things))
+    paths = tuple(_broken_paths(certificate, things))
+    to_revoke = revocations(name, things)
+    in_flight = (name,) in observed.in_flight
+    return CertificateView(
+        name=name,
+        identifiers=tuple(map(str, certificate.identifiers)),
+        authority=stands.authority if stands else certificate.authority,
+        instead_of=stands.instead_of if stands else None,
+        held=stands.holding if stands and not in_flight else None,
+        renewal=_renewal(info),
+        broken_paths=paths,
+        revocations=to_revoke,
+        issued_by=generation.authority if generation else None,
+        generation=generation.number if generation else None,
+        copy_of=generation.copy_of if generation else None,
+        fingerprint=generation.fingerprint if generation else None,
+        serial=generation.serial if generation else None,
+        not_after=generation.not_after if generation else None,
+        renew_at=renew_at,
+        state=_state(stands, problem, paths, to_revoke, rows),
+        reason=_reason(name, stands, things),
+        next=_next(name, stands, renew_at, things),
+        failures=attempt.failures if attempt else 0,
+        problem=problem,
+        endpoints=rows,
+    )
+
+
+def _reason(name: str, stands: Standing | None, things: StateOfThings) -> Reason | None:
+    if name in things.observed.rolled_back:
+        return Reason.ASKED_FOR
+    return stands.reason if stands else None
+
+
+def _problem(stands: Standing | None, generation: Generation | None, things: StateOfThings) -> Problem | None:
+    """Return what is wrong with an order that has not failed itself.
+
+    A limit of the authority holds orders up in the normal course of things, until a certificate has no time for that.
+    """
+    if stands is None:
+        return None
+    if (first := stands.instead_of) is not None:
+        told = f"{first.detail}; ordered at {stands.authority} meanwhile"
+        return Problem(first.code, told, first.hint, first.not_before)
+    held = stands.holding
+    if held is not None and held.code == LIMIT and not _is_fresh(generation, things):
+        return Problem(held.code, held.why, held.hint, held.until)
+    return None
+
+
+def _is_fresh(generation: Generation | None, things: StateOfThings) -> bool:
+    if generation is None or (generation.certificate, generation.number) in things.observed.revoked:
+        return False
+    return things.now < policy.leafs_deadline(generation.not_before, generation.not_after)
+
+
+def _renewal(info: RenewalInfo | None) -> Renewal | None:
+    """Return what the authority said; a window that ends before it starts says nothing."""
+    if info is None or info.end <= info.start:
+        return None
+    return Renewal(start=info.start, end=info.end, chosen=info.chosen, explanation_url=info.explanation_url)
+
+
+def _broken_paths(certificate: Certificate, things: StateOfThings) -> Iterator[BrokenPath]:
+    if not things.observed.self_check:
+        return
+    for identifier in checked_identifiers(certificate):
+        check = things.observed.checks.get(identifier)
+        if check is not None and check.problem is not None:
+            yield BrokenPath(
+                identifier=identifier, since=check.since, looked_at=check.at, problem=check.problem
+            )
+
+
+def _state(
+    stands: Standing | None,
+    problem: Problem | None,
+    paths: tuple[BrokenPath, ...],
+    to_revoke: tuple[PendingRevocation, ...],
+    rows: tuple[Row, ...],
+) -> State:
+    if problem or paths or any(one.problem for one in to_revoke) or any(row.problem for row in rows):
+        return State.PROBLEM
+    if stands or to_revoke or any(row.verdict is not Verdict.PROVEN for row in rows):
+        return State.WORKING
+    return State.OK
+
+
+def _next(name: str, stands: Standing | None, renew_at: datetime | None, things: StateOfThings) -> Next:
+    if name in things.observed.rolled_back:
+        return Next("roll_back")
+    if stands is None:
+        return Next("renew", renew_at)
+    if stands.holding is None or (name,) in things.observed.in_flight:
+        return Next("issue")
+    return Next("check_path" if stands.holding.code == PATH else "issue", stands.holding.until)
