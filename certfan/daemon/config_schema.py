@@ -1,6 +1,6 @@
 """The shape of certfan.toml and conf.d/*.toml: which keys there are and which values each may have.
 
-What must never come in: anything that needs a second file or a second key (that is `config.py`), or a disk.
+What must never come in: anything that needs a second file or a second key (that is `config_checks.py`), or a disk.
 """
 
 from __future__ import annotations
