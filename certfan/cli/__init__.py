@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from certfan import __version__
-from certfan.cli import agents, authorities, checking, consumers, looking
+from certfan.cli import agents, authorities, checking, consumers, looking, shares
 from certfan.cli.failing import Group, json_option
 from certfan.cli.options import config_option
 
@@ -104,5 +104,5 @@ main.add_command(authorities.account)
 main.add_command(looking.status)
 main.add_command(looking.events)
 main.add_command(consumers.consumer)
-main.add_command(consumers.share)
+main.add_command(shares.share)
 main.add_command(agents.agent)

@@ -144,6 +144,7 @@ class Consumer:
     name: str
     group: str = field(default="certfan", kw_only=True)
     mode: int = field(default=0o640, kw_only=True)
+    addresses: tuple[str, ...] = field(default=(), kw_only=True)  # from where it mounts its folder
 
 
 @dataclass(frozen=True, slots=True)

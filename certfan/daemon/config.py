@@ -142,7 +142,9 @@ def _desired(main: Main, parts: list[Part]) -> Desired:
         ),
         consumers=_frozen(
             {
-                name: Consumer(name, group=table.group, mode=int(table.mode, 8))
+                name: Consumer(
+                    name, group=table.group, mode=int(table.mode, 8), addresses=tuple(table.address)
+                )
                 for part in parts
                 for name, table in part.tables.consumer.items()
             }

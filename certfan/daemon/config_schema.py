@@ -123,6 +123,12 @@ def _custody(value: Any) -> Any:
     return value
 
 
+def _literal(text: str) -> str:
+    if (address := _address(text)) is None:
+        raise ValueError(f"{text}: must be an IP address: the volume compares addresses, not names")
+    return address
+
+
 def _agreed(value: Any) -> Any:
     if value is not True:
         raise ValueError("must be true: read the authority's terms of service, then say so here")
@@ -274,10 +280,11 @@ class AuthorityTable(_Table):
 
 
 class ConsumerTable(_Table):
-    """[consumer.NAME]: a VM with an agent; group and mode of its files on the share."""
+    """[consumer.NAME]: a VM with an agent; group and mode of its files on the share, and from where it mounts it."""
 
     group: str = Field(default="certfan", min_length=1)
     mode: Annotated[str, AfterValidator(_mode)] = "0640"
+    address: Annotated[list[Annotated[str, AfterValidator(_literal)]], Distinct] = []
 
 
 class CertificateTable(_Table):
