@@ -35,7 +35,7 @@ def write_private(
         OSError: the file system said so; the old file still stands.
     """
     folder, name = os.path.split(os.fspath(path))
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
+    temporary = os.path.join(folder, temporary_name(name))
     try:
         create(temporary, data, mode=mode, uid=uid, gid=gid, dir_fd=dir_fd)
         os.replace(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
@@ -44,6 +44,11 @@ def write_private(
             os.unlink(temporary, dir_fd=dir_fd)
         raise
     sync_folder(folder or ".", dir_fd=dir_fd)
+
+
+def temporary_name(name: str) -> str:
+    """Return a name that nobody can know before, for what becomes `name` by a rename."""
+    return f".{name}.{secrets.token_hex(8)}"
 
 
 def create(
@@ -139,7 +144,7 @@ def sync_folder(path: str | Path, *, dir_fd: int | None = None) -> None:
 def replace_symlink(path: str | Path, target: str, *, dir_fd: int | None = None) -> None:
     """Point `path` at `target` in one step that readers cannot see the middle of; durable on return."""
     folder, name = os.path.split(os.fspath(path))
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
+    temporary = os.path.join(folder, temporary_name(name))
     os.symlink(target, temporary, dir_fd=dir_fd)
     try:
         os.replace(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)

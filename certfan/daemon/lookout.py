@@ -25,6 +25,7 @@ from certfan.loop import Loop
 SHARE_UP = timedelta(seconds=30)
 SHARE_DOWN = timedelta(seconds=3)
 SHARE_SWEEP = timedelta(hours=1)
+GLANCE = timedelta(seconds=2)  # with its patience: what happened to the share is told within 5 s
 AUTHORITY_DOWN = timedelta(seconds=15)
 AT_SHARE: Key = ("share",)
 
@@ -69,7 +70,7 @@ class Lookout:
     @property
     def share_up(self) -> bool:
         """Whether the share answered when it was last used."""
-        return self._share.problem is None
+        return self._share.is_up
 
     @property
     def share_seen(self) -> bool:
@@ -144,6 +145,17 @@ class Lookout:
     async def _see_date(self, authority: Authority) -> None:
         with contextlib.suppress(CertfanError):  # whether it answers is said elsewhere
             await self._accounts.look(authority)
+
+    async def keep_watch(self, desired: Callable[[], Desired]) -> None:
+        """Glance at the share for ever, and have the plan made anew when it was lost or is back."""
+        while True:
+            was_up = self.share_up
+            with contextlib.suppress(CertfanError):  # the share remembers it for the status
+                await self._share.glance(desired().consumers)
+            if self.share_up != was_up:
+                self._share_at = self._clock()
+                self._loop.ring()
+            await asyncio.sleep(GLANCE.total_seconds())
 
     async def _see_share(self) -> None:
         try:

@@ -250,6 +250,7 @@ class _Daemon:
                 group.create_task(self.configured.run(), name="config"),
                 group.create_task(self._channel.failed(), name="channel"),
                 group.create_task(self._deadlines.run(), name="deadlines"),
+                group.create_task(self._lookout.keep_watch(self.configured.desired), name="share"),
                 group.create_task(self._renew_ca(), name="internal CA"),
                 group.create_task(self._feed_watchdog(), name="watchdog"),
             ]
@@ -274,7 +275,7 @@ class _Daemon:
             config_problems=self.configured.problems,
             share_problem=self._share.problem,
             clock_problem=self._timekeeper.problem,
-            consumer_problems=self._board.doubles.problems,
+            consumer_problems={**self._share.folder_problems, **self._board.doubles.problems},
             live=self._lookout.live,
             in_flight=self.reconciler.steps,
             runs=tuple(await self._store.runs(LAST_RUNS)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import grp
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from certfan.core.model import Consumer, Problem
-from certfan.errors import ConfigInvalid, ShareError
+from certfan.errors import ConfigInvalid, ShareError, ShareFull
 from certfan.share_worker.client import ShareWorker
+from certfan.share_worker.faults import unavailable
 
 _PUBLISHING = timedelta(seconds=30)
 _LOOKING = timedelta(seconds=10)
+_GLANCING = timedelta(seconds=2.5)
+_LATE = timedelta(
+    seconds=3
+)  # a call that gave no sign of life for so long is told as a fault, well before its deadline
 _STALE = timedelta(hours=1)
 
 
@@ -27,7 +32,12 @@ class Mount:
     fstype: str
     source: str
     mounted_at: str
-    read_only: bool
+    options: tuple[str, ...]
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written there."""
+        return "ro" in self.options
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +66,8 @@ class Share:
         self._lock = lock
         self._clock = clock
         self._problem: Problem | None = None
+        self._full: Problem | None = None
+        self._folders: Mapping[str, Problem] = {}
         self._worker = ShareWorker(
             root, lock=lock, writable=True, sentinel_id=share_id, require_mount=require_mount
         )
@@ -64,7 +76,8 @@ class Share:
         """Use another root from now on; what was under way at the old one fails as unavailable."""
         old = self._worker
         self._root = root.absolute()
-        self._problem = None
+        self._problem = self._full = None
+        self._folders = {}
         self._worker = ShareWorker(
             root, lock=self._lock, writable=True, sentinel_id=share_id, require_mount=require_mount
         )
@@ -77,8 +90,19 @@ class Share:
 
     @property
     def problem(self) -> Problem | None:
-        """What was wrong with the share as a whole when it was last used; None when it answered."""
-        return self._problem
+        """What is wrong with the share as a whole: it did not answer, does not answer now, or is full."""
+        late = None if self._problem else self._worker.late(_LATE)
+        return self._problem or (_told(late) if late else self._full)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it answered when it was last used. A full one does: removing things makes room."""
+        return self._problem is None
+
+    @property
+    def folder_problems(self) -> Mapping[str, Problem]:
+        """What is wrong with the folder of one consumer."""
+        return self._folders
 
     async def publish(
         self, consumer: Consumer, certificate: str, generation: int, files: Mapping[str, bytes]
@@ -105,6 +129,19 @@ class Share:
         with self._watched():
             await self._worker.call("publish", arguments, files, patience=_PUBLISHING)
 
+    async def glance(self, consumers: Iterable[str]) -> None:
+        """See in a few calls whether the share can be used; `problem` and `folder_problems` tell what is not well.
+
+        Raises:
+            ShareUnavailable: not mounted, another share, disconnected or hung.
+        """
+        arguments = {"consumers": sorted(consumers)}
+        with self._watched():
+            answer = (await self._worker.call("glance", arguments, patience=_GLANCING)).header
+        self._mind(read_only=answer["read_only"])
+        self._folders = _problems(answer["consumers"])
+        self._full = _problems({"": full}).get("") if (full := answer["full"]) else None
+
     async def look(self) -> ShareSeen:
         """Observe the share.
 
@@ -113,7 +150,37 @@ class Share:
         """
         with self._watched():
             answer = (await self._worker.call("look", patience=_LOOKING)).header
-        return _seen(answer["consumers"], answer["mount"])
+        seen = _seen(answer["consumers"], answer["mount"])
+        self._mind(read_only=seen.mount.read_only)
+        return seen
+
+    def _mind(self, *, read_only: bool) -> None:
+        """A share that can be read only is none to us, even while nothing is to be written."""
+        if read_only:
+            self._problem = _told(unavailable("mounted read-only", str(self._root)))
+
+    async def survey(self) -> Mapping[str, Any]:
+        """Tell what lies there, by consumer: see share_worker.survey.
+
+        Raises:
+            ShareError: unavailable, or an entry in the way.
+        """
+        with self._watched():
+            found = (await self._worker.call("survey", patience=_PUBLISHING)).header["consumers"]
+        return dict(found)
+
+    async def inspect(
+        self, consumer: str, certificate: str, generation: int
+    ) -> tuple[Mapping[str, Any], Mapping[str, bytes]]:
+        """Tell facts and bytes of the files of one generation: see share_worker.survey.
+
+        Raises:
+            ShareError: unavailable, or something else has a folder's place.
+        """
+        arguments = {"consumer": consumer, "certificate": certificate, "generation": generation}
+        with self._watched():
+            answer = await self._worker.call("inspect", arguments, patience=_PUBLISHING)
+        return answer.header["facts"], answer.files
 
     async def retire(self, consumer: str, certificate: str, generation: int) -> None:
         """Remove a generation that nobody needs; its keys go last. Nothing there is fine.
@@ -162,11 +229,15 @@ class Share:
         try:
             yield
         except ShareError as why:
-            # Errors about one consumer's folder say nothing about the share.
-            if why.subject == str(self._root):
-                self._problem = Problem(why.code, why.text, why.hint)
+            # Errors about one consumer's folder say nothing about the share, and neither does its quota.
+            if why.subject == str(self._root) and not isinstance(why, ShareFull):
+                self._problem = _told(why)
             raise
         self._problem = None
+
+
+def _told(why: ShareError) -> Problem:
+    return Problem(why.code, why.text, why.hint)
 
 
 def group_number(consumer: Consumer) -> int:
@@ -200,10 +271,16 @@ def _seen(consumers: Mapping[str, Any], mount: Mapping[str, Any]) -> ShareSeen:
             for consumer, seen in consumers.items()
             for certificate, number in seen["live"].items()
         },
-        mount=Mount(**{name: mount[name] for name in Mount.__slots__}),
-        problems={
-            consumer: Problem(seen["problem"]["code"], seen["problem"]["text"], seen["problem"]["hint"])
-            for consumer, seen in consumers.items()
-            if "problem" in seen
-        },
+        mount=mount_of(mount),
+        problems=_problems({name: seen["problem"] for name, seen in consumers.items() if "problem" in seen}),
     )
+
+
+def mount_of(said: Mapping[str, Any]) -> Mount:
+    """Return what the worker says about the share's root."""
+    words = {name: said[name] for name in ("share", "fstype", "source", "mounted_at")}
+    return Mount(**words, options=tuple(said["options"]))
+
+
+def _problems(said: Mapping[str, Mapping[str, str]]) -> dict[str, Problem]:
+    return {name: Problem(one["code"], one["text"], one["hint"]) for name, one in said.items()}

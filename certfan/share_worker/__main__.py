@@ -9,33 +9,46 @@ import json
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 from certfan import files
 from certfan.errors import CertfanError, InternalError, StateLocked
 from certfan.share_worker import frames, tree
 from certfan.share_worker.faults import DISCONNECTED, translate, unavailable
-from certfan.share_worker.look import Eye, read_bundle
+from certfan.share_worker.look import Eye, glance, read_bundle
 from certfan.share_worker.place import Place
 from certfan.share_worker.publish import clear, forget, publish, retire, sweep
 from certfan.share_worker.setup import set_up
+from certfan.share_worker.survey import inspect, survey
 
+_BEAT = 0.5  # seconds between two signs of life
 _WRITING = frozenset({"publish", "retire", "clear", "forget", "sweep", "setup"})
 
 
 class Worker:
     """The operations, by name. Each may be repeated."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], say: Callable[[bytes], None] = lambda _: None) -> None:
         self._path: str = settings["root"]
         self._writable: bool = settings["writable"]
         self._share_id: str | None = settings["sentinel_id"]
         self._place = Place(self._path, share_id=self._share_id, require_mount=settings["require_mount"])
-        self._eye = Eye()
+        self._eye = Eye(self._beat)
         self._opened = 0
+        self._say = say
+        self._said_at = 0.0
+
+    def _beat(self) -> None:
+        """Tell that a long operation goes on: the deadline is one of silence."""
+        if (now := time.monotonic()) > self._said_at + _BEAT:
+            self._said_at = now
+            self._say(frames.encode({"working": True}))
 
     def answer(self, request: frames.Frame) -> bytes:
         """Do one request and put its answer, or the error that it met, into bytes."""
+        self._said_at = time.monotonic()
         try:
             return self._repeated(request)
         except OSError as why:
@@ -59,28 +72,40 @@ class Worker:
 
     def _do(self, request: frames.Frame) -> bytes:
         operation, given = request.header["operation"], request.header["arguments"]
-        if operation in _WRITING and not self._writable:
-            raise unavailable("this worker only reads", self._path)
+        if operation in _WRITING:
+            if not self._writable:
+                raise unavailable("this worker only reads", self._path)
+            return frames.encode(self._change(operation, given, request.files))
         match operation:
             case "look":
                 return frames.encode({"consumers": self._look(), "mount": self._place.describe()})
+            case "glance":
+                return frames.encode(glance(self._whole_share(), self._path, **given))
+            case "survey":
+                seen = survey(self._whole_share(), self._beat)
+                return frames.encode({"consumers": seen, "mount": self._place.describe()})
+            case "inspect":
+                facts, contents = inspect(self._whole_share(), **given)
+                return frames.encode({"facts": facts}, contents)
+            case "read":
+                return frames.encode({}, self._read(**given))
+        raise ValueError(f"no operation {operation}")
+
+    def _change(self, operation: str, given: dict[str, Any], contents: dict[str, bytes]) -> dict[str, Any]:
+        match operation:
             case "publish":
-                publish(self._whole_share(), contents=request.files, **given)
+                publish(self._whole_share(), contents=contents, **given)
             case "retire":
                 retire(self._whole_share(), **given)
             case "clear":
                 clear(self._whole_share(), **given)
             case "forget":
-                return frames.encode({"gone": forget(self._whole_share(), **given)})
+                return {"gone": forget(self._whole_share(), **given)}
             case "sweep":
-                return frames.encode({"swept": sweep(self._whole_share(), **given)})
-            case "read":
-                return frames.encode({}, self._read(**given))
+                return {"swept": sweep(self._whole_share(), self._beat, **given)}
             case "setup":
-                return frames.encode({"share": self._set_up(**given)})
-            case _:
-                raise ValueError(f"no operation {operation}")
-        return frames.encode({})
+                return {"share": self._set_up(**given)}
+        return {}
 
     def _whole_share(self) -> int:
         root = self._place.root()
@@ -92,7 +117,7 @@ class Worker:
         root = self._whole_share()
         if self._opened != self._place.opened:
             self._opened = self._place.opened
-            self._eye = Eye()
+            self._eye = Eye(self._beat)
         return self._eye.look(root)
 
     def _read(self, consumer: str, certificate: str, generation: int) -> dict[str, bytes]:
@@ -146,7 +171,7 @@ def main() -> int:
     try:
         with files.locked(settings["lock"]):
             _write(answers, frames.encode({"pid": os.getpid()}))
-            _serve(Worker(settings), answers)
+            _serve(Worker(settings, lambda data: _write(answers, data)), answers)
     except StateLocked as why:
         text = f"{why.text}: an earlier call on share {settings['root']} is hung in the kernel, or another process uses it"
         _write(

@@ -66,6 +66,11 @@ class ShareWorker:
         """The child's process id, while there is one."""
         return self._child.pid if self._child and not self._child.ended.is_set() else None
 
+    def late(self, patience: timedelta) -> ShareUnavailable | None:
+        """Say what is wrong when an answer is owed, and no sign of life has come for so long; None: nothing is."""
+        child = self._child
+        return self._hung(child) if child and child.silent_for() > patience.total_seconds() else None
+
     async def start(self) -> None:
         """Start the child now; `call` does it too. Does not touch the share.
 
@@ -84,6 +89,8 @@ class ShareWorker:
         patience: timedelta = _PATIENCE,
     ) -> Frame:
         """Have one operation done. Cancelled, the operation may still be done; each may be repeated.
+
+        `patience` is with silence: a child that tells that it is at work may take longer.
 
         Raises:
             ShareError: what the child met, one leaf each; ShareUnavailable also when no answer came in time.
@@ -166,11 +173,20 @@ class _Child(asyncio.SubprocessProtocol):
         self._decoder = Decoder()
         self._loop = asyncio.get_running_loop()
         self._owed = True  # its greeting
-        self._due = self._loop.time() + patience.total_seconds()
+        self._await(patience)
+        self._timer: asyncio.Timeout | None = None
         self._idle = asyncio.Event()
         self._answer: asyncio.Future[Frame] = self._loop.create_future()
         self.ended = asyncio.Event()
         self.pid = 0
+
+    def _await(self, patience: timedelta) -> None:
+        self._patience, self._heard_at = patience.total_seconds(), self._loop.time()
+        self._due = self._heard_at + self._patience
+
+    def silent_for(self) -> float:
+        """Return the seconds for which an answer has been owed without a sign of life; 0 when none is owed."""
+        return self._loop.time() - self._heard_at if self._owed and not self.ended.is_set() else 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.SubprocessTransport", transport)
@@ -179,12 +195,22 @@ class _Child(asyncio.SubprocessProtocol):
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         try:
             for frame in self._decoder.feed(data):
+                if "working" in frame.header:
+                    self._lives()
+                    continue
                 self._owed = False
                 self._idle.set()
                 if not self._answer.done():
                     self._answer.set_result(frame)
         except ValueError:
             self.kill()
+
+    def _lives(self) -> None:
+        self._heard_at = self._loop.time()
+        self._due = self._heard_at + self._patience
+        if self._timer is not None:
+            with contextlib.suppress(RuntimeError):  # it is running out this very moment
+                self._timer.reschedule(self._due)
 
     def connection_lost(self, exc: Exception | None) -> None:
         # Only now, waited for and with its pipes closed, has it let go of the lock.
@@ -212,11 +238,14 @@ class _Child(asyncio.SubprocessProtocol):
         """
         if request:
             self._owed, self._answer = True, self._loop.create_future()
-            self._due = self._loop.time() + patience.total_seconds()
+            self._await(patience)
             self._idle.clear()
             cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0)).write(request)
-        async with asyncio.timeout_at(self._due):
-            return await self._answer
+        async with asyncio.timeout_at(self._due) as self._timer:
+            try:
+                return await self._answer
+            finally:
+                self._timer = None
 
     async def gone(self) -> None:
         """Wait for its end, but not long."""

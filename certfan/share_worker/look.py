@@ -5,19 +5,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from certfan.errors import BundleInvalid, PermissionTooOpen, ShareTampered
+from certfan.errors import BundleInvalid, CertfanError, PermissionTooOpen, ShareTampered
 from certfan.share_worker import tree
-from certfan.share_worker.publish import own_consumer
+from certfan.share_worker.faults import translate
+from certfan.share_worker.place import read_sentinel
+from certfan.share_worker.publish import no_folder, own, own_consumer
 
 _GONE = frozenset({errno.ENOENT, errno.ESTALE})
+_STALE_FOR = 0.3  # seconds; measured on GlusterFS 10
+_ROOM = 64 << 10  # bytes; a bundle takes about half of it
 
 
 class Eye:
     """Looks at the whole share; remembers which folders were found whole, as they never change afterwards."""
 
-    def __init__(self) -> None:
+    def __init__(self, beat: Callable[[], None]) -> None:
+        self._beat = beat
         self._whole: dict[tuple[str, str, int], tuple[int, int, int]] = {}
 
     def look(self, root: int) -> dict[str, Any]:
@@ -29,10 +36,6 @@ class Eye:
                 consumers[name] = self._consumer(root, name)
         return consumers
 
-    def forget(self) -> None:
-        """Look anew at every folder: the root was opened again."""
-        self._whole.clear()
-
     def _consumer(self, root: int, name: str) -> dict[str, Any]:
         seen: dict[str, Any] = {"published": {}, "live": {}}
         try:
@@ -43,7 +46,7 @@ class Eye:
                 seen["live"] = _pointers(at)
         except (ShareTampered, PermissionTooOpen) as why:
             # One consumer's folder must not hide the others.
-            seen["problem"] = {"code": why.code, "text": why.text, "hint": why.hint}
+            seen["problem"] = _problem(why)
         return seen
 
     def _numbers(self, generations: int, consumer: str, certificate: str) -> list[int]:
@@ -54,6 +57,7 @@ class Eye:
             return []
 
     def _is_whole(self, line: int, consumer: str, certificate: str, number: int) -> bool:
+        self._beat()
         try:
             about = os.stat(str(number), dir_fd=line, follow_symlinks=False)
             mark = (about.st_dev, about.st_ino, about.st_mtime_ns)
@@ -69,6 +73,35 @@ class Eye:
         return whole
 
 
+def _problem(why: CertfanError) -> dict[str, str]:
+    return {"code": why.code, "text": why.text, "hint": why.hint}
+
+
+def glance(root: int, path: str, consumers: Iterable[str]) -> dict[str, Any]:
+    """Tell in a few calls whether the share can be used: what is wrong with a consumer's folder, what with all of it.
+
+    Reads and asks for what no cache answers for long; neither stat of the root nor statvfs alone tells a dead share.
+    """
+    read_sentinel(root)
+    room = os.fstatvfs(root)
+    problems = {}
+    for name in consumers:
+        try:
+            with own_consumer(root, name) as at:
+                for inner in (tree.GENERATIONS, tree.LIVE):
+                    with own(inner, at, make=False):
+                        pass
+        except FileNotFoundError:
+            problems[name] = _problem(no_folder(name))
+        except NotADirectoryError as why:
+            problems[name] = _problem(translate(why, path))
+        except (ShareTampered, PermissionTooOpen) as why:
+            problems[name] = _problem(why)
+    is_full = room.f_bavail * room.f_frsize < _ROOM or (room.f_files and not room.f_favail)
+    full = _problem(translate(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path)) if is_full else None
+    return {"consumers": problems, "full": full, "read_only": bool(room.f_flag & os.ST_RDONLY)}
+
+
 def _pointers(consumer: int) -> dict[str, int]:
     with tree.folder(tree.LIVE, consumer) as live:
         found = {name: tree.pointer(name, live) for name in filter(tree.is_name, tree.entries(live))}
@@ -78,22 +111,26 @@ def _pointers(consumer: int) -> dict[str, int]:
 def read_bundle(consumer: int, certificate: str, generation: int) -> dict[str, bytes]:
     """Read every file of one generation through one descriptor of its folder, so they belong together.
 
-    Nothing in it is parsed. Tried twice, as another mount's changes show up as ESTALE or ENOENT for a moment.
+    Nothing in it is parsed. Another mount's changes show up as ESTALE or ENOENT for up to 0.3 s: tried again at once,
+    after a second ESTALE once more.
 
     Raises:
         BundleInvalid: it is not there (yet), or holds too much.
     """
-    for last in (False, True):
+    seen: list[int | None] = []
+    while True:
         try:
             return _read_once(consumer, tree.checked(certificate), generation)
         except OSError as why:
             if why.errno not in _GONE:
                 raise
-            if last and why.errno == errno.ENOENT:
-                break
-            if last:
+            seen.append(why.errno)
+            if seen.count(errno.ENOENT) == 2:
+                raise not_there(certificate, generation) from None
+            if len(seen) == 3:
                 raise
-    raise not_there(certificate, generation)
+        if len(seen) == 2:
+            time.sleep(_STALE_FOR)
 
 
 def _read_once(consumer: int, certificate: str, generation: int) -> dict[str, bytes]:

@@ -159,6 +159,7 @@ def _mount_entry(mount_id: int) -> dict[str, Any]:
             fields = left.split()
             if int(fields[0]) == mount_id:
                 fstype, source, *_ = right.split()
-                read_only = "ro" in fields[5].split(",")
-                return {"fstype": fstype, "source": source, "mounted_at": fields[4], "read_only": read_only}
-    return {"fstype": "", "source": "", "mounted_at": "", "read_only": False}
+                # Of the mount, then of the file system: a remount may change either.
+                options = [*fields[5].split(","), *right.split()[2].split(",")]
+                return {"fstype": fstype, "source": source, "mounted_at": fields[4], "options": options}
+    return {"fstype": "", "source": "", "mounted_at": "", "options": []}

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 from certfan import files
 from certfan.errors import BundleInvalid, GenerationLive, PermissionTooOpen, ShareTampered, ShareUnavailable
@@ -42,22 +44,43 @@ def publish(
         ShareTampered: something is not as certfan made it.
     """
     modes = _modes(contents, key_mode)
-    if tree.checked(consumer) not in tree.entries(root):
-        raise ShareUnavailable(
-            f"the share has no folder {consumer}/", subject=consumer, hint="run as root: certfan share setup"
+    try:
+        with own_consumer(root, consumer) as at:
+            _publish_at(at, consumer, certificate, generation, contents, modes=modes, gid=gid)
+    except FileNotFoundError as why:
+        if why.filename != consumer:
+            raise
+        raise no_folder(consumer) from None
+
+
+def _publish_at(
+    at: int,
+    consumer: str,
+    certificate: str,
+    generation: int,
+    contents: Mapping[str, bytes],
+    *,
+    modes: Mapping[str, int],
+    gid: int,
+) -> None:
+    if (found := os.fstat(at).st_gid) != gid:
+        raise tampered(
+            f"folder {consumer}/ on the share belongs to group {found}, not {gid}", subject=consumer
         )
-    with own_consumer(root, consumer) as at:
-        if (found := os.fstat(at).st_gid) != gid:
-            raise tampered(
-                f"folder {consumer}/ on the share belongs to group {found}, not {gid}", subject=consumer
+    with own(tree.GENERATIONS, at) as generations, own(tree.checked(certificate), generations) as line:
+        _write_whole(str(generation), line, contents, modes, gid)
+    with own(tree.LIVE, at) as live:
+        if (tree.pointer(certificate, live) or 0) < generation:
+            files.replace_symlink(
+                certificate, f"../{tree.GENERATIONS}/{certificate}/{generation}", dir_fd=live
             )
-        with _own(tree.GENERATIONS, at) as generations, _own(tree.checked(certificate), generations) as line:
-            _write_whole(str(generation), line, contents, modes, gid)
-        with _own(tree.LIVE, at) as live:
-            if (tree.pointer(certificate, live) or 0) < generation:
-                files.replace_symlink(
-                    certificate, f"../{tree.GENERATIONS}/{certificate}/{generation}", dir_fd=live
-                )
+
+
+def no_folder(consumer: str) -> ShareUnavailable:
+    """Say that root has not made a consumer's folder yet."""
+    return ShareUnavailable(
+        f"the share has no folder {consumer}/", subject=consumer, hint="run as root: certfan share setup"
+    )
 
 
 def retire(root: int, consumer: str, certificate: str, generation: int) -> None:
@@ -112,31 +135,31 @@ def forget(root: int, consumer: str) -> bool:
 def _names_in(at: int) -> frozenset[str]:
     found: set[str] = set()
     for name in (tree.LIVE, tree.GENERATIONS):
-        with contextlib.suppress(FileNotFoundError), _own(name, at, make=False) as fd:
+        with contextlib.suppress(FileNotFoundError), own(name, at, make=False) as fd:
             found.update(tree.entries(fd))
     return frozenset(found)
 
 
 def _clear(at: int, certificate: str) -> None:
-    with contextlib.suppress(FileNotFoundError), _own(tree.LIVE, at, make=False) as live:
+    with contextlib.suppress(FileNotFoundError), own(tree.LIVE, at, make=False) as live:
         os.unlink(certificate, dir_fd=live)
         files.sync_folder(".", dir_fd=live)
-    with contextlib.suppress(FileNotFoundError), _own(tree.GENERATIONS, at, make=False) as generations:
-        with _own(certificate, generations, make=False) as line:
+    with contextlib.suppress(FileNotFoundError), own(tree.GENERATIONS, at, make=False) as generations:
+        with own(certificate, generations, make=False) as line:
             for number in tree.numbers(line):
                 tree.remove(str(number), line)
         os.rmdir(certificate, dir_fd=generations)
         files.sync_folder(".", dir_fd=generations)
 
 
-def sweep(root: int, before: float) -> int:
+def sweep(root: int, beat: Callable[[], None], before: float) -> int:
     """Remove what an interrupted operation left behind, older than `before` (seconds since 1970); say how much."""
     swept = 0
     for consumer in filter(tree.is_name, tree.entries(root)):
         # Another folder of the admin, or one that was tampered with: a look shows it, a sweep keeps off.
         ours = contextlib.suppress(FileNotFoundError, NotADirectoryError, ShareTampered, PermissionTooOpen)
         with ours, own_consumer(root, consumer) as at:
-            swept += _sweep_temporaries(at, before) + _sweep_consumer(at, before)
+            swept += _sweep_temporaries(at, before) + _sweep_consumer(at, beat, before)
     return swept
 
 
@@ -148,7 +171,7 @@ def own_consumer(root: int, consumer: str) -> Iterator[int]:
         PermissionTooOpen: others may look into it.
         ShareTampered: it belongs to someone else, or others may write to it.
     """
-    with _own(tree.checked(consumer), root, make=False) as fd:
+    with own(tree.checked(consumer), root, make=False) as fd:
         mode = stat.S_IMODE(os.fstat(fd).st_mode)
         if mode & _OTHERS:
             raise PermissionTooOpen(
@@ -160,7 +183,12 @@ def own_consumer(root: int, consumer: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _own(name: str, at: int, *, make: bool = True) -> Iterator[int]:
+def own(name: str, at: int, *, make: bool = True) -> Iterator[int]:
+    """Open a folder, made first if need be, provided it is ours and nobody else may write to it.
+
+    Raises:
+        ShareTampered: it belongs to someone else, or others may write to it.
+    """
     with tree.folder(name, at, make=make) as fd:
         about = os.fstat(fd)
         if about.st_uid != os.geteuid():
@@ -184,6 +212,10 @@ def _modes(contents: Mapping[str, bytes], key_mode: int) -> dict[str, int]:
             f"key files with mode {key_mode:04o} are refused",
             hint="use 0600, 0640, 0400 or 0440 as the consumer's mode",
         )
+    if tree.sizes(contents[tree.MANIFEST]) != {
+        name: len(data) for name, data in contents.items() if name not in {tree.MANIFEST, tree.SIGNATURE}
+    }:
+        raise BundleInvalid("the manifest does not describe the files it was published with")
     return {tree.checked(name): key_mode if name.startswith("privkey") else _PUBLIC_MODE for name in contents}
 
 
@@ -215,13 +247,34 @@ def _write(fd: int, contents: Mapping[str, bytes], modes: Mapping[str, int], gid
     asked = -1 if os.fstat(fd).st_gid == gid else gid
     if asked != -1:
         os.fchown(fd, -1, gid)
-    for name in sorted(contents, key=lambda name: (name == tree.SIGNATURE, name)):
-        if name != tree.MANIFEST:
-            files.create(name, contents[name], mode=modes[name], gid=asked, dir_fd=fd)
-    # Renamed into place: with the manifest the generation is whole, so the manifest must appear whole too.
-    files.write_private(
-        tree.MANIFEST, contents[tree.MANIFEST], mode=modes[tree.MANIFEST], gid=asked, dir_fd=fd
+    # Renamed into place: with the manifest the generation is whole, so the manifest must appear whole, and last.
+    temporary = files.temporary_name(tree.MANIFEST)
+    born = {name if name != tree.MANIFEST else temporary: name for name in contents}
+    _at_once(
+        partial(files.create, birth, contents[name], mode=modes[name], gid=asked, dir_fd=fd)
+        for birth, name in born.items()
     )
+    os.rename(temporary, tree.MANIFEST, src_dir_fd=fd, dst_dir_fd=fd)
+    files.sync_folder(".", dir_fd=fd)
+
+
+def _at_once(calls: Iterable[Callable[[], None]]) -> None:
+    """Do all side by side: what takes time is waiting for disks, and six fsyncs may share one commit of theirs."""
+    failed: list[OSError] = []
+
+    def do(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except OSError as why:
+            failed.append(why)
+
+    threads = [threading.Thread(target=do, args=(call,), daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
 
 
 def _adopt(fd: int, number: str, contents: Mapping[str, bytes], modes: Mapping[str, int], gid: int) -> None:
@@ -245,7 +298,7 @@ def _verify(fd: int, contents: Mapping[str, bytes], modes: Mapping[str, int], gi
             f"a generation's folder has mode {stat.S_IMODE(folder.st_mode):04o}, owner {folder.st_uid}"
         )
     for name, data in contents.items():
-        about = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        about = tree.look_again(name, fd)
         found = (about.st_uid, about.st_gid, about.st_mode, about.st_size)
         if found != (os.geteuid(), gid, stat.S_IFREG | modes[name], len(data)):
             raise PermissionTooOpen(
@@ -253,8 +306,8 @@ def _verify(fd: int, contents: Mapping[str, bytes], modes: Mapping[str, int], gi
                 f"asked were {modes[name]:04o}, {os.geteuid()}:{gid}",
                 hint="the file system of the share must keep POSIX owners and modes",
             )
-    if not tree.is_whole(fd):
-        raise BundleInvalid("the manifest does not describe the files it was published with")
+        if about.st_nlink != 1:
+            raise tampered(f"{name} is reachable by {about.st_nlink} names: somebody made a hard link to it")
 
 
 def _sweep_temporaries(at: int, before: float) -> int:
@@ -274,12 +327,13 @@ def _sweep_dotted(at: int, before: float) -> int:
     return swept
 
 
-def _sweep_consumer(at: int, before: float) -> int:
+def _sweep_consumer(at: int, beat: Callable[[], None], before: float) -> int:
     swept = 0
-    with _own(tree.GENERATIONS, at) as generations, _own(tree.LIVE, at) as live:
+    with own(tree.GENERATIONS, at) as generations, own(tree.LIVE, at) as live:
         for certificate in filter(tree.is_name, tree.entries(generations)):
-            with _own(certificate, generations, make=False) as line:
+            with own(certificate, generations, make=False) as line:
                 for number in tree.numbers(line):
+                    beat()
                     if number != tree.pointer(certificate, live) and _is_stale(str(number), line, before):
                         tree.remove(str(number), line)
                         swept += 1

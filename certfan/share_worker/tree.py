@@ -56,14 +56,15 @@ def folder(name: str, at: int, *, make: bool = False) -> Iterator[int]:
         FileNotFoundError: it is not there.
         NotADirectoryError: something else, a symlink too, has the name.
     """
-    if make:
-        try:
+    try:
+        fd = os.open(name, _FOLDER, dir_fd=at)
+    except FileNotFoundError:
+        if not make:
+            raise
+        with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o750, dir_fd=at)
-        except FileExistsError:
-            pass
-        else:
             files.sync_folder(".", dir_fd=at)
-    fd = os.open(name, _FOLDER, dir_fd=at)
+        fd = os.open(name, _FOLDER, dir_fd=at)
     try:
         yield fd
     finally:
@@ -102,11 +103,31 @@ def read_file(name: str, at: int, *, limit: int = MAX_FILE) -> bytes:
 def is_whole(at: int) -> bool:
     """Whether the generation in folder `at` is complete: manifest and signature, and each file with its size."""
     try:
-        facts = json.loads(read_file(MANIFEST, at))["files"]
-        sizes = {checked(name): fact["size"] for name, fact in facts.items()}
-        return _size(SIGNATURE, at) > 0 and all(_size(name, at) == size for name, size in sizes.items())
-    except (FileNotFoundError, BundleInvalid, ShareTampered, ValueError, KeyError, TypeError, AttributeError):
+        told = sizes(read_file(MANIFEST, at))
+        return _size(SIGNATURE, at) > 0 and all(_size(name, at) == size for name, size in told.items())
+    except (FileNotFoundError, BundleInvalid, ShareTampered):
         return False
+
+
+def sizes(manifest: bytes) -> dict[str, int]:
+    """Return the size of each file that a manifest names.
+
+    Raises:
+        BundleInvalid: it is none.
+    """
+    try:
+        return {checked(name): fact["size"] for name, fact in json.loads(manifest)["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise BundleInvalid(f"{MANIFEST} does not parse") from None
+
+
+def look_again(name: str, at: int) -> os.stat_result:
+    """Return what a file is by a new descriptor of it: no cache of names answers for its owner and mode."""
+    fd = os.open(name, _FILE, dir_fd=at)
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
 
 
 def _size(name: str, at: int) -> int:

@@ -52,8 +52,7 @@ async def full(folder: Path) -> None:
         await share.publish(WEB1, NAME, 1, bundle(1))
         with pytest.raises(ShareFull, match="is full"):
             await share.publish(WEB1, NAME, 2, bundle(2, 100_000))
-        assert share.problem is not None
-        assert share.problem.code == "share.full"
+        assert share.problem is None  # another consumer's publish may well go on
         assert not (root / "web1/generations" / NAME / "2").exists()
         assert bundle(1) == read_live(root / "web1")
         _run("mount", "-o", "remount,size=2m", root)

@@ -54,11 +54,12 @@ def test_the_mount_changes(scenario: str, tmp_path: Path) -> None:
 
 
 async def _traced(place: Place, log: Path, *words: str) -> asyncio.subprocess.Process:
-    """Attach strace to the running worker; return when it is attached."""
+    """Attach strace to the running worker and all its threads to come; return when it is attached."""
     await place.share.look()
     tracer = await asyncio.create_subprocess_exec(
         "strace",
         "-a0",
+        "-ff",
         "-o",
         str(log),
         "-e",
@@ -69,54 +70,72 @@ async def _traced(place: Place, log: Path, *words: str) -> asyncio.subprocess.Pr
         stderr=asyncio.subprocess.PIPE,
     )
     assert tracer.stderr is not None
-    assert b"attached" in await tracer.stderr.readline()
+    while b"attached" not in await tracer.stderr.readline():
+        pass  # it also says how it understood a path
     return tracer
 
 
-async def _trace_of_publish(place: Place, log: Path, number: int) -> list[str]:
+async def _trace_of_publish(place: Place, log: Path, number: int) -> list[list[str]]:
+    """Return the calls of each thread, the worker's own first, then one thread a file."""
     tracer = await _traced(place, log)
     await place.share.publish(WEB1, NAME, number, bundle(number))
     tracer.terminate()
     await tracer.communicate()
-    return [line for line in log.read_text().splitlines() if not line.startswith("---")]
+    own, others = log.with_name(f"{log.name}.{place.pid}"), sorted(log.parent.glob(f"{log.name}.*"))
+    return [
+        [line for line in file.read_text().splitlines() if not line.startswith(("---", "+++"))]
+        for file in (own, *(file for file in others if file != own))
+    ]
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
 async def test_no_byte_of_a_file_is_written_before_owner_and_mode_are_final(
-    place: Place, tmp_path: Path
+    tmp_path: Path, umask: int
 ) -> None:
-    """Traced: born 0600 with O_EXCL, then the mode, then bytes, fsync; never touched after the first byte."""
-    lines = await _trace_of_publish(place, tmp_path / "trace", 1)
-    text = "\n".join(lines)
-    births = re.findall(
-        r'openat\(\d+, "([^"]+)", O_WRONLY\|O_CREAT\|O_EXCL\|O_NOFOLLOW\|O_CLOEXEC, 0600\) = (\d+)\n(.*?)close\(\2\)',
-        text,
-        re.DOTALL,
-    )
+    """Traced under several umasks: born 0600 with O_EXCL, then the mode, then bytes, fsync; never touched afterwards."""
+    before = os.umask(umask)
+    try:
+        place = make_place(tmp_path)
+        traces = await _trace_of_publish(place, tmp_path / "trace", 1)
+        await place.share.stop()
+    finally:
+        os.umask(before)
+    born = {}
+    for trace in traces[1:]:
+        match = re.fullmatch(
+            r'openat\(\d+, "([^"]+)", O_WRONLY\|O_CREAT\|O_EXCL\|O_NOFOLLOW\|O_CLOEXEC, 0600\) = (\d+)',
+            trace[0],
+        )
+        assert match, trace
+        born[re.sub(r"^\.(.*)\.[0-9a-f]{16}$", r"\1", match[1])] = (match[2], trace[1:])
 
-    assert text.count("O_CREAT") == len(births) == 6
-    assert sorted(re.sub(r"^\.(.*)\.[0-9a-f]{16}$", r"\1", name) for name, _, _ in births) == sorted(
-        bundle(1)
-    )
-    for name, fd, life in births:
-        calls = [
-            line.split("(")[0]
-            for line in life.splitlines()
-            if line.split("(")[1].startswith((f"{fd},", f"{fd})"))
-        ]
-        assert calls == ["fchmod", "write", "fsync"], name
-        assert f"fchmod({fd}, {'0640' if name == 'privkey.pem' else '0644'}) = 0" in life
+    assert set(bundle(1)) == born.keys()
+    assert "O_CREAT" not in "\n".join(traces[0])
+    assert "fchmod" not in "\n".join(traces[0])
+    for name, (fd, life) in born.items():
+        assert ["fchmod", "write", "fsync", "close"] == [line.split("(")[0] for line in life], name
+        assert f"fchmod({fd}, {'0640' if name == 'privkey.pem' else '0644'}) = 0" == life[0]
 
 
-def _points(trace: list[str]) -> list[tuple[str, int]]:
-    """Name every call as strace counts them: by name, from 1."""
+def _points(traces: list[list[str]], folder: Path) -> list[tuple[str, ...]]:
+    """Name every call in strace's words: of the worker itself by name and count, of a file's thread by its path."""
     seen: Counter[str] = Counter()
-    points = []
-    for line in trace:
+    points: list[tuple[str, ...]] = []
+    for line in traces[0]:
         name = line.split("(")[0]
         seen[name] += 1
-        points.append((name, seen[name]))
+        points.append(("-e", f"inject={name}:signal=KILL:when={seen[name]}"))
     # The last write is the answer, sent when all is done.
-    return points[:-1]
+    points.pop()
+    for trace in traces[1:]:
+        file = trace[0].split('"')[1]
+        if not file.startswith("."):  # a random name cannot be told in advance
+            calls = [line.split("(")[0] for line in trace]
+            points += [
+                ("-P", file, "-P", str(folder / file), "-e", f"inject={name}:signal=KILL:when=1")
+                for name in calls
+            ]
+    return points
 
 
 @pytest.mark.sweep
@@ -126,24 +145,26 @@ async def test_killed_at_any_system_call_of_a_publish_the_next_one_completes(
 ) -> None:
     """SIGKILL at the n-th call, for each n: what services read is whole, and the next publish makes all of it."""
     await place.share.publish(WEB1, NAME, 1, bundle(1))
-    points = _points(await _trace_of_publish(place, tmp_path / "trace", 2))
+    traces = await _trace_of_publish(place, tmp_path / "trace", 2)
+    points = _points(traces, Path("GENERATION"))
     chosen = (
         points
         if os.environ.get("CERTFAN_SWEEP") == "all"
         else points[random.Random(2711).randrange(10) :: 10]
     )
     live = 2
-    for number, (name, nth) in enumerate(chosen, start=3):
-        tracer = await _traced(place, tmp_path / "trace", "-e", f"inject={name}:signal=KILL:when={nth}")
+    for number, point in enumerate(chosen, start=3):
+        words = [word.replace("GENERATION", str(place.files(number))) for word in point]
+        tracer = await _traced(place, tmp_path / "trace", *words)
         call = asyncio.create_task(place.share.publish(WEB1, NAME, number, bundle(number)))
         async with asyncio.timeout(20):
             await asyncio.wait({call})
-            assert call.exception() is not None, (name, nth)
+            assert call.exception() is not None, point
             await tracer.communicate()
         found = read_live(place.root / "web1")
-        assert found in (bundle(live), bundle(number)), (name, nth)
+        assert found in (bundle(live), bundle(number)), point
         await place.share.publish(WEB1, NAME, number, bundle(number))
-        assert bundle(number) == read_live(place.root / "web1"), (name, nth)
+        assert bundle(number) == read_live(place.root / "web1"), point
         live = number
     print(f"\nkilled at {len(chosen)} of {len(points)} points")
     seen = await place.share.look()

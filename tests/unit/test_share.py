@@ -302,6 +302,37 @@ async def test_a_share_that_was_replaced_under_its_path_is_opened_again(place: P
     assert f"../generations/{NAME}/2" == place.pointer()
 
 
+async def test_a_glance_tells_what_is_wrong_with_one_folder(place: Place) -> None:
+    """Open to others, another owner's, a planted symlink, gone: each is told by its consumer, the share is up."""
+    await place.share.publish(WEB1, NAME, 1, bundle(1))
+    await place.share.glance(["web1", "mail1"])
+    assert {} == place.share.folder_problems
+    (place.root / "mail1").chmod(0o2755)
+    (place.root / "web1" / "live").chmod(0o2770)
+    (place.root / "web2").symlink_to("web1")
+    await place.share.glance(["web1", "mail1", "web2", "web3"])
+
+    assert {
+        "mail1": "share.permission_too_open",
+        "web1": "share.tampered",
+        "web2": "share.tampered",
+        "web3": "share.unavailable",
+    } == {consumer: problem.code for consumer, problem in place.share.folder_problems.items()}
+    assert place.share.is_up
+    assert place.share.problem is None
+
+
+async def test_a_key_with_a_second_name_moves_no_pointer(place: Place) -> None:
+    """Somebody keeps a hard link to a key: what is whole is not adopted, and says so."""
+    await place.share.publish(WEB1, NAME, 1, bundle(1))
+    (place.root / "web1" / "live" / NAME).unlink()
+    os.link(place.files(1) / "privkey.pem", place.root / "web1" / "kept")
+
+    with pytest.raises(ShareTampered, match="reachable by 2 names"):
+        await place.share.publish(WEB1, NAME, 1, bundle(1))
+    assert not (place.root / "web1" / "live" / NAME).is_symlink()
+
+
 async def test_retire_removes_an_older_generation_and_may_be_repeated(place: Place) -> None:
     """Gone after the first time, no complaint the second."""
     for number in (1, 2):

@@ -289,7 +289,7 @@ async def test_a_signed_bundle_goes_over_the_share_and_opens(place: Place) -> No
     opened = manifest.open_bundle(
         read, ca_pem=ca.cert_pem, fleet="home", consumer="web1", certificate=NAME, generation=1, now=now()
     )
-    assert pair.leaf == opened.pair.leaf
+    assert pair.leaf == opened.pair().leaf
     assert (await place.share.look()).published == {(NAME, "web1"): frozenset({1})}
 
 
@@ -362,3 +362,33 @@ async def test_a_second_daemon_on_the_same_state_is_refused(place: Place) -> Non
         await second.look()
     await second.stop()
     await place.share.look()
+
+
+async def test_a_child_that_tells_that_it_is_at_work_may_take_longer(worker: ShareWorker) -> None:
+    """The deadline is one of silence: with a sign of life now and then, twice the patience passes and nothing fails."""
+    assert worker._child is not None
+    os.kill(_pid(worker), signal.SIGSTOP)
+    call = asyncio.create_task(worker.call("look", patience=timedelta(seconds=1)))
+    for _ in range(7):
+        await asyncio.wait({call}, timeout=0.3)
+        worker._child.pipe_data_received(1, encode({"working": True}))
+    assert not call.done()
+    os.kill(_pid(worker), signal.SIGCONT)
+
+    assert "consumers" in (await call).header
+
+
+async def test_a_call_without_a_sign_of_life_is_late_long_before_its_deadline(place: Place) -> None:
+    """The status names a hung share while a patient call is still waiting for it."""
+    await place.share.look()
+    os.kill(place.pid, signal.SIGSTOP)
+    call = asyncio.create_task(place.share.publish(WEB1, NAME, 1, bundle(1)))
+    await asyncio.wait({call}, timeout=0.2)
+    assert place.share.problem is None
+    late = place.share._worker.late(_SHORT)
+    os.kill(place.pid, signal.SIGCONT)
+    await call
+
+    assert late is not None
+    assert f"(process {place.pid})" in late.text
+    assert place.share._worker.late(timedelta(0)) is None
