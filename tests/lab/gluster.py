@@ -29,12 +29,13 @@ WantedBy=multi-user.target
 class Gluster:
     """Two peers with a small ext4 brick each; consumers mount only their own sub-directory, read-only."""
 
-    def __init__(self, lab: Lab, host: Vm, cert: Vm) -> None:
+    def __init__(self, lab: Lab, host: Vm, cert: Vm, *, ping_timeout: int = 10) -> None:
         self._lab, self._host, self._cert = lab, host, cert
+        self._ping_timeout = str(ping_timeout)
 
     def lay_brick(self, vm: Vm, megabytes: int = 96) -> str:
         """Make a peer's brick, a real file system that outlives the VM's power cuts; return nspawn's word that binds it."""
-        folder = self._lab.rundir / "brick" / vm.name
+        folder = self.brick(vm)
         folder.mkdir(parents=True)
         image = folder.with_suffix(".img")
         with image.open("wb") as file:
@@ -44,6 +45,10 @@ class Gluster:
         (vm.path / "srv/gfs").mkdir(parents=True, exist_ok=True)
         return f"--bind={folder}:/srv/gfs"
 
+    def brick(self, vm: Vm) -> Path:
+        """Where the outer machine sees a peer's brick file system."""
+        return self._lab.rundir / "brick" / vm.name
+
     def volume_up(self) -> None:
         """Join the peers, make and start the volume; both VMs run glusterd, and no sub-directory needs to exist."""
         self._until(self._host, "peer", "probe", "cert.int")
@@ -51,9 +56,8 @@ class Gluster:
         machine.wait_until(self._joined, "gluster peers to join", 20)
         bricks = [f"{peer}.int:{_BRICK}" for peer in ("host", "cert")]
         self._until(self._host, "volume", "create", VOLUME, "replica", "2", *bricks, "force")
-        self._command(
-            self._host, "volume", "set", VOLUME, "network.ping-timeout", "10", "auth.allow", _ALLOWED
-        )
+        patience = ("network.ping-timeout", self._ping_timeout)
+        self._command(self._host, "volume", "set", VOLUME, *patience, "auth.allow", _ALLOWED)
         self._command(self._host, "volume", "start", VOLUME)
 
     def mount_rw(self, vm: Vm, where: str = "/srv/le") -> None:
