@@ -25,7 +25,7 @@ from certfan.core.model import (
     Limits,
 )
 from certfan.daemon import published
-from certfan.daemon.config_checks import Part, certificates, default_authority, name_of, names, problems_of
+from certfan.daemon.config_checks import Part, certificates, default_authority, name_of, problems_of
 from certfan.daemon.config_schema import AuthorityTable, CertificateTable, Fragment, Main, listeners
 from certfan.daemon.listeners import Listener, parse_listener
 from certfan.errors import ConfigError, ConfigInvalid, ConfigTooOpen
@@ -128,7 +128,7 @@ def _build(path: Path, main: Main, parts: list[Part]) -> Config:
 
 
 def _desired(main: Main, parts: list[Part]) -> Desired:
-    default = default_authority(main, names(parts, "authority")) or ""
+    default = default_authority(main, parts) or ""
     return Desired(
         authorities=_frozen(
             {

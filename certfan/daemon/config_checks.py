@@ -6,7 +6,7 @@ What must never come in: the shape of a table (config_schema), a value made of i
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,12 +94,12 @@ def _reference_problems(main: Main, parts: list[Part]) -> Iterator[str]:
             if name not in authorities:
                 guess = toml.did_you_mean(name, authorities)
                 yield f"{here}.fallback[{position}]: there is no [authority.{name}]{guess}"
-            elif name == (table.authority or default_authority(main, authorities)):
+            elif name == (table.authority or default_authority(main, parts)):
                 yield f"{here}.fallback[{position}]: {name} is its authority already"
         if table.authority is not None and table.authority not in authorities:
             guess = toml.did_you_mean(table.authority, authorities)
             yield f"{here}.authority: there is no [authority.{table.authority}]{guess}"
-        elif table.authority is None and default_authority(main, authorities) is None:
+        elif table.authority is None and default_authority(main, parts) is None:
             yield f"{here}.authority: is missing, and there is no default_authority"
 
 
@@ -120,7 +120,7 @@ def _published_problems(main: Main, parts: list[Part]) -> Iterator[str]:
     """Tell what an authority is known to refuse, before it is asked."""
     tables = {name: table for part in parts for name, table in part.tables.authority.items()}
     for part, index, certificate in certificates(parts):
-        first = certificate.authority or default_authority(main, tables)
+        first = certificate.authority or default_authority(main, parts)
         for name in (first, *certificate.fallback):
             if name is None or name not in tables:
                 continue
@@ -137,13 +137,19 @@ def _file_problems(parts: list[Part]) -> Iterator[str]:
             for key in ("ca_file", "roots_file", "eab_key_file"):
                 if (file := getattr(table, key)) is not None:
                     here = f"{part.where}: {toml.key_path(('authority', name, key))}"
-                    yield from _file_problem(here, Path(part.where).parent / file)
+                    yield from _file_problem(
+                        here, Path(part.where).parent / file, secret=key == "eab_key_file"
+                    )
 
 
-def _file_problem(here: str, file: Path) -> Iterator[str]:
+def _file_problem(here: str, file: Path, *, secret: bool) -> Iterator[str]:
     try:
-        # Whoever may write a trust anchor may be the authority.
-        toml.refuse_open(file)
+        if not secret:
+            # Whoever may write a trust anchor may be the authority.
+            toml.refuse_open(file)
+        elif file.stat().st_mode & 0o077:
+            # Only its mode is judged: it belongs to the daemon's user, whoever reads the config now.
+            yield f"{here}: {file} holds a secret that others can read; run: chmod 600 {file}"
         file.open("rb").close()
     except OSError as error:
         yield f"{here}: {file} cannot be read: {error.strerror}"
@@ -164,8 +170,10 @@ def name_of(table: CertificateTable) -> str:
     return table.name or table.names[0]
 
 
-def default_authority(main: Main, known: Collection[str]) -> str | None:
-    """Return whom a certificate comes from that names nobody: the only one, unless it is said."""
+def default_authority(main: Main, parts: list[Part]) -> str | None:
+    """Return whom a certificate comes from that names nobody: the only one that is nobody's staging authority."""
     if main.default_authority is not None:
         return main.default_authority
-    return next(iter(known)) if len(known) == 1 else None
+    tables = {name: table for part in parts for name, table in part.tables.authority.items()}
+    found = tables.keys() - {table.staging for table in tables.values()}
+    return next(iter(found)) if len(found) == 1 else None

@@ -24,6 +24,7 @@ from certfan.core.model import (
     Revocation,
     RevocationReason,
 )
+from certfan.daemon import config
 from certfan.daemon.accounts import Accounts
 from certfan.daemon.authority import make_account_key
 from certfan.daemon.authority_actions import AuthorityActions, how_to_stage
@@ -37,6 +38,7 @@ from certfan.errors import (
     SelfCheckFailed,
     UnknownName,
 )
+from tests.unit import test_config
 from tests.unit.fleet_parts import Fleet, a_fleet
 from tests.unit.planner_parts import DAY, HOUR, NOW, WWW, make_certificate
 from tests.unit.scripted_authority import ScriptedCa, refused
@@ -427,6 +429,25 @@ def test_the_hint_says_how_an_authority_gets_a_staging_one(
 ) -> None:
     """As lines to paste, where its directory is known."""
     assert hint == how_to_stage(authority, known)
+
+
+def test_the_lines_of_the_hint_can_be_pasted(tmp_path: Path) -> None:
+    """The config is good afterwards, without a default_authority."""
+    main = test_config.MAIN.replace("https://ca.int:14000/dir", LETSENCRYPT.directory)
+    path = test_config.write(tmp_path, main + test_config.one('["a.test"]'))
+    authorities = config.load(path).desired.authorities
+    hint = how_to_stage(authorities["pebble"], tuple(authorities.values()))
+    line, below = hint.split(", and below it:\n")
+    key = line.removeprefix("add to [authority.pebble]: ")
+    pasted = main.replace("agree_to_terms = true", f"agree_to_terms = true\n{key}\n{below}")
+
+    desired = config.load(test_config.write(tmp_path, pasted + test_config.one('["a.test"]'))).desired
+
+    assert LE_STAGING.directory == desired.authorities["pebble-staging"].directory
+    assert ("pebble", "pebble-staging") == (
+        desired.certificates["a.test"].authority,
+        desired.authorities["pebble"].staging,
+    )
 
 
 async def test_without_a_staging_authority_the_trial_says_how_to_have_one(office: Office) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from certfan.core.model import Identifier, KeyType
-from certfan.daemon import config
+from certfan.core.model import Identifier, KeyType, Limit, Limits
+from certfan.daemon import config, published
 from certfan.daemon.config_schema import identifier
 from certfan.daemon.listeners import Listener, parse_listener
 from certfan.errors import ConfigError, ConfigInvalid, ConfigTooOpen
@@ -149,6 +152,130 @@ def test_several_authorities_need_a_default(tmp_path: Path) -> None:
     assert problems_of(path) == [
         "conf.d/a.toml: certificate[0].authority: is missing, and there is no default_authority"
     ]
+
+
+LETSENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
+STAGING = """
+[authority.pebble-staging]
+directory = "https://staging.int/dir"
+agree_to_terms = true
+"""
+
+
+def with_authority(lines: str, more: str = STAGING) -> str:
+    """The main file with more keys of its authority."""
+    return MAIN.replace("agree_to_terms = true", f"agree_to_terms = true\n{lines}") + more
+
+
+def test_a_staging_authority_is_nobodys_default(tmp_path: Path) -> None:
+    """It is there for trials; the one that names it stays the only one to order at."""
+    path = write(tmp_path, with_authority('staging = "pebble-staging"') + one('["a.test"]'))
+
+    desired = config.load(path).desired
+
+    assert desired.certificates["a.test"].authority == "pebble"
+    assert desired.authorities["pebble"].staging == "pebble-staging"
+
+
+def test_an_authority_and_a_certificate_take_their_new_keys(tmp_path: Path) -> None:
+    """Spans in words or seconds; a certificate that says nothing of them behaves as before."""
+    (tmp_path / "eab.key").write_text("c2VjcmV0")
+    (tmp_path / "eab.key").chmod(0o600)
+    keys = """
+eab_kid = "kid-1"
+eab_key_file = "eab.key"
+preferred_chain = "Root X1"
+origins = ["https://orders.int/"]
+limits.orders = { count = 10, window = "3h" }
+limits.failures_per_name = { count = 2, window = 60 }
+"""
+    certificate = {"fallback": '["pebble-staging"]', "fallback_after": '"12h"', "reuse_key": '"365d"'}
+    named = one('["a.test"]', authority='"pebble"', **certificate)
+    path = write(tmp_path, with_authority(keys) + named + one('["b.test"]', authority='"pebble"'))
+
+    desired = config.load(path).desired
+
+    pebble, a, b = desired.authorities["pebble"], *(desired.certificates[f"{n}.test"] for n in "ab")
+    assert (pebble.eab_kid, pebble.eab_key_file) == ("kid-1", str(tmp_path / "eab.key"))
+    assert (pebble.preferred_chain, pebble.origins) == ("Root X1", ("https://orders.int",))
+    limits = Limits(orders=Limit(10, timedelta(hours=3)), failures_per_name=Limit(2, timedelta(seconds=60)))
+    assert pebble.limits == limits
+    assert (a.fallback, a.fallback_after, a.reuse_key) == (
+        ("pebble-staging",),
+        timedelta(hours=12),
+        timedelta(days=365),
+    )
+    assert (b.fallback, b.fallback_after, b.reuse_key) == ((), timedelta(days=1), None)
+
+
+def test_shipped_limits_are_overridden_one_by_one(tmp_path: Path) -> None:
+    """What the admin does not name is as the authority publishes it."""
+    named = with_authority("limits.orders = { count = 10, window = 60 }")
+    path = write(tmp_path, named.replace("https://ca.int:14000/dir", LETSENCRYPT))
+
+    limits = config.load(path).desired.authorities["pebble"].limits
+
+    assert limits == replace(published.of(LETSENCRYPT).limits, orders=Limit(10, timedelta(seconds=60)))
+    assert limits.certificates_per_domain is not None
+
+
+@pytest.mark.parametrize(
+    ("keys", "certificate", "problem"),
+    [
+        ('eab_kid = "kid-1"', {}, "certfan.toml: authority.pebble.eab_key_file: is missing"),
+        ('staging = "pebble"', {}, "certfan.toml: authority.pebble.staging: there is no other"),
+        (
+            'staging = "pebble-stagin"',
+            {},
+            'there is no other [authority.pebble-stagin], did you mean "pebble-staging"?',
+        ),
+        ('origins = ["http://orders.int"]', {}, "authority.pebble.origins[0]: must be of the form"),
+        ("limits.orders = { count = 0, window = 60 }", {}, "authority.pebble.limits.orders.count"),
+        ("", {"fallback": '["pebbel"]'}, "fallback[0]: there is no [authority.pebbel], did you mean"),
+        ("", {"fallback": '["pebble"]'}, "certificate[0].fallback[0]: pebble is its authority already"),
+        ("", {"fallback_after": '"soon"'}, 'fallback_after: must be seconds, or text of the form "90d"'),
+        ("", {"reuse_key": '"5m"'}, "certificate[0].reuse_key"),
+    ],
+)
+def test_what_is_wrong_with_an_authoritys_keys_is_told_by_key_path(
+    tmp_path: Path, keys: str, certificate: dict[str, str], problem: str
+) -> None:
+    """One problem, at its place."""
+    named = one('["a.test"]', authority='"pebble"', **certificate)
+
+    (told,) = problems_of(write(tmp_path, with_authority(keys) + named))
+
+    assert problem in told
+
+
+def test_what_an_authority_is_known_to_refuse_is_told_before_it_is_asked(tmp_path: Path) -> None:
+    """Also of a fallback, whose own profile applies there."""
+    second = STAGING.replace("https://staging.int/dir", LETSENCRYPT)
+    named = one('["192.0.2.1"]', authority='"pebble"', fallback='["pebble-staging"]')
+
+    (told,) = problems_of(write(tmp_path, MAIN + second + named))
+    config.load(write(tmp_path, MAIN + second + 'profile = "shortlived"\n' + named))
+
+    assert told.startswith("certfan.toml: certificate[0].names: pebble-staging: 192.0.2.1: only the profile")
+
+
+def test_a_secret_that_others_can_read_is_a_problem_whoever_owns_it(tmp_path: Path) -> None:
+    """It belongs to the daemon's user, and root may check the config all the same."""
+    secret = tmp_path / "eab.key"
+    secret.write_text("c2VjcmV0")
+    path = write(tmp_path, with_authority('eab_kid = "kid-1"\neab_key_file = "eab.key"'))
+    secret.chmod(0o640)
+    (told,) = problems_of(path)
+    secret.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(secret, 12345, 12345)
+
+    config.load(path)
+
+    assert told == (
+        "certfan.toml: authority.pebble.eab_key_file: eab.key holds a secret that others can read;"
+        " run: chmod 600 eab.key"
+    )
 
 
 def test_a_bad_file_raises_no_false_alarm_about_references(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Every certfan command in a shell block, without its arguments' values."""
+    """Every certfan command in a shell block or a row of a table, without its arguments' values."""
     lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    lines += [told for row in README.splitlines() if row[:1] == "|" for told in re.findall("`([^`]+)`", row)]
     return [line.split(">")[0].strip() for line in lines if line.startswith("certfan ")]
 
 
