@@ -4,7 +4,7 @@ PYTHON ?= /usr/bin/python3
 BIN := .venv/bin
 SOURCES := certfan tests
 
-.PHONY: help venv lab check format test sweep demo bench bench-fanout bench-acme bench-responder clean
+.PHONY: help venv lab check format test sweep demo bench bench-fanout bench-acme bench-responder bench-share clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -54,6 +54,9 @@ bench-acme: lab  ## certificates from one Pebble, beside lego, certbot and Caddy
 bench-responder: lab  ## answers to challenges, beside nginx and Caddy, into build/bench/responder.json
 	@bash tests/lab/setup.sh bench
 	@$(BIN)/python -m tests.lab.bench_responder
+
+bench-share: lab ## bundles published, beside the same files written plainly, into build/bench/share.json
+	@$(BIN)/python -m tests.lab.bench_share
 
 clean:           ## remove what the other targets made in this folder
 	rm -rf .venv build

@@ -36,12 +36,7 @@ class Gluster:
     def lay_brick(self, vm: Vm, megabytes: int = 96) -> str:
         """Make a peer's brick, a real file system that outlives the VM's power cuts; return nspawn's word that binds it."""
         folder = self.brick(vm)
-        folder.mkdir(parents=True)
-        image = folder.with_suffix(".img")
-        with image.open("wb") as file:
-            file.truncate(megabytes << 20)
-        machine.run(["mkfs.ext4", "-q", "-m0", "-I", "512", str(image)])
-        machine.run(["mount", "-o", "loop", str(image), str(folder)])
+        lay_disk(folder, megabytes)
         (vm.path / "srv/gfs").mkdir(parents=True, exist_ok=True)
         return f"--bind={folder}:/srv/gfs"
 
@@ -102,6 +97,16 @@ class Gluster:
 
     def _command(self, vm: Vm, *words: str) -> str:
         return vm.run(["gluster", "--mode=script", *words]).stdout
+
+
+def lay_disk(folder: Path, megabytes: int) -> None:
+    """Make a folder and mount an ext4 of its own there, on a loop device."""
+    folder.mkdir(parents=True)
+    image = folder.with_suffix(".img")
+    with image.open("wb") as file:
+        file.truncate(megabytes << 20)
+    machine.run(["mkfs.ext4", "-q", "-m0", "-I", "512", str(image)])
+    machine.run(["mount", "-o", "loop", str(image), str(folder)])
 
 
 def _client_log(vm: Vm, where: str) -> str:

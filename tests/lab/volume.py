@@ -5,12 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
 from tests.lab import machine, project
-from tests.lab.gluster import Gluster
+from tests.lab.gluster import Gluster, lay_disk
 from tests.lab.lab import Lab
 from tests.lab.network import Network
 from tests.lab.vm import Vm
 
 PYTHON = f"{project.OPT}/bin/python"
+LOCAL = "/srv/local"
 
 
 class Volume:
@@ -21,6 +22,7 @@ class Volume:
         self.network = Network(self.lab)
         self.cert, self.web1, self.host = (Vm(self.lab, name) for name in ("cert", "web1", "host"))
         self.gluster = Gluster(self.lab, self.host, self.cert, ping_timeout=ping_timeout)
+        self.local_disk = self.lab.rundir / "disk/local"  # on cert at LOCAL
         self._megabytes = megabytes
 
     def up(self) -> Self:
@@ -57,6 +59,10 @@ class Volume:
         if vm is not self.web1:
             binds.append(self.gluster.lay_brick(vm, self._megabytes))
             units = ["glusterd.service"]
+        if vm is self.cert:
+            lay_disk(self.local_disk, self._megabytes)
+            (root / LOCAL.lstrip("/")).mkdir()
+            binds.append(f"--bind={self.local_disk}:{LOCAL}")
         vm.boot(units, binds=binds)
 
 

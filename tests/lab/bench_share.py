@@ -1,0 +1,75 @@
+"""`make bench-share`: bundles published a second, beside a plain loop that writes, fsyncs and renames the same files.
+
+On a real GlusterFS volume and on a local ext4, 1, 100 and 1,000 certificates for 3 consumers each; prints a table,
+writes build/bench/share.json. Both ways take turns, so that what else the machine does meets both alike.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.lab import machine
+from tests.lab.volume import LOCAL, PYTHON, Volume, written
+
+COUNTS = (1, 100, 1000)
+AT_ONCE = 100  # certificates between two turns
+CONSUMERS = ("web1", "mail1", "chat1")
+LOAD = (Path(__file__).parent / "share_load.py").read_text()
+Figures = dict[str, float]
+
+
+def main(counts: tuple[int, ...] = COUNTS) -> int:
+    """Measure, print, write."""
+    if missing := machine.capabilities():
+        sys.exit("no bench here: " + "; ".join(missing))
+    figures: Figures = {}
+    with Volume(megabytes=1536) as volume:
+        places = {
+            "gluster": ("/srv/le", volume.gluster.brick(volume.host)),
+            "local": (LOCAL, volume.local_disk),
+        }
+        for place, (root, disk) in places.items():
+            for count in counts:
+                figures |= _measured(volume, place, root, disk, count)
+    most = max(counts)
+    for place in ("gluster", "local"):
+        figures[f"vs_floor_{place}"] = figures[f"vs_floor_{place}_{most}"]
+        figures[f"publishes_per_second_{place}"] = figures[f"publishes_per_second_{place}_{most}"]
+    _print(figures)
+    target = machine.PROJECT / "build/bench/share.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"written to {target.relative_to(machine.PROJECT)}")
+    return 0
+
+
+def _measured(volume: Volume, place: str, root: str, disk: Path, count: int) -> Figures:
+    took = {"publish": 0.0, "floor": 0.0}
+    bytes_ = {"publish": 0, "floor": 0}
+    rounds = max(1, count // AT_ONCE)
+    for _ in range(rounds):
+        for way in took:
+            before = written(str(disk))
+            argv = [PYTHON, "-c", LOAD, way, root, str(count // rounds), *CONSUMERS]
+            took[way] += json.loads(volume.cert.run(argv, timeout=600).stdout)
+            volume.cert.run(["sync"])
+            bytes_[way] += written(str(disk)) - before
+    bundles = count * len(CONSUMERS)
+    return {
+        f"publishes_per_second_{place}_{count}": round(bundles / took["publish"], 1),
+        f"floor_per_second_{place}_{count}": round(bundles / took["floor"], 1),
+        f"vs_floor_{place}_{count}": round(took["publish"] / took["floor"], 2),
+        f"bytes_per_publish_{place}_{count}": round(bytes_["publish"] / bundles),
+        f"floor_bytes_{place}_{count}": round(bytes_["floor"] / bundles),
+    }
+
+
+def _print(figures: Mapping[str, float]) -> None:
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        print(f"{name:<{width}}  {value:>10}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(tuple(map(int, sys.argv[1:])) or COUNTS))
