@@ -134,6 +134,9 @@ def private_folder(path: str | Path) -> Path:
 
 def sync_folder(path: str | Path, *, dir_fd: int | None = None) -> None:
     """Make the names in a folder durable."""
+    if dir_fd is not None and str(path) == ".":
+        os.fsync(dir_fd)  # on a network, opening it once more would be a round trip
+        return
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         os.fsync(fd)

@@ -9,7 +9,7 @@ import contextlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from certfan import files
@@ -68,7 +68,7 @@ def _publish_at(
             f"folder {consumer}/ on the share belongs to group {found}, not {gid}", subject=consumer
         )
     with own(tree.GENERATIONS, at) as generations, own(tree.checked(certificate), generations) as line:
-        _write_whole(str(generation), line, contents, modes, gid)
+        _write_whole(str(generation), line, contents, modes, gid, above=generations)
     with own(tree.LIVE, at) as live:
         if (tree.pointer(certificate, live) or 0) < generation:
             files.replace_symlink(
@@ -220,19 +220,22 @@ def _modes(contents: Mapping[str, bytes], key_mode: int) -> dict[str, int]:
 
 
 def _write_whole(
-    number: str, line: int, contents: Mapping[str, bytes], modes: Mapping[str, int], gid: int
+    number: str, line: int, contents: Mapping[str, bytes], modes: Mapping[str, int], gid: int, *, above: int
 ) -> None:
+    """Have the generation whole and durable in `line`, which is in `above`: both may be new too."""
     try:
         with tree.folder(number, line) as fd:
             if tree.is_whole(fd):
                 _adopt(fd, number, contents, modes, gid)
+                for folder in (fd, line, above):
+                    os.fsync(folder)
                 return
         tree.remove(number, line)
     except FileNotFoundError:
         pass
     try:
         with tree.folder(number, line, make=True) as fd:
-            _write(fd, contents, modes, gid)
+            _write(fd, contents, modes, gid, parents=(line, above))
         with tree.folder(number, line) as fd:
             _verify(fd, contents, modes, gid)
     except BaseException:
@@ -242,7 +245,9 @@ def _write_whole(
         raise
 
 
-def _write(fd: int, contents: Mapping[str, bytes], modes: Mapping[str, int], gid: int) -> None:
+def _write(
+    fd: int, contents: Mapping[str, bytes], modes: Mapping[str, int], gid: int, *, parents: tuple[int, int]
+) -> None:
     # Where the folder's setgid bit gives the group already, an unprivileged daemon need not (and may not) set it.
     asked = -1 if os.fstat(fd).st_gid == gid else gid
     if asked != -1:
@@ -251,14 +256,17 @@ def _write(fd: int, contents: Mapping[str, bytes], modes: Mapping[str, int], gid
     temporary = files.temporary_name(tree.MANIFEST)
     born = {name if name != tree.MANIFEST else temporary: name for name in contents}
     _at_once(
-        partial(files.create, birth, contents[name], mode=modes[name], gid=asked, dir_fd=fd)
-        for birth, name in born.items()
+        *(
+            partial(files.create, birth, contents[name], mode=modes[name], gid=asked, dir_fd=fd)
+            for birth, name in born.items()
+        ),
+        *(partial(os.fsync, folder) for folder in parents),
     )
     os.rename(temporary, tree.MANIFEST, src_dir_fd=fd, dst_dir_fd=fd)
-    files.sync_folder(".", dir_fd=fd)
+    os.fsync(fd)
 
 
-def _at_once(calls: Iterable[Callable[[], None]]) -> None:
+def _at_once(*calls: Callable[[], None]) -> None:
     """Do all side by side: what takes time is waiting for disks, and six fsyncs may share one commit of theirs."""
     failed: list[OSError] = []
 

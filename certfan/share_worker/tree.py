@@ -50,7 +50,7 @@ def checked(name: str) -> str:
 
 @contextlib.contextmanager
 def folder(name: str, at: int, *, make: bool = False) -> Iterator[int]:
-    """Open a folder below `at`; `make` creates it closed to others and durable when it is not there.
+    """Open a folder below `at`; `make` creates it closed to others when it is not there, which the caller makes durable.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -63,7 +63,6 @@ def folder(name: str, at: int, *, make: bool = False) -> Iterator[int]:
             raise
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o750, dir_fd=at)
-            files.sync_folder(".", dir_fd=at)
         fd = os.open(name, _FOLDER, dir_fd=at)
     try:
         yield fd

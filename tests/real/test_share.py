@@ -76,16 +76,17 @@ async def _traced(place: Place, log: Path, *words: str) -> asyncio.subprocess.Pr
 
 
 async def _trace_of_publish(place: Place, log: Path, number: int) -> list[list[str]]:
-    """Return the calls of each thread, the worker's own first, then one thread a file."""
+    """Return the calls of each thread, the worker's own first, then one thread a file; those that fsync a folder last."""
     tracer = await _traced(place, log)
     await place.share.publish(WEB1, NAME, number, bundle(number))
     tracer.terminate()
     await tracer.communicate()
     own, others = log.with_name(f"{log.name}.{place.pid}"), sorted(log.parent.glob(f"{log.name}.*"))
-    return [
+    traces = [
         [line for line in file.read_text().splitlines() if not line.startswith(("---", "+++"))]
         for file in (own, *(file for file in others if file != own))
     ]
+    return [traces[0], *sorted(traces[1:], key=lambda trace: trace[0].startswith("fsync"))]
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
@@ -101,7 +102,8 @@ async def test_no_byte_of_a_file_is_written_before_owner_and_mode_are_final(
     finally:
         os.umask(before)
     born = {}
-    for trace in traces[1:]:
+    assert [1, 1] == [len(trace) for trace in traces[-2:]]
+    for trace in traces[1:-2]:
         match = re.fullmatch(
             r'openat\(\d+, "([^"]+)", O_WRONLY\|O_CREAT\|O_EXCL\|O_NOFOLLOW\|O_CLOEXEC, 0600\) = (\d+)',
             trace[0],
@@ -127,7 +129,7 @@ def _points(traces: list[list[str]], folder: Path) -> list[tuple[str, ...]]:
         points.append(("-e", f"inject={name}:signal=KILL:when={seen[name]}"))
     # The last write is the answer, sent when all is done.
     points.pop()
-    for trace in traces[1:]:
+    for trace in traces[1:-2]:
         file = trace[0].split('"')[1]
         if not file.startswith("."):  # a random name cannot be told in advance
             calls = [line.split("(")[0] for line in trace]
