@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tomllib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +36,55 @@ def call(config: Path, method: str, path: str, body: Any = None, *, patience: fl
     return asyncio.run(_call(socket_path(config), method, path, body, patience))
 
 
+def follow(config: Path, method: str, path: str) -> Iterator[dict[str, Any]]:
+    """Do something long, and yield each line that the daemon tells about it; the last one is the outcome.
+
+    Raises:
+        DaemonNotRunning, ControlDenied, CertfanError: as `call`.
+    """
+    import asyncio
+
+    with asyncio.Runner() as runner:
+        lines = _lines(socket_path(config), method, path)
+        try:
+            while (line := runner.run(anext(lines, None))) is not None:
+                if "error" in line:
+                    raise _refusal(line["error"])
+                yield line
+        finally:
+            runner.run(lines.aclose())
+
+
+async def _lines(socket: str, method: str, path: str) -> AsyncGenerator[dict[str, Any], None]:
+    async with _asked(socket, method, path, None, total=None) as response:
+        if response.status >= 400:
+            raise _refusal(await response.json(content_type=None))
+        async for line in response.content:
+            yield json.loads(line)
+
+
 async def _call(socket: str, method: str, path: str, body: Any, patience: float) -> Any:
+    async with _asked(socket, method, path, body, total=patience) as response:
+        answer = await response.json(content_type=None)
+    if response.status >= 400:
+        raise _refusal(answer)
+    return answer
+
+
+@contextlib.asynccontextmanager
+async def _asked(
+    socket: str, method: str, path: str, body: Any, *, total: float | None
+) -> AsyncIterator[Any]:
     import aiohttp
 
     connector = aiohttp.UnixConnector(path=socket)
-    timeout = aiohttp.ClientTimeout(total=patience)
+    timeout = aiohttp.ClientTimeout(total=total, sock_read=PATIENCE if total is None else None)
     try:
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
             session.request(method, f"http://localhost{path}", json=body) as response,
         ):
-            answer = await response.json(content_type=None)
+            yield response
     except PermissionError as error:
         raise _denied(socket) from error
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
@@ -53,9 +93,6 @@ async def _call(socket: str, method: str, path: str, body: Any, patience: float)
         raise DaemonNotRunning(
             f"the daemon does not answer on {socket}", subject=socket, hint="run: systemctl status certfan"
         ) from error
-    if response.status >= 400:
-        raise _refusal(answer)
-    return answer
 
 
 def _denied(socket: str) -> ControlDenied:

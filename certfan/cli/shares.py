@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,40 @@ def setup(ctx: click.Context, config: Path, user: str, only_lines: bool, as_json
     ]
     looking.say(answer, "\n".join(text), as_json)
     if any(check["problem"] and not check["todo"] for check in answer["checks"]):
+        ctx.exit(1)
+
+
+@share.command()
+@config_option
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, config: Path, as_json: bool) -> None:
+    """Compare the share with what the daemon knows, down to every signature; exit code 1 when anything differs."""
+    _tell(ctx, config, "verify", "{} generations were read, all is as it should be", as_json)
+
+
+@share.command()
+@config_option
+@json_option
+@click.pass_context
+def rebuild(ctx: click.Context, config: Path, as_json: bool) -> None:
+    """Publish again, from the daemon's own state, what a lost volume took along; first run: certfan share setup."""
+    _tell(ctx, config, "rebuild", "{} generations are on the share", as_json)
+
+
+def _tell(ctx: click.Context, config: Path, what: str, well: str, as_json: bool) -> None:
+    from certfan.cli.control import follow
+
+    answer: dict[str, Any] = {}
+    for answer in follow(config, "POST", f"/api/v1/share/{what}"):
+        if "done" in answer and sys.stderr.isatty() and not as_json:
+            click.echo(f"\r\x1b[K{answer['done']} of {answer['of']}  {answer['at']}", nl=False, err=True)
+    if sys.stderr.isatty() and not as_json:
+        click.echo("\r\x1b[K", nl=False, err=True)
+    found = answer["differences"]
+    lines = [f"{d['place']} {d['detail']}{'; ' if d['hint'] else ''}{d['hint']}" for d in found]
+    looking.say(answer, "\n".join(lines) or well.format(answer["generations"]), as_json)
+    if found:
         ctx.exit(1)
 
 

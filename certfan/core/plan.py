@@ -116,6 +116,15 @@ def _target(certificate: Certificate, where: Where, observed: Observed, now: dat
     return newest if newest is not None and newest.number >= has_one else None
 
 
+def wanted_at(desired: Desired, observed: Observed, now: datetime) -> dict[Where, int]:
+    """Return the generation that belongs at each place, where there is one."""
+    found = {
+        where: _target(desired.certificates[where[0]], where, observed, now)
+        for where in sorted(desired.pairs)
+    }
+    return {where: generation.number for where, generation in found.items() if generation is not None}
+
+
 def _is_published(generation: Generation, where: Where, observed: Observed) -> bool:
     """Whether the share shows a generation to a consumer: the folder complete, the pointer at it."""
     complete = generation.number in observed.published.get(where, frozenset())

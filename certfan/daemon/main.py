@@ -34,6 +34,7 @@ from certfan.daemon.listeners import Listener
 from certfan.daemon.lookout import Lookout
 from certfan.daemon.reconciler import Parts, Reconciler
 from certfan.daemon.share import Share
+from certfan.daemon.share_audit import ShareAudit
 from certfan.daemon.state import StateFolder
 from certfan.daemon.status import app
 from certfan.daemon.status.model import StateOfThings
@@ -159,6 +160,21 @@ class _Daemon:
         self._responder = Responder(tokens.key_authorization, tokens.fetched, probes=probes)
         self._lookout = Lookout(self._share, self._accounts, journal, now, self._loop, self._timekeeper)
         self.reconciler = self._make_reconciler(state, bundles)
+        self._share_audit = ShareAudit(
+            store=store,
+            state=state,
+            share=self._share,
+            bundles=bundles,
+            journal=journal,
+            ca_pem=lambda: self._ca.ca.cert_pem,
+            fleet=config.fleet,
+            desired=self.configured.desired,
+            observed=lambda facts: self.reconciler.observed(
+                self.configured.desired(), facts, self._loop.in_flight
+            ),
+            look_again=self._lookout.share_moved,
+            clock=now,
+        )
         self._deadlines = Deadlines(store, self._things)
         self._actions = self._make_actions(enroller)
         self._authority_actions = AuthorityActions(
@@ -237,7 +253,7 @@ class _Daemon:
             doors = app.Doors(things=self._things, events=self._events, alive=self._alive, ready=self._ready)
             status = await app.start(app.make_app(doors), self._config.status)
             stack.push_async_callback(status.cleanup)
-            closed = app.make_app(doors, self._actions, self._authority_actions)
+            closed = app.make_app(doors, self._actions, self._authority_actions, self._share_audit)
             control = await app.start(closed, (self._config.control,))
             stack.push_async_callback(control.cleanup)
             yield self

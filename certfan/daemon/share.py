@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import grp
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from certfan.core.model import Consumer, Problem
+from certfan.core.share_audit import Fact, Line, Tree
 from certfan.errors import ConfigInvalid, ShareError, ShareFull
 from certfan.share_worker.client import ShareWorker
 from certfan.share_worker.faults import unavailable
@@ -159,20 +160,20 @@ class Share:
         if read_only:
             self._problem = _told(unavailable("mounted read-only", str(self._root)))
 
-    async def survey(self) -> Mapping[str, Any]:
-        """Tell what lies there, by consumer: see share_worker.survey.
+    async def survey(self) -> Mapping[str, Tree]:
+        """Tell what lies there, by consumer; nothing is followed, and nothing judged.
 
         Raises:
             ShareError: unavailable, or an entry in the way.
         """
         with self._watched():
             found = (await self._worker.call("survey", patience=_PUBLISHING)).header["consumers"]
-        return dict(found)
+        return {name: _tree(said) for name, said in found.items()}
 
     async def inspect(
         self, consumer: str, certificate: str, generation: int
-    ) -> tuple[Mapping[str, Any], Mapping[str, bytes]]:
-        """Tell facts and bytes of the files of one generation: see share_worker.survey.
+    ) -> tuple[Mapping[str, Fact], Mapping[str, bytes]]:
+        """Tell facts and bytes of the files of one generation.
 
         Raises:
             ShareError: unavailable, or something else has a folder's place.
@@ -180,7 +181,7 @@ class Share:
         arguments = {"consumer": consumer, "certificate": certificate, "generation": generation}
         with self._watched():
             answer = await self._worker.call("inspect", arguments, patience=_PUBLISHING)
-        return answer.header["facts"], answer.files
+        return _facts(answer.header["facts"]), answer.files
 
     async def retire(self, consumer: str, certificate: str, generation: int) -> None:
         """Remove a generation that nobody needs; its keys go last. Nothing there is fine.
@@ -280,6 +281,22 @@ def mount_of(said: Mapping[str, Any]) -> Mount:
     """Return what the worker says about the share's root."""
     words = {name: said[name] for name in ("share", "fstype", "source", "mounted_at")}
     return Mount(**words, options=tuple(said["options"]))
+
+
+def _tree(said: Mapping[str, Any]) -> Tree:
+    lines = {
+        name: Line(_fact(one["fact"]), _facts(one["entries"])) for name, one in said["certificates"].items()
+    }
+    return Tree(_facts(said["facts"]), said["live"], lines)
+
+
+def _facts(said: Mapping[str, Any]) -> dict[str, Fact]:
+    return {name: _fact(one) for name, one in said.items()}
+
+
+def _fact(said: Sequence[Any]) -> Fact:
+    kind, mode, uid, gid, links, size = said
+    return Fact(kind, mode, uid=uid, gid=gid, links=links, size=size)
 
 
 def _problems(said: Mapping[str, Mapping[str, str]]) -> dict[str, Problem]:

@@ -80,6 +80,7 @@ class Worker:
             case "look":
                 return frames.encode({"consumers": self._look(), "mount": self._place.describe()})
             case "glance":
+                self._place.prove_again()
                 return frames.encode(glance(self._whole_share(), self._path, **given))
             case "survey":
                 seen = survey(self._whole_share(), self._beat)

@@ -12,7 +12,6 @@ from typing import Any
 from certfan.errors import BundleInvalid, CertfanError, PermissionTooOpen, ShareTampered
 from certfan.share_worker import tree
 from certfan.share_worker.faults import translate
-from certfan.share_worker.place import read_sentinel
 from certfan.share_worker.publish import no_folder, own, own_consumer
 
 _GONE = frozenset({errno.ENOENT, errno.ESTALE})
@@ -80,9 +79,8 @@ def _problem(why: CertfanError) -> dict[str, str]:
 def glance(root: int, path: str, consumers: Iterable[str]) -> dict[str, Any]:
     """Tell in a few calls whether the share can be used: what is wrong with a consumer's folder, what with all of it.
 
-    Reads and asks for what no cache answers for long; neither stat of the root nor statvfs alone tells a dead share.
+    The caller has read the sentinel: neither stat of the root nor statvfs tells a dead share.
     """
-    read_sentinel(root)
     room = os.fstatvfs(root)
     problems = {}
     for name in consumers:

@@ -58,6 +58,19 @@ class Place:
         self.opened += 1
         return fresh
 
+    def prove_again(self) -> None:
+        """Read the sentinel anew: what is mounted may have died, or been made another share, since it was opened.
+
+        Raises:
+            ShareUnavailable: no sentinel, or another one.
+            OSError: the mount is dead.
+        """
+        try:
+            self._sentinel = self._prove(self.root())
+        except BaseException:
+            self.forget()
+            raise
+
     def unproven(self) -> int:
         """Open what the path names now, a mount point of its own where that is required; the caller closes it."""
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

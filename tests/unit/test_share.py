@@ -322,6 +322,23 @@ async def test_a_glance_tells_what_is_wrong_with_one_folder(place: Place) -> Non
     assert place.share.problem is None
 
 
+async def test_a_glance_notices_a_share_that_lost_its_sentinel_or_became_another(tmp_path: Path) -> None:
+    """The same folder, opened long ago: its sentinel is read anew at every glance."""
+    place = make_place(tmp_path)
+    await place.share.glance(["web1"])
+    sentinel = place.root / "certfan.share"
+    kept = sentinel.read_text()
+    sentinel.unlink()
+    with pytest.raises(ShareUnavailable, match=r"no certfan\.share"):
+        await place.share.glance(["web1"])
+    assert not place.share.is_up
+    sentinel.write_text(kept)
+    await place.share.glance(["web1"])
+
+    assert place.share.problem is None
+    await place.share.stop()
+
+
 async def test_a_key_with_a_second_name_moves_no_pointer(place: Place) -> None:
     """Somebody keeps a hard link to a key: what is whole is not adopted, and says so."""
     await place.share.publish(WEB1, NAME, 1, bundle(1))

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from certfan import log, toml
 from certfan.daemon.listeners import Listener, serve
-from certfan.daemon.status import authority_control
+from certfan.daemon.status import authority_control, share_control
 from certfan.daemon.status.control import Actions, control_routes
 from certfan.daemon.status.model import Page, StateOfThings, as_json
 from certfan.daemon.status.problems import as_problem, refuse_strange_host
@@ -50,7 +50,10 @@ class Doors:
 
 
 def make_app(
-    doors: Doors, actions: Actions | None = None, authorities: authority_control.Actions | None = None
+    doors: Doors,
+    actions: Actions | None = None,
+    authorities: authority_control.Actions | None = None,
+    shares: share_control.Actions | None = None,
 ) -> web.Application:
     """Return the application; with `actions` it has the writing routes too, for the control socket only."""
     routes = _Routes(doors)
@@ -71,6 +74,8 @@ def make_app(
         app.add_routes(control_routes(actions))
     if authorities is not None:
         app.add_routes(authority_control.authority_routes(authorities))
+    if shares is not None:
+        app.add_routes(share_control.share_routes(shares))
     app.on_response_prepare.append(_harden)
     return app
 
