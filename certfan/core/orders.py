@@ -21,6 +21,7 @@ from certfan.core.policy import (
     renewal_instant,
     why_issue,
 )
+from certfan.core.room import STANDING_STILL, Room, has_failed
 from certfan.core.steps import Issue, Observed, Wish
 from certfan.core.subjects import order_subject, rollover_subject
 
@@ -63,6 +64,7 @@ def orders(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish
             wanted.update(checked_identifiers(certificate))
         if found.holding is None and (certificate.name,) not in observed.in_flight:
             due.append(Issue(certificate.name, found.reason, found.authority, exempt=found.exempt))
+    yield from (at + STANDING_STILL for at in observed.moved.values())
     yield from _begun(due, desired, observed, now)
     yield from looks(desired, observed, wanted, now)
 
@@ -267,12 +269,12 @@ def _is_suggested(name: str, authority: str, observed: Observed, now: datetime) 
 
 def _begun(due: list[Issue], desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
     flying = orders_in_flight(desired, observed, now)
-    room = _Room(desired, observed, flying)
+    room = Room(desired, observed, flying, now)
     ledgers = dict(_with_begun(desired, observed, flying, now))
     for issue in sorted(due, key=lambda issue: _order_urgency(issue, desired, observed)):
         certificate = desired.certificates[issue.certificate]
         ledger = ledgers.get(issue.authority)
-        troubled = _has_failed(certificate, issue.authority, observed)
+        troubled = has_failed(certificate, issue.authority, observed)
         if not room.has(issue.authority, troubled=troubled):
             continue
         if ledger is not None and open_order_at(issue.authority, certificate, observed) is None:
@@ -314,31 +316,6 @@ def _with_begun(
         yield authority, expecting
 
 
-class _Room:
-    """How many more orders each authority may have at once; those in trouble may fill half of it."""
-
-    def __init__(self, desired: Desired, observed: Observed, flying: Mapping[str, str]) -> None:
-        self._free = {name: authority.orders_at_once for name, authority in desired.authorities.items()}
-        self._for_troubled = {name: max(free // 2, 1) for name, free in self._free.items()}
-        for name, authority in flying.items():
-            certificate = desired.certificates.get(name)
-            if authority in self._free:
-                troubled = certificate is not None and _has_failed(certificate, authority, observed)
-                self.take(authority, troubled=troubled)
-
-    def has(self, authority: str, *, troubled: bool) -> bool:
-        free = self._free.get(authority, 0)
-        return free > 0 and (not troubled or self._for_troubled[authority] > 0)
-
-    def take(self, authority: str, *, troubled: bool) -> None:
-        self._free[authority] -= 1
-        self._for_troubled[authority] -= troubled
-
-
-def _has_failed(certificate: Certificate, authority: str, observed: Observed) -> bool:
-    return order_subject(certificate, authority) in observed.attempts
-
-
 def _order_urgency(issue: Issue, desired: Desired, observed: Observed) -> tuple[bool, bool, datetime, str]:
     """What has failed before comes last, so that it delays nobody; then open orders first, then what expires first.
 
@@ -347,8 +324,8 @@ def _order_urgency(issue: Issue, desired: Desired, observed: Observed) -> tuple[
     name = issue.certificate
     generations = observed.generations.get(name, ())
     usable = (g.not_after for g in generations if (name, g.number) not in observed.revoked)
-    has_failed = _has_failed(desired.certificates[name], issue.authority, observed)
-    return has_failed, name not in observed.open_orders, max(usable, default=NEVER), name
+    is_troubled = has_failed(desired.certificates[name], issue.authority, observed)
+    return is_troubled, name not in observed.open_orders, max(usable, default=NEVER), name
 
 
 # When an answer may be another one

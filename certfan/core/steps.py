@@ -255,6 +255,7 @@ class Observed:
     open_orders: Mapping[str, Issuance] = field(default_factory=dict)  # begun, neither finished nor given up
     # Read before everything else: a step that ends meanwhile still counts as in flight, so its effect is not
     # missed and the step not begun twice.
+    moved: Mapping[str, datetime] = field(default_factory=dict)  # when an order under way last got further
     in_flight: frozenset[Key] = frozenset()
     share_up: bool = True
     share_seen: bool = True  # a look has shown what is on it

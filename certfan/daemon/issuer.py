@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from certfan import pki, tls
 from certfan.core.issuance import Issuance, is_spoilt
 from certfan.core.keys import key_to_reuse, spent_keys
-from certfan.core.model import Authority, Certificate, Desired, Generation, Identifier, Problem
+from certfan.core.model import Authority, Certificate, Desired, Generation, Problem
 from certfan.core.steps import Issue
 from certfan.core.subjects import order_subject
 from certfan.daemon.accounts import Accounts
 from certfan.daemon.journal import Journal
+from certfan.daemon.memory import Written
 from certfan.daemon.ordering import ACME_ERROR, Memory, Order, Tokens
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store, StoreFacts
@@ -46,6 +46,12 @@ class Issuer:
         self._journal = journal
         self._accounts = accounts
         self._clock = clock
+        self._under_way: dict[str, Order] = {}
+
+    @property
+    def moved(self) -> Mapping[str, datetime]:
+        """When each order that is under way last got further, by certificate."""
+        return {name: one.moved_at for name, one in self._under_way.items() if one.moved_at is not None}
 
     async def open(self) -> None:
         """Read the tokens that are live by what is written down; repeatable."""
@@ -78,7 +84,7 @@ class Issuer:
         """
         key = await asyncio.to_thread(pki.make_key, certificate.key_type)
         issuance = Issuance(certificate.name, 0, authority.name, certificate.identifiers, self._clock())
-        order = await self._order(certificate, authority, issuance, key, _Unwritten())
+        order = await self._order(certificate, authority, issuance, key, Memory())
         try:
             pair = _matched(key, await order.carry(), certificate)
         finally:
@@ -91,8 +97,9 @@ class Issuer:
         certificate, authority = desired.certificates[step.certificate], desired.authorities[step.authority]
         issuance = await self._begin(certificate, step, floor)
         key = self._state.read_generation(certificate.name, issuance.generation)["privkey.pem"]
-        memory = _Written(issuance, self._store, self._journal, self._clock)
+        memory = Written(issuance, self._store, self._journal, self._clock)
         order = await self._order(certificate, authority, issuance, key, memory)
+        self._under_way[certificate.name] = order
         try:
             generation = await self._keep(order, certificate, authority, key, await order.carry())
             self.tokens.drop(order)
@@ -104,6 +111,7 @@ class Issuer:
                 await self._accounts.forget(order.client)
             raise
         finally:
+            del self._under_way[certificate.name]
             self.tokens.stop_waiting(order)
         if issuance.answered:  # by an earlier process, whose tokens this order does not know
             await self.open()
@@ -294,55 +302,3 @@ async def _roots(authority: Authority) -> bytes:
 def _fits(issuance: Issuance, certificate: Certificate, step: Issue) -> bool:
     same_names = frozenset(issuance.identifiers) == frozenset(certificate.identifiers)
     return same_names and issuance.authority == step.authority
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """The memory of a real order: the store, and what the journal tells."""
-
-    issuance: Issuance
-    store: Store
-    journal: Journal
-    clock: Callable[[], datetime]
-
-    @property
-    def _where(self) -> tuple[str, int]:
-        return self.issuance.certificate, self.issuance.generation
-
-    async def order_made(self, url: str) -> None:
-        await self.store.record_order_url(*self._where, url, self.clock())
-        name, number = self._where
-        await self.journal.note("order.created", f"{name}@{number}", url=url)
-
-    async def not_replaced(self) -> None:
-        await self.store.drop_replaces(*self._where)
-
-    async def token_live(self, token: str, answer: str, identifier: Identifier) -> None:
-        name = self.issuance.certificate
-        await self.store.record_token(token, answer, name, str(identifier), self.clock())
-
-    async def answered(self, challenge_url: str) -> None:
-        await self.store.record_answered(*self._where, challenge_url)
-
-    async def fetched(self, places: Mapping[str, datetime]) -> None:
-        for place, at in places.items():
-            await self.journal.note("challenge.fetched", self.issuance.certificate, at=at, through=place)
-
-    async def given_up(self, problem: Problem, failed: Collection[Identifier]) -> None:
-        await self.store.abandon_issuance(*self._where, problem, self.clock(), failed=tuple(failed))
-
-
-class _Unwritten:
-    """The memory of a trial: none. A process that dies has lost an order that nobody wanted."""
-
-    async def order_made(self, url: str) -> None: ...
-
-    async def not_replaced(self) -> None: ...
-
-    async def token_live(self, token: str, answer: str, identifier: Identifier) -> None: ...
-
-    async def answered(self, challenge_url: str) -> None: ...
-
-    async def fetched(self, places: Mapping[str, datetime]) -> None: ...
-
-    async def given_up(self, problem: Problem, failed: Collection[Identifier]) -> None: ...

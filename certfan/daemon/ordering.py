@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from certfan.core.issuance import (
     Answer,
@@ -47,8 +47,11 @@ ACME_ERROR = "urn:ietf:params:acme:error:"
 NOT_REPLACED = frozenset({"alreadyReplaced", "conflict", "malformed", "unauthorized"})
 
 
-class Memory(Protocol):
-    """Where an order under way writes down what the next process must know; each call is durable when it returns."""
+class Memory:
+    """Where an order under way writes down what the next process must know; each call is durable when it returns.
+
+    This one forgets it all, as for a trial: a process that dies has lost an order that nobody wanted.
+    """
 
     async def order_made(self, url: str) -> None:
         """The order exists; forgetting its URL would cost a slot of the rate limit."""
@@ -129,7 +132,7 @@ class Order:
     _fetched: asyncio.Event = field(default_factory=asyncio.Event)
     _quiet: timedelta = AFTER_LAST_FETCH
     _places: dict[str, datetime] = field(default_factory=dict)
-    _moved_at: datetime | None = None
+    moved_at: datetime | None = None  # when it last got further
 
     async def carry(self) -> bytes:
         """Return the chain (PEM), as it was downloaded; only that it is a chain has been checked.
@@ -140,7 +143,7 @@ class Order:
             AuthorityError, ChallengeFailed: the try failed; `Memory.given_up` has heard of it unless it stays open.
             Its tokens stay live either way, until `Tokens.drop`.
         """
-        self._moved_at = self.clock()
+        self.moved_at = self.clock()
         while (chain := await self._advance()) is None:
             pass
         return chain
@@ -190,7 +193,7 @@ class Order:
     def _look(self, seen: OrderSeen) -> None:
         """Take in another look at the order."""
         if self._last is None or self._last.status is not seen.status:
-            self._moved_at = self.clock()
+            self.moved_at = self.clock()
         self._authorizations = kept(self._last, seen, self._authorizations)
         self._seen = self._last = seen
 
@@ -206,12 +209,13 @@ class Order:
         self.tokens.put(challenge.token, answer, self)
         await self.client.answer(challenge.url)
         await self.memory.answered(challenge.url)
+        self.moved_at = self.clock()
         self.issuance = replace(self.issuance, answered=self.issuance.answered | {challenge.url})
 
     async def _wait(self, until: datetime) -> None:
         """Wait until the instant, or until the authority has fetched and then been quiet for a moment."""
         now = self.clock()
-        if self._moved_at is not None and now - self._moved_at >= PATIENCE:
+        if self.moved_at is not None and now - self.moved_at >= PATIENCE:
             name, authority = self.issuance.certificate, self.issuance.authority
             raise AuthoritySlow(
                 f"{name}: {authority} has not moved its order for {PATIENCE.seconds // 60} minutes",

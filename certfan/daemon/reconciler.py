@@ -124,6 +124,7 @@ class Reconciler:
             self_check=self._is.self_check(),
             ledgers=self._spent(desired, facts),
             clock_trusted=self._is.timekeeper.trusted,
+            moved=self._is.issuer.moved,
             in_flight=in_flight,
             share_up=self._out.share_up,
             share_seen=self._out.share_seen,

@@ -17,6 +17,7 @@ _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
     "LANG": "C.UTF-8",
+    "PYTHONPATH": str(PROJECT),  # this very tree, for children in another folder too
 }
 _PROGRAMS = (
     "ip",

@@ -226,6 +226,7 @@ class Daemon:
             "LD_PRELOAD": str(FAKETIME),
             "FAKETIME_TIMESTAMP_FILE": str(self._clock),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "NO_FAKE_STAT": "1",
             "FAKETIME_CACHE_DURATION": "1",  # seconds; read at every call it costs most of the daemon's time
         }
 
@@ -313,6 +314,8 @@ class Daemon:
         def asked() -> object:
             with contextlib.suppress(OSError, ValueError):  # it is just starting
                 return question()
+            if self._process is not None and self._process.poll() is not None:
+                raise machine.NotInTime(f"the daemon ended before {what}")
             return False
 
         try:

@@ -19,6 +19,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from certfan import __version__
 from certfan.core.model import Authority
+from certfan.core.room import MOST_STANDING
 from certfan.daemon.authority.answer import Answer
 from certfan.errors import AuthorityMalformed, AuthorityUnreachable, ConfigInvalid
 
@@ -143,7 +144,9 @@ class Transport:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector = aiohttp.TCPConnector(
-                ssl=self._tls(), limit=2 * self.spec.orders_at_once, keepalive_timeout=KEEP_ALIVE
+                ssl=self._tls(),
+                limit=(2 + MOST_STANDING) * self.spec.orders_at_once,
+                keepalive_timeout=KEEP_ALIVE,
             )
             # trust_env stays off: no proxies, no .netrc. Identity coding: nothing that could swell.
             self._session = aiohttp.ClientSession(

@@ -1,0 +1,61 @@
+"""How many orders each authority may have at once, so that one that stands still, or fails, delays no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from certfan.core.model import Certificate, Desired
+from certfan.core.steps import Observed
+from certfan.core.subjects import order_subject
+
+STANDING_STILL = timedelta(
+    seconds=5
+)  # without an answer that changed anything; validations take one to three
+MOST_STANDING = 4  # times orders_at_once
+
+
+class Room:
+    """What is left of `orders_at_once`; orders that failed before may fill half of it.
+
+    An order that stands still holds no place: all that it costs is a look now and then. Known limit: beyond
+    `MOST_STANDING` times `orders_at_once` they hold places again, for at most as long as an order is waited for.
+    """
+
+    def __init__(
+        self, desired: Desired, observed: Observed, flying: Mapping[str, str], now: datetime
+    ) -> None:
+        """Take the places of the orders that are under way, `flying`: certificate to authority."""
+        self._free = {name: authority.orders_at_once for name, authority in desired.authorities.items()}
+        self._for_troubled = {name: max(free // 2, 1) for name, free in self._free.items()}
+        may_stand = {name: MOST_STANDING * free for name, free in self._free.items()}
+        for name, authority in flying.items():
+            if authority not in self._free:
+                continue
+            if stands_still(name, observed, now) and may_stand[authority] > 0:
+                may_stand[authority] -= 1
+                continue
+            certificate = desired.certificates.get(name)
+            troubled = certificate is not None and has_failed(certificate, authority, observed)
+            self.take(authority, troubled=troubled)
+
+    def has(self, authority: str, *, troubled: bool) -> bool:
+        """Whether one more order may be begun there."""
+        free = self._free.get(authority, 0)
+        return free > 0 and (not troubled or self._for_troubled[authority] > 0)
+
+    def take(self, authority: str, *, troubled: bool) -> None:
+        """Take a place."""
+        self._free[authority] -= 1
+        self._for_troubled[authority] -= troubled
+
+
+def stands_still(name: str, observed: Observed, now: datetime) -> bool:
+    """Whether the order under way for a certificate waits for its authority, for longer than is usual."""
+    moved_at = observed.moved.get(name)
+    return moved_at is not None and not moved_at <= now < moved_at + STANDING_STILL
+
+
+def has_failed(certificate: Certificate, authority: str, observed: Observed) -> bool:
+    """Whether the last try to order it there has failed."""
+    return order_subject(certificate, authority) in observed.attempts

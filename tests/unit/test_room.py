@@ -1,0 +1,57 @@
+"""How many orders an authority has at once: those that stand still hold no place."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from certfan.core.plan import Issue, Observed, plan
+from certfan.core.room import MOST_STANDING, STANDING_STILL
+from tests.unit.planner_parts import MINUTE, NOW
+from tests.unit.test_orders import issues, many
+
+MOVED = NOW - STANDING_STILL
+
+
+def flying(names: str, *standing: str) -> Observed:
+    moved = {name: MOVED if name in standing else NOW for name in names}
+    return Observed(in_flight=frozenset((name,) for name in names), moved=moved)
+
+
+def test_an_order_that_stands_still_holds_no_place() -> None:
+    """It did until then, and whoever comes after it is begun at that very instant."""
+    wanted = many("abcd", cap=2)
+    moving = plan(wanted, flying("ab"), NOW)
+
+    assert [] == issues(moving)
+    assert NOW + STANDING_STILL == moving.wake_at
+    assert ["c"] == issues(plan(wanted, flying("ab", "a"), NOW))
+    assert ["c", "d"] == issues(plan(wanted, flying("ab", "a", "b"), NOW))
+
+
+def test_what_is_not_known_to_have_got_any_further_holds_a_place() -> None:
+    """It has just been begun, and may be asking for the account."""
+    observed = Observed(in_flight=frozenset({("a",), ("b",)}))
+
+    assert [] == issues(plan(many("abcd", cap=2), observed, NOW + MINUTE))
+
+
+def test_a_clock_that_was_set_back_frees_no_fewer_places() -> None:
+    """An order that moved in the future counts as one that stands still."""
+    observed = Observed(in_flight=frozenset({("a",)}), moved={"a": NOW + timedelta(hours=1)})
+
+    assert ["b"] == issues(plan(many("ab", cap=1), observed, NOW))
+
+
+def test_orders_that_stand_still_are_not_without_number() -> None:
+    """Beyond some times what may be at once each of them holds a place again."""
+    names = [f"n{number:02}" for number in range(MOST_STANDING + 1)]
+    observed = Observed(in_flight=frozenset((name,) for name in names), moved=dict.fromkeys(names, MOVED))
+    planned = plan(many([*names, "z"], cap=1), observed, NOW)
+    fewer = plan(
+        many([*names, "z"], cap=1),
+        Observed(in_flight=frozenset((name,) for name in names[1:]), moved=observed.moved),
+        NOW,
+    )
+
+    assert [] == [step for step in planned.steps if isinstance(step, Issue)]
+    assert 1 == len(issues(fewer))
