@@ -1,8 +1,8 @@
 """The privileged half: root, without a network, on a unix socket; lays what is signed and runs what root configured.
 
 A request is JSON lines, each exactly {"certificate": NAME, "generation": N} (0: a placeholder), ended by a half-close.
-Names and numbers are all that is believed: bundles are read from the agent's folder as a stranger's, and verified
-again against what root has pinned. The answer is one line of JSON (`swap.Answer`). Anything odd: nothing is done.
+Names and numbers are all that is believed: bundles are verified again against what root has pinned (`bundled`). The
+answer is one line of JSON (`swap.Answer`). Anything odd: nothing is done.
 """
 
 from __future__ import annotations
@@ -14,30 +14,29 @@ import os
 import pwd
 import secrets
 import socket
-import stat
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from certfan import files, log, pki, systemd
+from certfan import files, log, systemd
 from certfan.agent import config as agent_config
+from certfan.agent.bundled import Bundled
 from certfan.agent.config import AgentConfig
-from certfan.agent.identity import SealingFolder, Trust, read_trust
+from certfan.agent.identity import read_trust
 from certfan.agent.installer import Installer
+from certfan.agent.places import opened
 from certfan.agent.swap import Answer, Swap, Wanted
 from certfan.core.model import CERTIFICATE_NAME, Problem
 from certfan.errors import (
     ApplyUnavailable,
-    BundleInvalid,
     CertfanError,
     InstallFailed,
     MessageInvalid,
     NotAllowed,
     StateLocked,
 )
-from certfan.protocol import manifest
 
 MAX_LINES = 1000
 MAX_REQUEST = 64 * 1024
@@ -141,11 +140,13 @@ async def _apply(
     config: AgentConfig, requested: tuple[tuple[str, int], ...], clock: Callable[[], datetime]
 ) -> Answer:
     """Verify the whole group before anything is touched, then swap it in."""
-    trust = read_trust(config.trust)
-    now = clock()
     installer = Installer(config.install_to)
-    wanted = [_verified(config, installer, trust, name, number, now) for name, number in requested]
-    return await Swap(config, installer, clock).run(wanted)
+    bundled = Bundled(config, installer, read_trust(config.trust), clock)
+    wanted = [
+        Wanted(name, number, bundled.pair(name, number) if number else None) for name, number in requested
+    ]
+    async with opened(config, installer, bundled, clock) as places:
+        return await Swap(config, places, clock).run(wanted)
 
 
 def parse(request: bytes) -> tuple[tuple[str, int], ...]:
@@ -237,78 +238,3 @@ async def _locked(config: AgentConfig) -> AsyncIterator[None]:
 def lock_path(config: AgentConfig) -> Path:
     """Return the file that apply and boot lock."""
     return config.install_to / ".certfan-apply.lock"
-
-
-def _verified(
-    config: AgentConfig, installer: Installer, trust: Trust, certificate: str, generation: int, now: datetime
-) -> Wanted:
-    """Return a pair that may go live: of the staged bundle, or of the generation that root laid earlier.
-
-    Raises:
-        SignatureInvalid, BundleInvalid, PairMismatch: there is none.
-    """
-    if generation == 0:
-        return Wanted(certificate)
-    bundled = staged(config.state, certificate, generation)
-    if bundled is None:
-        return Wanted(certificate, generation, _laid_earlier(installer, certificate, generation))
-    bundle = manifest.open_bundle(
-        bundled,
-        ca_pem=trust.ca_pem,
-        fleet=trust.fleet,
-        consumer=trust.consumer,
-        certificate=certificate,
-        generation=generation,
-        now=now,
-    )
-    return Wanted(certificate, generation, bundle.pair(SealingFolder(config.trust).read()))
-
-
-def _laid_earlier(installer: Installer, certificate: str, generation: int) -> pki.Pair:
-    for laid in installer.stored(certificate):
-        if laid.generation == generation and (pair := installer.read(certificate, laid)):
-            return pair
-    subject = f"{certificate}@{generation}"
-    raise BundleInvalid(f"bundle {subject} is neither staged nor installed", subject=subject)
-
-
-def staged(state: Path, certificate: str, generation: int) -> dict[str, bytes] | None:
-    """Read what the agent has staged as a stranger's: no symlink is followed, no pipe waited for, sizes capped.
-
-    None when it is not there, or not all of it.
-
-    Raises:
-        BundleInvalid: it is no plain files of a sane size.
-    """
-    subject = f"{certificate}@{generation}"
-    try:
-        with contextlib.ExitStack() as opened:
-            folder = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            opened.callback(os.close, folder)
-            for part in ("bundles", certificate, str(generation)):
-                folder = os.open(
-                    part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder
-                )
-                opened.callback(os.close, folder)
-            found = {name: _plain(name, folder, subject) for name in manifest.ALWAYS_THERE}
-            for name in manifest.KEY_FILE_NAMES:
-                with contextlib.suppress(FileNotFoundError):
-                    found[name] = _plain(name, folder, subject)
-            return found
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise BundleInvalid(
-            f"staged bundle {subject} cannot be read: {error.strerror}", subject=subject
-        ) from error
-
-
-def _plain(name: str, folder: int, subject: str) -> bytes:
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise BundleInvalid(f"{name} of staged bundle {subject} is no file", subject=subject)
-        data = file.read(manifest.MAX_FILE + 1)
-    if len(data) > manifest.MAX_FILE:
-        raise BundleInvalid(f"{name} of staged bundle {subject} is too long", subject=subject)
-    return data

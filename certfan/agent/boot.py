@@ -1,7 +1,8 @@
 """Before the services start: every pair they name is there and matches. No network, no share, no reload.
 
 For each certificate: what was last proven, else the newest that has not failed, else a placeholder. A service whose
-files are missing does not start, and with Apache that takes every other name of the machine with it.
+files are missing does not start, and with Apache that takes every other name of the machine with it. What was in place
+becomes a copy of the bundle that the agent has staged: whether the share will be mounted, nobody knows yet.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,8 +20,11 @@ from time import monotonic
 from certfan import files, log, pki
 from certfan.agent import config as agent_config
 from certfan.agent.apply import lock_path
+from certfan.agent.bundled import Bundled
 from certfan.agent.config import AgentConfig
+from certfan.agent.config_schema import Install
 from certfan.agent.forms import Layout
+from certfan.agent.identity import read_trust
 from certfan.agent.installer import Installer, Laid
 from certfan.agent.journal import Journal
 from certfan.core.model import CERTIFICATE_NAME
@@ -57,6 +62,7 @@ def lay_all(config: AgentConfig, clock: Callable[[], datetime], *, deadline: flo
     """Lay each certificate's best pair; return what is live now, as far as time sufficed."""
     logger = log.get("boot")
     installer = Installer(config.install_to)
+    stock = _Stock(config, installer, clock)
     outcomes = _outcomes(config.outcomes)
     live: dict[str, int] = {}
     for name in sorted({*installer.names(), *outcomes, *config.literal_names}):
@@ -64,7 +70,7 @@ def lay_all(config: AgentConfig, clock: Callable[[], datetime], *, deadline: flo
             logger.error("boot.cut_short", certificate=name, hint="run: certfan agent boot")
             return live
         try:
-            laid = _lay(config, installer, name, outcomes.get(name, {}), clock())
+            laid = stock.lay(name, outcomes.get(name, {}))
         except (CertfanError, OSError) as error:
             logger.warning("pair.not_laid", certificate=name, problem=str(error))
             continue
@@ -77,20 +83,73 @@ def lay_all(config: AgentConfig, clock: Callable[[], datetime], *, deadline: flo
     return live
 
 
-def _lay(
-    config: AgentConfig, installer: Installer, name: str, tried: Mapping[int, Tried], now: datetime
-) -> Laid:
-    current = installer.pointer(name)
-    layout = config.layout(name)
-    chosen, pair = _best(installer, name, tried, now)
-    if chosen is None and current is not None and current.generation == 0:
-        chosen, pair = current, installer.read(name, current)
-    if chosen is None or pair is None:
-        chosen = installer.put_placeholder(name, now, layout)
-    else:
-        _complete(installer, name, chosen, pair, layout)
-    installer.point(name, chosen)
-    return chosen
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A generation that could be laid: a folder of ours, or a bundle that is staged."""
+
+    generation: int
+    laid: Laid | None
+
+
+class _Stock:
+    """What this machine has on its own disk."""
+
+    def __init__(self, config: AgentConfig, installer: Installer, clock: Callable[[], datetime]) -> None:
+        self._config = config
+        self._installer = installer
+        self._clock = clock
+        self._bundled: Bundled | None = None
+        with suppress(CertfanError):
+            self._bundled = Bundled(config, installer, read_trust(config.trust), clock)
+
+    def lay(self, name: str, tried: Mapping[int, Tried]) -> Laid:
+        """Point live/NAME at the best pair there is."""
+        layout = self._config.layout(name)
+        current = self._installer.pointer(name)
+        # A copy is laid at every installation; what was in place has left nothing but its bundle.
+        was_in_place = self._config.install is Install.IN_PLACE or bool(current and current.mounted)
+        chosen, pair = self._best(name, tried, staged=was_in_place)
+        if pair is None and current is not None and current.generation == 0:
+            chosen, pair = _Candidate(0, current), self._installer.read(name, current)
+        if chosen is None or pair is None:
+            laid = self._installer.put_placeholder(name, self._clock(), layout)
+        elif chosen.laid is None:
+            laid = self._installer.put(name, chosen.generation, pair, layout)
+        else:
+            laid = chosen.laid
+            _complete(self._installer, name, laid, pair, layout)
+        self._installer.point(name, laid)
+        return laid
+
+    def _best(
+        self, name: str, tried: Mapping[int, Tried], *, staged: bool
+    ) -> tuple[_Candidate | None, pki.Pair | None]:
+        """Return the first candidate that loads and matches; one that has expired only when no other is left."""
+        expired: tuple[_Candidate | None, pki.Pair | None] = (None, None)
+        for candidate in _in_order(self._candidates(name, staged=staged), tried):
+            pair = self._read(name, candidate)
+            if pair is None:
+                continue
+            if pair.leaf.not_after > self._clock():
+                return candidate, pair
+            if expired[0] is None:
+                expired = candidate, pair
+        return expired
+
+    def _candidates(self, name: str, *, staged: bool) -> Iterator[_Candidate]:
+        stored = [laid for laid in self._installer.stored(name) if laid.generation]
+        yield from (_Candidate(laid.generation, laid) for laid in stored)
+        if staged and self._bundled is not None:
+            for number in self._bundled.numbers(name) - {laid.generation for laid in stored}:
+                yield _Candidate(number, None)
+
+    def _read(self, name: str, candidate: _Candidate) -> pki.Pair | None:
+        if candidate.laid is not None:
+            return self._installer.read(name, candidate.laid)
+        with suppress(CertfanError):
+            if self._bundled is not None:
+                return self._bundled.pair(name, candidate.generation)
+        return None
 
 
 def _complete(installer: Installer, name: str, laid: Laid, pair: pki.Pair, layout: Layout) -> None:
@@ -101,31 +160,16 @@ def _complete(installer: Installer, name: str, laid: Laid, pair: pki.Pair, layou
         log.get("boot").warning("pair.incomplete", certificate=name, problem=error.text, hint=error.hint)
 
 
-def _best(
-    installer: Installer, name: str, tried: Mapping[int, Tried], now: datetime
-) -> tuple[Laid, pki.Pair] | tuple[None, None]:
-    """Return the first candidate that loads and matches; one that has expired only when no other is left."""
-    expired: tuple[Laid, pki.Pair] | None = None
-    for laid in _candidates(installer.stored(name), tried):
-        pair = installer.read(name, laid)
-        if pair is None:
-            continue
-        if pair.leaf.not_after > now:
-            return laid, pair
-        expired = expired or (laid, pair)
-    return expired or (None, None)
-
-
-def _candidates(stored: tuple[Laid, ...], tried: Mapping[int, Tried]) -> Iterator[Laid]:
+def _in_order(candidates: Iterable[_Candidate], tried: Mapping[int, Tried]) -> Iterator[_Candidate]:
     """Tell generations in the order of trust: proven, the last one first, then untold and trying, the newest first."""
-    generations = [laid for laid in stored if laid.generation]
-    proven = [laid for laid in generations if _state(laid, tried) == "proven"]
-    yield from sorted(proven, key=lambda laid: tried[laid.generation].at, reverse=True)
-    yield from (laid for laid in generations if _state(laid, tried) not in {"proven", "failed"})
+    generations = sorted(candidates, key=lambda one: -one.generation)
+    proven = [one for one in generations if _state(one, tried) == "proven"]
+    yield from sorted(proven, key=lambda one: tried[one.generation].at, reverse=True)
+    yield from (one for one in generations if _state(one, tried) not in {"proven", "failed"})
 
 
-def _state(laid: Laid, tried: Mapping[int, Tried]) -> str:
-    known = tried.get(laid.generation)
+def _state(one: _Candidate, tried: Mapping[int, Tried]) -> str:
+    known = tried.get(one.generation)
     return known.state if known else ""
 
 

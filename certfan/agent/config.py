@@ -14,7 +14,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from certfan import systemd, toml
-from certfan.agent.config_schema import AgentFile, Delivery, EndpointTable, Output, ServiceTable
+from certfan.agent.config_schema import (
+    AgentFile,
+    AgentTable,
+    Delivery,
+    EndpointTable,
+    Install,
+    Output,
+    ServiceTable,
+)
 from certfan.agent.forms import NAMES, Form, KeyFile, Layout
 from certfan.agent.recipes import RECIPES, Argv
 from certfan.core.model import CERTIFICATE_NAME, Endpoint, Identifier
@@ -67,6 +75,7 @@ class AgentConfig:
     install_to: Path = field(kw_only=True)
     share: Path | None = field(default=None, kw_only=True)
     delivery: Delivery = field(default=Delivery.SHARE, kw_only=True)
+    install: Install = field(default=Install.COPY, kw_only=True)
     probe_interval: timedelta = field(default=timedelta(seconds=300), kw_only=True)
     quiet: timedelta = field(default=timedelta(seconds=2), kw_only=True)
     apply_socket: Path = field(kw_only=True)
@@ -155,11 +164,7 @@ def _server_names(template: EndpointTemplate, identifiers: Sequence[str]) -> Ite
 
 def _problems(file: AgentFile, *, with_systemd: bool) -> Iterator[str]:
     """Tell what only shows when keys are seen together."""
-    for key in ("trust", "install_to"):
-        if getattr(file.agent, key).is_relative_to(file.agent.state):
-            yield f"agent.{key}: lies below agent.state, where the agent's user may put anything in its place"
-    if file.agent.delivery is Delivery.SHARE_ONLY and file.agent.share is None:
-        yield "agent.delivery: is share-only, and agent.share is not set"
+    yield from _agent_problems(file.agent)
     seen: dict[str, int] = {}
     for index, table in enumerate(file.service):
         where = f"service[{index}]"
@@ -181,6 +186,18 @@ def _problems(file: AgentFile, *, with_systemd: bool) -> Iterator[str]:
             )
 
 
+def _agent_problems(agent: AgentTable) -> Iterator[str]:
+    for key in ("trust", "install_to"):
+        if getattr(agent, key).is_relative_to(agent.state):
+            yield f"agent.{key}: lies below agent.state, where the agent's user may put anything in its place"
+    if agent.delivery is Delivery.SHARE_ONLY and agent.share is None:
+        yield "agent.delivery: is share-only, and agent.share is not set"
+    if agent.install is Install.IN_PLACE and agent.share is None:
+        yield "agent.install: is in-place, and agent.share is not set"
+    if agent.install is Install.IN_PLACE and agent.delivery is Delivery.CHANNEL:
+        yield "agent.install: is in-place, and agent.delivery is channel, which never looks at the share"
+
+
 def _form_problems(file: AgentFile, table: ServiceTable) -> Iterator[str]:
     output = _output(table)
     if output is Output.PKCS12 and table.password_file is None:
@@ -189,6 +206,8 @@ def _form_problems(file: AgentFile, table: ServiceTable) -> Iterator[str]:
         yield f"password_file: is for pkcs12 only, and output is {output}"
     if table.password_file is not None and table.password_file.is_relative_to(file.agent.state):
         yield "password_file: lies below agent.state, where the agent's user may put anything in its place"
+    if output is not Output.CERTBOT and file.agent.install is Install.IN_PLACE:
+        yield f"output: {output} needs copies on the local disk, and agent.install is in-place"
     if _form_file(table) in NAMES:
         yield f"output: {_form_file(table)} has another meaning in every folder, give the service another name"
 

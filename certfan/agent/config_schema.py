@@ -31,6 +31,13 @@ class Delivery(StrEnum):
     CHANNEL = "channel"
 
 
+class Install(StrEnum):
+    """What the pointers that services follow lead to."""
+
+    COPY = "copy"  # a copy of our own, on the local disk
+    IN_PLACE = "in-place"  # the mounted generation, where the share shows it; else a copy
+
+
 class Output(StrEnum):
     """The form in which a service takes its pairs."""
 
@@ -104,6 +111,7 @@ class AgentTable(_Table):
     install_to: AbsolutePath = Path("/etc/certfan")
     share: AbsolutePath | None = None
     delivery: Delivery = Delivery.SHARE
+    install: Install = Install.COPY
     probe_interval: timedelta = Field(
         default=timedelta(seconds=300), ge=timedelta(seconds=1), le=timedelta(days=1)
     )

@@ -1,7 +1,8 @@
 """Local pairs, laid out as certbot does: live/NAME -> ../generations/NAME/<n>, with owner and mode as configured.
 
 Everything here is on a local disk and is root's. A generation's folder is complete and durable before the pointer
-moves; a pointer that certfan did not make is never touched. What must never come in: whether a pair may be trusted.
+moves; a pointer that certfan did not make is never touched. In place, live/NAME leads to the mounted generation by way
+of one link to the share, and nothing here ever follows it. What must never come in: whether a pair may be trusted.
 """
 
 from __future__ import annotations
@@ -27,27 +28,46 @@ from certfan.errors import InstallFailed, PkiError
 
 MAX_FILE = 1 << 20
 KEPT = 2  # generations beside the live one
+MOUNTED = "mounted"  # the link to where the share is mounted, beside live
+_GENERATIONS = re.compile(r"(?:[a-z0-9][a-z0-9._-]{0,99}/)?generations")
 _FOLDER = re.compile(r"(?:(?P<number>[1-9][0-9]{0,17})(?:\.[0-9a-f]{8})?|placeholder-[0-9a-f]{16})")
 
 
 @dataclass(frozen=True, slots=True)
 class Laid:
-    """A folder below generations/NAME; `generation` is 0 for a placeholder."""
+    """A folder that live/NAME can point at; `generation` is 0 for a placeholder.
+
+    Below generations/NAME, or, where `mounted` says so, below that folder of the share.
+    """
 
     folder: str
     generation: int
+    mounted: str = ""
 
     @classmethod
-    def parse(cls, folder: str) -> Laid | None:
-        """Read a folder's name; None when certfan gives no such names."""
+    def parse(cls, text: str) -> Laid | None:
+        """Read what `str` has written; None when certfan gives no such names."""
+        mounted, _, folder = text.rpartition("/")
         match = _FOLDER.fullmatch(folder)
-        return cls(folder, int(match["number"] or 0)) if match else None
+        if match is None or (mounted and not (_GENERATIONS.fullmatch(mounted) and match["number"])):
+            return None
+        return cls(folder, int(match["number"] or 0), mounted)
+
+    def __str__(self) -> str:
+        return f"{self.mounted}/{self.folder}" if self.mounted else self.folder
+
+    def target(self, certificate: str) -> str:
+        """Return what live/NAME holds."""
+        if self.mounted:
+            return f"../{MOUNTED}/{self.mounted}/{certificate}/{self.folder}"
+        return f"../generations/{certificate}/{self.folder}"
 
 
 class Installer:
     """The local tree below `root`."""
 
     def __init__(self, root: Path) -> None:
+        self._root = root
         self._live = root / "live"
         self.generations = root / "generations"
 
@@ -57,10 +77,10 @@ class Installer:
 
     def names(self) -> tuple[str, ...]:
         """Return every certificate that has anything here."""
-        try:
-            found = [path.name for path in self.generations.iterdir()]
-        except FileNotFoundError:
-            return ()
+        found: set[str] = set()
+        for folder in (self.generations, self._live):
+            with suppress(FileNotFoundError):
+                found |= {path.name for path in folder.iterdir()}
         return tuple(sorted(name for name in found if CERTIFICATE_NAME.fullmatch(name)))
 
     def current(self, certificate: str) -> int | None:
@@ -80,15 +100,27 @@ class Installer:
         """
         path = self.live_path(certificate)
         try:
-            target = path.readlink()
+            target = str(path.readlink())
         except FileNotFoundError:
             return None
         except OSError:
             raise _foreign(path) from None
-        laid = Laid.parse(target.name)
-        if laid is None or target != Path("..", "generations", certificate, laid.folder):
-            raise _foreign(path)
-        return laid
+        above, _, folder = target.rpartition("/")
+        mounted = above.removeprefix(f"../{MOUNTED}/").removesuffix(f"/{certificate}")
+        for text in (folder, f"{mounted}/{folder}"):
+            laid = Laid.parse(text)
+            if laid is not None and laid.target(certificate) == target:
+                return laid
+        raise _foreign(path)
+
+    def pointers(self) -> dict[str, Laid]:
+        """Return where every pointer of ours leads, as anybody may look; none is followed."""
+        found = {}
+        for certificate in self.names():
+            with suppress(InstallFailed):
+                if (laid := self.pointer(certificate)) is not None:
+                    found[certificate] = laid
+        return found
 
     def point(self, certificate: str, laid: Laid | None) -> None:
         """Move live/NAME in one step, or take it away; durable on return, repeatable.
@@ -105,7 +137,24 @@ class Installer:
                 files.sync_folder(self._live)
             else:
                 _folder(self._live)
-                files.replace_symlink(path, f"../generations/{certificate}/{laid.folder}")
+                files.replace_symlink(path, laid.target(certificate))
+        except OSError as error:
+            raise _failed(path, error) from error
+
+    def mount_at(self, share: Path) -> None:
+        """Let mounted pointers lead to where the share is mounted; durable on return, repeatable.
+
+        Raises:
+            InstallFailed: something stands there that certfan did not make, or the disk refuses.
+        """
+        path = self._root / MOUNTED
+        try:
+            _folder(self.generations)  # where a swap keeps its journal
+            if path.is_symlink() and path.readlink() == share:
+                return
+            if path.exists() and not path.is_symlink():
+                raise _foreign(path)
+            files.replace_symlink(path, str(share))
         except OSError as error:
             raise _failed(path, error) from error
 
@@ -162,7 +211,9 @@ class Installer:
         return tuple(sorted((one for one in found if one), key=lambda one: (-one.generation, one.folder)))
 
     def read(self, certificate: str, laid: Laid) -> pki.Pair | None:
-        """Load and match a local pair; None when it is incomplete or broken."""
+        """Load and match a local pair; None when it is incomplete, broken, or not local."""
+        if laid.mounted:
+            return None
         folder = self.generations / certificate / laid.folder
         try:
             return pki.load_pair(_read(folder / "privkey.pem"), _read(folder / "fullchain.pem"))
@@ -189,17 +240,6 @@ class Installer:
             ):
                 return f"{generation}.{hashlib.sha256(pair.fullchain_pem + pair.key_pem).hexdigest()[:8]}"
         return str(generation)
-
-
-def live(root: Path) -> dict[str, int]:
-    """Return what every pointer of ours shows, as anybody may look: a generation, or 0 for a placeholder."""
-    installer = Installer(root)
-    found = {}
-    for certificate in installer.names():
-        with suppress(InstallFailed):
-            if (generation := installer.current(certificate)) is not None:
-                found[certificate] = generation
-    return found
 
 
 def _write(folder: Path, part: forms.Part) -> None:

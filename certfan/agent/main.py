@@ -12,10 +12,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from certfan import __version__, files, log, systemd, tls
-from certfan.agent import enrolment, installer
+from certfan.agent import enrolment
 from certfan.agent.config import AgentConfig, load
-from certfan.agent.config_schema import Delivery
+from certfan.agent.config_schema import Delivery, Install
 from certfan.agent.identity import Trust, read_trust
+from certfan.agent.installer import Installer
 from certfan.agent.liaison import Liaison, Supply
 from certfan.agent.link import Link
 from certfan.agent.privileged import Privileged
@@ -25,11 +26,13 @@ from certfan.agent.record import Record
 from certfan.agent.renewal import Renewal
 from certfan.agent.shelf import Shelf
 from certfan.agent.staging import Staging
+from certfan.agent.whereabouts import Whereabouts
 from certfan.errors import ConfigInvalid
 from certfan.loop import Loop
 from certfan.protocol.identity import parse_line
 
 HEARTBEAT = timedelta(seconds=30)  # a daemon that hears nothing for two probe intervals shows us as unheard
+LOOK = timedelta(seconds=30)  # at pairs in place: a service that restarts meanwhile would find nothing
 SHUTDOWN = timedelta(seconds=3)
 
 
@@ -93,7 +96,7 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with _opened(config, trust) as (link, supply):
+    async with _opened(config, trust) as (link, supply, whereabouts):
         renewal = Renewal(link, config.state / "identity", trust, clock=now)
         liaison = Liaison(
             link,
@@ -112,8 +115,8 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
                 staging=Staging(config.bundles, trust, now),
                 source=supply,
                 privileged=Privileged(config.apply_socket),
-                live=lambda: installer.live(config.install_to),
                 prober=prober,
+                whereabouts=whereabouts,
                 changed=liaison.changed,
                 clock=now,
             ),
@@ -127,6 +130,7 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
                 group.create_task(reconciler.run(), name="reconciler"),
                 group.create_task(liaison.listen(reconciler.assigned), name="listen"),
                 group.create_task(liaison.tell(lambda: (reconciler.deployments, prober.shown)), name="tell"),
+                group.create_task(whereabouts.watch(loop.ring), name="whereabouts"),
                 group.create_task(_feed_watchdog(lambda: loop.silence), name="watchdog"),
             ]
             systemd.notify("READY=1", f"STATUS=consumer {trust.consumer} of fleet {trust.fleet}")
@@ -138,18 +142,24 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _opened(config: AgentConfig, trust: Trust) -> AsyncIterator[tuple[Link, Supply]]:
+async def _opened(config: AgentConfig, trust: Trust) -> AsyncIterator[tuple[Link, Supply, Whereabouts]]:
     link = Link.of(trust, config.state / "identity")
     shelf = None
     if config.share is not None and config.delivery is not Delivery.CHANNEL:
         shelf = Shelf(config.share, trust.consumer, config.state / "share-worker.lock")
     try:
-        yield link, Supply(config.delivery, shelf, link)
+        yield link, Supply(config.delivery, shelf, link), _whereabouts(config, shelf)
     finally:
         async with asyncio.timeout(SHUTDOWN.total_seconds()):
             await link.close()
             if shelf is not None:
                 await shelf.stop()
+
+
+def _whereabouts(config: AgentConfig, shelf: Shelf | None) -> Whereabouts:
+    wished = shelf if config.install is Install.IN_PLACE else None
+    pointers = Installer(config.install_to).pointers
+    return Whereabouts(wished, pointers, clock=now, interval=min(LOOK, config.probe_interval))
 
 
 async def _feed_watchdog(silence: Callable[[], timedelta]) -> None:

@@ -15,11 +15,13 @@ from typing import Protocol, assert_never
 
 from certfan import log
 from certfan.agent.config import AgentConfig, endpoints_of
+from certfan.agent.installer import Laid
 from certfan.agent.privileged import Privileged
 from certfan.agent.prober import Prober
 from certfan.agent.record import Record
 from certfan.agent.staging import Staging
 from certfan.agent.swap import Answer
+from certfan.agent.whereabouts import Whereabouts
 from certfan.core import policy
 from certfan.core.agent_steps import (
     AgentFacts,
@@ -62,7 +64,7 @@ class Parts:
     source: Source
     privileged: Privileged
     prober: Prober
-    live: Callable[[], Mapping[str, int]]  # the local pointers; 0 placeholder
+    whereabouts: Whereabouts  # with it, the local pointers
     changed: Callable[[], None]  # there is something new to report
     clock: Callable[[], datetime]
     jitter: Callable[[], float] = field(default=random.random)
@@ -112,11 +114,13 @@ class Reconciler:
         assignments = self._is.record.assignments
         for one in assignments.values():
             self._assigned_at.setdefault((one.certificate, one.generation), now)
+        pointers = self._is.whereabouts.pointers()
         return AgentFacts(
             assignments=assignments,
             staged=dict(self._staged),
-            live=self._is.live(),
+            live=_numbers(pointers),
             outcomes=self._is.record.outcomes,
+            misplaced=self._is.whereabouts.misplaced(pointers),
             applied=self._applied,
             services=self._services(assignments),
             proofs=self._is.prober.proofs,
@@ -128,6 +132,9 @@ class Reconciler:
             probe_interval=self._is.config.probe_interval,
             quiet=self._is.config.quiet,
         )
+
+    def _live(self) -> Mapping[str, int]:
+        return _numbers(self._is.whereabouts.pointers())
 
     def _services(self, assignments: Mapping[str, Assignment]) -> dict[str, ServiceFacts]:
         found: dict[str, dict[str, tuple[Endpoint, ...]]] = {s.name: {} for s in self._is.config.services}
@@ -194,6 +201,7 @@ class Reconciler:
             done = await self._is.privileged.apply(step.pairs)
         finally:
             self._is.prober.reload_ended()
+            self._is.whereabouts.tried(certificate for certificate, _ in step.pairs)
         self._take_in(step, done)
 
     def _take_in(self, step: Apply, done: Answer) -> None:
@@ -245,7 +253,7 @@ class Reconciler:
         )
 
     async def _probe(self, step: Probe) -> None:
-        wanted = self._staged.get((step.certificate, self._is.live().get(step.certificate, 0)))
+        wanted = self._staged.get((step.certificate, self._live().get(step.certificate, 0)))
         await self._is.prober.look(step, wanted.fingerprint if wanted else None)
         self._is.changed()
 
@@ -264,7 +272,7 @@ class Reconciler:
         """Keep the newest bundles only: what is proven, what came before it, and what is assigned."""
         assignment = self._is.record.assignments.get(certificate)
         numbers = sorted(number for name, number in self._staged if name == certificate)
-        wanted = {*numbers[-KEPT:], self._is.live().get(certificate), assignment and assignment.generation}
+        wanted = {*numbers[-KEPT:], self._live().get(certificate), assignment and assignment.generation}
         gone = frozenset((certificate, number) for number in numbers if number not in wanted)
         self._staged = {pair: staged for pair, staged in self._staged.items() if pair not in gone}
         self._applied -= gone
@@ -320,3 +328,7 @@ class Reconciler:
         failures = before.failures + 1 if before else 1
         not_before = policy.next_short_try(failures, now, jitter=self._is.jitter())
         return Attempt(certificate, problem, failures, now, not_before)
+
+
+def _numbers(pointers: Mapping[str, Laid]) -> dict[str, int]:
+    return {certificate: laid.generation for certificate, laid in pointers.items()}

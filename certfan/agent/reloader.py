@@ -24,6 +24,7 @@ from certfan.errors import ConfigTestFailed, HookFailed, ReloadFailed, ServiceDo
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KEPT_LINES = 20
 KEPT_BYTES = 4096
+PARTING = timedelta(seconds=5)  # for a killed one to go; in a call on a hung mount it does not
 SETTLE = timedelta(seconds=0.5)  # Apache needs up to 0.15 s after its reload said 0 to die of a bad pair
 
 
@@ -83,7 +84,9 @@ async def _end(argv: Argv, output: int, timeout: timedelta, environment: Mapping
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PARTING.total_seconds()):
+                    await process.wait()
 
 
 class _Tail:

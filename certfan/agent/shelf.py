@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from certfan.share_worker.client import ShareWorker
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A bundle as it stands on the share; `generations` is the folder of them all, below where the share is mounted."""
+
+    files: dict[str, bytes] = field(repr=False)
+    generations: str
 
 
 class Shelf:
@@ -34,8 +43,13 @@ class Shelf:
             BundleInvalid: it is not there yet, or holds what no bundle holds.
             ShareUnavailable: not mounted, another consumer's, disconnected or hung.
         """
+        return (await self.find(certificate, generation)).files
+
+    async def find(self, certificate: str, generation: int) -> Found:
+        """Do as `read`, and tell where the path of the share leads to it now."""
         arguments = {"consumer": self._consumer, "certificate": certificate, "generation": generation}
-        return (await self._worker.call("read", arguments)).files
+        answer = await self._worker.call("read", arguments)
+        return Found(answer.files, answer.header["generations"])
 
     async def stop(self) -> None:
         """End the worker; takes a second at most, whatever the share does."""

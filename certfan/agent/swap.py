@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -16,8 +16,9 @@ from enum import StrEnum
 from certfan import log, pki
 from certfan.agent import reloader
 from certfan.agent.config import AgentConfig, Service
-from certfan.agent.installer import Installer, Laid
+from certfan.agent.installer import Laid
 from certfan.agent.journal import Journal, Owed
+from certfan.agent.places import Places
 from certfan.agent.reloader import Running
 from certfan.core.model import Problem
 from certfan.errors import CertfanError, PairRefused, ServiceDown, ServiceError
@@ -79,10 +80,11 @@ class Wanted:
 class Swap:
     """Carries out one request under the lock that its caller holds."""
 
-    def __init__(self, config: AgentConfig, installer: Installer, clock: Callable[[], datetime]) -> None:
+    def __init__(self, config: AgentConfig, places: Places, clock: Callable[[], datetime]) -> None:
         self._config = config
-        self._installer = installer
-        self._journal = Journal(installer.generations)
+        self._places = places
+        self._installer = places.installer
+        self._journal = Journal(self._installer.generations)
         self._clock = clock
         self._log = log.get("apply")
         self._outcomes: dict[str, tuple[ServiceState, Problem | None]] = {}
@@ -96,7 +98,7 @@ class Swap:
         Killed or cancelled midway, the same request completes or undoes it.
         """
         try:
-            laid = self._lay(wanted)
+            laid = await self._lay(wanted)
         except CertfanError as error:
             return Answer(installed=self._installed(wanted), problem=_problem(error))
         owed = self._journal.read()
@@ -108,8 +110,9 @@ class Swap:
         try:
             for name, one in laid.items():
                 self._installer.point(name, one)
+            await self._stand_up(services, set(laid))
         except CertfanError as error:
-            self._restore(owed)
+            await self._restore(owed)
             self._journal.clear()
             return Answer(installed=self._installed(wanted), rolled_back=True, problem=_problem(error))
         self._installed_at = self._clock()
@@ -126,21 +129,30 @@ class Swap:
                 self._installer.prune(name)
         return self._answer(wanted, services=services, rolled_back=bool(worse))
 
-    def _lay(self, wanted: Sequence[Wanted]) -> dict[str, Laid]:
+    async def _lay(self, wanted: Sequence[Wanted]) -> dict[str, Laid]:
         """Write every folder; no pointer moves. A placeholder that is live stays the one it is."""
         laid = {}
         # Whatever stands in the way of one is found before anything is written.
         live = {one.certificate: self._installer.pointer(one.certificate) for one in wanted}
         for one in wanted:
-            name, layout = one.certificate, self._config.layout(one.certificate)
+            name = one.certificate
             now_live = live[name]
             if one.pair is not None:
-                laid[name] = self._installer.put(name, one.generation, one.pair, layout)
+                laid[name] = await self._places.lay(name, one.generation, one.pair)
             elif now_live is not None and now_live.generation == 0:
                 laid[name] = now_live
             else:
-                laid[name] = self._installer.put_placeholder(name, self._clock(), layout)
+                laid[name] = self._places.lay_placeholder(name)
         return laid
+
+    async def _stand_up(self, services: Sequence[Service], sure: Collection[str]) -> None:
+        """Let no service that is about to read its pairs find a pointer into a share that is gone, `sure` ones apart.
+
+        Known limit: what the share takes away while a service reads is met by its config test, or by the roll-back.
+        """
+        for name, laid in self._installer.pointers().items():
+            if laid.mounted and name not in sure and any(service.concerns(name) for service in services):
+                self._installer.point(name, await self._places.standing(name, laid))
 
     async def _load(self, services: Sequence[Service], owed: Owed) -> ServiceState | None:
         """Test once, reload once, watch; return what became worse, if anything did."""
@@ -213,7 +225,8 @@ class Swap:
 
     async def _go_back(self, services: Sequence[Service], owed: Owed, *, reload: bool) -> None:
         """Restore every pointer; what runs takes the former pairs again, what died is started."""
-        self._restore(owed)
+        await self._restore(owed)
+        await self._stand_up(services, set(owed.former))
         self._log.warning("group.rolled_back", certificates=sorted(owed.former))
         for service in services:
             try:
@@ -225,9 +238,10 @@ class Swap:
             except ServiceError as error:
                 self._note(service, ServiceState.DOWN, error)
 
-    def _restore(self, owed: Owed) -> None:
+    async def _restore(self, owed: Owed) -> None:
         for name, folder in owed.former.items():
-            self._installer.point(name, Laid.parse(folder) if folder else None)
+            former = Laid.parse(folder) if folder else None
+            self._installer.point(name, await self._places.standing(name, former))
 
     async def _hooks(self, wanted: Sequence[Wanted], services: Sequence[Service]) -> None:
         """Run hooks for what was really loaded; one that fails is told and holds up nobody."""
@@ -266,7 +280,7 @@ class Swap:
 
     def _folder(self, certificate: str) -> str | None:
         laid = self._installer.pointer(certificate)
-        return laid.folder if laid else None
+        return str(laid) if laid else None
 
     def _note(
         self, service: Service, state: ServiceState, problem: CertfanError | Problem | None = None

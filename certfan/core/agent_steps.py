@@ -32,7 +32,7 @@ class Why(StrEnum):
     """Why pairs are applied."""
 
     INSTALL = "install"
-    REPAIR = "repair"  # the pointer is right, a reload was lost or did nothing
+    REPAIR = "repair"  # the generation is right; a reload was lost or did nothing, or the pair is misplaced
     ROLL_BACK = "roll_back"
 
 
@@ -89,6 +89,9 @@ class AgentFacts:
     staged: Mapping[Pair, Staged] = field(default_factory=dict)
     live: Mapping[str, int] = field(default_factory=dict)  # the local pointer; 0 placeholder, absent nothing
     outcomes: Mapping[Pair, Outcome] = field(default_factory=dict)
+    # Certificates whose live pair lies where it should not: on a share that no longer shows it, or as a copy although
+    # it is wished in place and the share shows it.
+    misplaced: frozenset[str] = frozenset()
     # Pairs whose Apply ended well in this process. Memory only: after a restart a `trying` pair is applied again.
     applied: frozenset[Pair] = frozenset()
     services: Mapping[str, ServiceFacts] = field(default_factory=dict)

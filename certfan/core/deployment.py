@@ -187,11 +187,12 @@ def _may_install(facts: AgentFacts, pair: Pair, now: datetime) -> bool:
 
 
 def _needs_repair(facts: AgentFacts, live: Pair, now: datetime) -> bool:
-    """Whether the live pair's hook is still owed, or its endpoints show that its reload was lost or changed nothing."""
+    """Whether the live pair is misplaced, owes its hook, or its endpoints show a reload that was lost or did nothing."""
     outcome = facts.outcomes.get(live)
     if live[1] == PLACEHOLDER:
         return False
-    if not owes_hook(outcome) and verdict(facts, live) not in _healed_by_reload(facts, live):
+    wanted = live[0] in facts.misplaced or owes_hook(outcome)
+    if not wanted and verdict(facts, live) not in _healed_by_reload(facts, live):
         return False
     waits = outcome is not None and holds(outcome.not_before, now, LONGEST_APPLY_WAIT)
     return not (waits and _is_loaded(facts, live))

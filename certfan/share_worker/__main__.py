@@ -89,7 +89,10 @@ class Worker:
                 facts, contents = inspect(self._whole_share(), **given)
                 return frames.encode({"facts": facts}, contents)
             case "read":
-                return frames.encode({}, self._read(**given))
+                bundle = self._read(**given)
+                # Below what the path names: the whole share, or one consumer's folder of it.
+                inner = "" if self._place.consumer is not None else f"{given['consumer']}/"
+                return frames.encode({"generations": f"{inner}{tree.GENERATIONS}"}, bundle)
         raise ValueError(f"no operation {operation}")
 
     def _change(self, operation: str, given: dict[str, Any], contents: dict[str, bytes]) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from certfan import files, pki
-from certfan.agent import apply, config
-from certfan.agent.identity import Trust, write_trust
+from certfan.agent import apply, config, places
+from certfan.agent.bundled import Bundled, staged
+from certfan.agent.identity import Trust, read_trust, write_trust
 from certfan.agent.installer import Installer
 from certfan.agent.swap import Answer, Swap, Wanted
 from certfan.core.model import Custody
 from certfan.protocol import manifest
+from certfan.share_worker.place import Sentinel, write_sentinel
 
 NOW = datetime.now(UTC)
 WWW, MAIL = "www.example.org", "mail.example.org"
@@ -90,6 +92,34 @@ class Machine:
         more = f'output = "pkcs12"\npassword_file = "{self.root}/password"'
         self.service(name, patterns, more=more)
         return self.root / "password"
+
+    def in_place(self, *, whole: bool = False) -> Path:
+        """Let pairs be live in place from now on; return where the share, or this consumer's folder of it, is mounted."""
+        self.mount = self.root / "mnt"
+        self._mine = self.mount / "web1" if whole else self.mount
+        self._mine.mkdir(parents=True)
+        said = Sentinel("share-1", None if whole else "web1")
+        (self.mount / "certfan.share").write_bytes(write_sentinel(said))
+        words = f'[agent]\ninstall = "in-place"\nshare = "{self.mount}"\n'
+        self.path.write_text(self.path.read_text().replace("[agent]\n", words, 1))
+        return self.mount
+
+    def unmount(self) -> None:
+        """Take the share away, as a power cut or umount does."""
+        self.mount.rename(self.root / "unmounted")
+
+    def mount_again(self) -> None:
+        """Bring the share back."""
+        (self.root / "unmounted").rename(self.mount)
+
+    def publish(self, certificate: str, generation: int, bundle: dict[str, bytes] | None = None) -> Path:
+        """Put on the share what is staged, or something else."""
+        staged = self.root / "state" / "bundles" / certificate / str(generation)
+        folder = self._mine / "generations" / certificate / str(generation)
+        folder.mkdir(parents=True)
+        for name, data in (bundle or {path.name: path.read_bytes() for path in staged.iterdir()}).items():
+            (folder / name).write_bytes(data)
+        return folder
 
     def does(self, name: str, command: str, script: str) -> None:
         """Let a service's command do something from now on."""
@@ -216,8 +246,15 @@ def killed_at(count: int) -> None:
 
 def swap(machine: Machine, certificate: str, generation: int) -> Answer:
     """Bring one staged bundle live, in this process."""
-    bundled = apply.staged(machine.root / "state", certificate, generation)
+    bundled = staged(machine.root / "state", certificate, generation)
     assert bundled is not None
     pair = pki.load_pair(bundled["privkey.pem"], bundled["fullchain.pem"])
-    work = Swap(config.load(machine.path), machine.installer, lambda: NOW)
-    return asyncio.run(work.run([Wanted(certificate, generation, pair)]))
+    return asyncio.run(_swap(machine, Wanted(certificate, generation, pair)))
+
+
+async def _swap(machine: Machine, wanted: Wanted) -> Answer:
+    loaded = config.load(machine.path)
+    loaded.install_to.mkdir(exist_ok=True)
+    stock = Bundled(loaded, machine.installer, read_trust(loaded.trust), lambda: NOW)
+    async with places.opened(loaded, machine.installer, stock, lambda: NOW) as opened:
+        return await Swap(loaded, opened, lambda: NOW).run([wanted])

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from certfan import files, pki
-from certfan.agent import apply, boot, config, reloader
+from certfan.agent import apply, boot, bundled, config, reloader
 from certfan.agent import swap as swap_module
 from certfan.agent.forms import KeyFile, Layout
 from certfan.errors import BundleInvalid, MessageInvalid, StateLocked
@@ -429,7 +429,7 @@ def test_staged_files_are_read_as_a_strangers(machine: Machine, what: str) -> No
             bundles.symlink_to(machine.root / "elsewhere")
 
     with pytest.raises(BundleInvalid):
-        apply.staged(machine.root / "state", WWW, 1)
+        bundled.staged(machine.root / "state", WWW, 1)
 
 
 BAD_REQUESTS = [

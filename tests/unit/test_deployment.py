@@ -173,6 +173,27 @@ def test_an_old_leaf_still_served_is_a_reload_to_repeat() -> None:
             assert (Apply(((WWW, 2),), Why.REPAIR),) == steps(seen(facts, old))
 
 
+def test_a_misplaced_pair_is_applied_again_though_it_is_served() -> None:
+    """Its share went away, or came back: the same generation is asked for, and it is proven anew. Never a placeholder."""
+    proven = replace(TRIED, outcomes={(WWW, 2): PROVEN}, misplaced=frozenset({WWW}))
+    waiting = replace(proven, outcomes={(WWW, 2): replace(PROVEN, not_before=NOW + MINUTE)})
+    marked = marks(Apply(((WWW, 2),), Why.REPAIR), proven, NOW).outcomes
+
+    assert (Apply(((WWW, 2),), Why.REPAIR),) == steps(proven)
+    assert () == steps(waiting)
+    assert (Apply(((WWW, 2),), Why.REPAIR),) == steps(waiting, MINUTE)
+    assert (Conclude(WWW, 2, PROVEN),) == steps(replace(proven, misplaced=frozenset(), outcomes=dict(marked)))
+    bare = AgentFacts(assignments={WWW: Assignment(WWW, 0)}, live={WWW: 0}, misplaced=frozenset({WWW}))
+    assert () == steps(bare)
+
+
+def test_a_try_is_decided_before_a_misplaced_pair_is_moved() -> None:
+    """Otherwise nobody could say whose fault a broken service is."""
+    trying = replace(TRIED, misplaced=frozenset({WWW}), proofs={})
+
+    assert () == steps(trying)
+
+
 def test_a_foreign_leaf_is_not_fought() -> None:
     """Nothing is concluded and nothing applied; it is only looked at again."""
     planned = plan(seen(TRIED, "foreign"), NOW)

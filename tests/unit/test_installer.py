@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from certfan import pki
-from certfan.agent import installer
 from certfan.agent.forms import KeyFile, Layout
-from certfan.agent.installer import Installer
+from certfan.agent.installer import Installer, Laid
 from certfan.errors import InstallFailed
 
 NAME = "www.example.org"
@@ -114,7 +113,13 @@ def test_nothing_laid_is_none(tree: Installer) -> None:
     assert (tree.current(NAME), tree.stored(NAME), tree.names()) == (None, (), ())
 
 
-@pytest.mark.parametrize("what", ["folder", "file", "elsewhere", "other name", "dangling", "absolute"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("folder", "file", "elsewhere", "other name", "dangling", "absolute"),
+        *("mounted elsewhere", "mounted other name", "mounted placeholder", "mounted too deep"),
+    ],
+)
 def test_what_certfan_did_not_make_stays(tree: Installer, tmp_path: Path, what: str) -> None:
     """Certbot's own folder, a file, and any foreign symlink are refused with a command to try."""
     live = tmp_path / "live" / NAME
@@ -130,6 +135,14 @@ def test_what_certfan_did_not_make_stays(tree: Installer, tmp_path: Path, what: 
             live.symlink_to("../generations/mail.example.org/7")
         case "dangling":
             live.symlink_to("nowhere")
+        case "mounted elsewhere":
+            live.symlink_to(f"../mounted/../generations/{NAME}/7")
+        case "mounted other name":
+            live.symlink_to("../mounted/generations/mail.example.org/7")
+        case "mounted placeholder":
+            live.symlink_to(f"../mounted/generations/{NAME}/placeholder-0123456789abcdef")
+        case "mounted too deep":
+            live.symlink_to(f"../mounted/one/two/generations/{NAME}/7")
         case "absolute":
             live.symlink_to(tmp_path / "generations" / NAME / "7")
     before = (live.lstat().st_ino, live.lstat().st_mtime_ns)
@@ -139,7 +152,7 @@ def test_what_certfan_did_not_make_stays(tree: Installer, tmp_path: Path, what: 
 
     assert caught.value.hint == f"run: mv {live} {live}.before-certfan"
     assert (live.lstat().st_ino, live.lstat().st_mtime_ns) == before
-    assert installer.live(tmp_path) == {}
+    assert tree.pointers() == {}
 
 
 def test_an_unknown_owner_is_told_with_the_key_to_change(tree: Installer) -> None:
@@ -168,7 +181,7 @@ def test_pruning_keeps_the_newest_two_and_the_live_one(tree: Installer, tmp_path
     tree.prune(NAME)
 
     assert [one.generation for one in tree.stored(NAME)] == [6, 5, 3]
-    assert installer.live(tmp_path) == {NAME: 3}
+    assert tree.pointers() == {NAME: Laid("3", 3)}
 
 
 def test_a_broken_pair_reads_as_none(tree: Installer, tmp_path: Path) -> None:
@@ -192,3 +205,32 @@ def test_the_whole_tree_is_walkable_under_a_closed_umask(tree: Installer, tmp_pa
 
     folders = [path for path in tmp_path.rglob("*") if path.is_dir() and not path.is_symlink()]
     assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o755}
+
+
+@pytest.mark.parametrize("folder", ["generations", "web1/generations"])
+def test_a_pointer_may_lead_to_the_mounted_generation(tree: Installer, tmp_path: Path, folder: str) -> None:
+    """By one link to where the share is mounted; what is there is never looked at, and never removed."""
+    mounted = Laid("7", 7, folder)
+    tree.mount_at(tmp_path / "srv")
+    tree.point(NAME, mounted)
+
+    live = tmp_path / "live" / NAME
+    assert (tmp_path / "live" / live.readlink()).resolve() == tmp_path / "srv" / folder / NAME / "7"
+    assert (tree.pointer(NAME), tree.names()) == (mounted, (NAME,))
+    assert (Laid.parse(str(mounted)), tree.read(NAME, mounted)) == (mounted, None)
+    tree.prune(NAME)
+    assert tree.pointer(NAME) == mounted
+
+
+def test_the_link_to_the_share_follows_the_config_and_takes_no_other_things_place(
+    tree: Installer, tmp_path: Path
+) -> None:
+    """Mounted elsewhere from now on, one link moves; a folder of somebody's stays."""
+    tree.mount_at(tmp_path / "one")
+    tree.mount_at(tmp_path / "two")
+    assert (tmp_path / "mounted").readlink() == tmp_path / "two"
+    (tmp_path / "mounted").unlink()
+    (tmp_path / "mounted").mkdir()
+
+    with pytest.raises(InstallFailed, match="not made by certfan"):
+        tree.mount_at(tmp_path / "two")

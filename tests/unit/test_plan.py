@@ -186,6 +186,27 @@ def test_what_left_the_config_is_withdrawn_and_stays_on_the_share_until_it_expir
     assert () == plan(nothing, replace(withdrawn, clock_trusted=False), NOW + 90 * DAY).steps
 
 
+def test_a_generation_that_is_served_is_never_retired_however_old() -> None:
+    """A consumer may use it in place: what its endpoints show, and all that is newer, stays on the share."""
+    numbers = range(1, 7)
+    generations = tuple(make_generation(n, issued_at=NOW + n * HOUR) for n in numbers)
+    late = NOW + 30 * DAY
+    for served in numbers:
+        proof = replace(make_proof(fingerprint=f"{WWW}@{served}"), heard_at=late)
+        shared = frozenset(numbers)
+        while True:  # as long as something goes
+            observed = replace(
+                SETTLED, generations={WWW: generations}, published={PLACE: shared}, live={PLACE: 6},
+                offered={PLACE: 6}, proofs={PLACE: (proof,)},
+            )  # fmt: skip
+            gone = {step.generation for step in steps_of(DESIRED, observed, late) if isinstance(step, Retire)}
+            if not gone:
+                break
+            shared -= gone
+
+        assert set(range(min(served, 5), 7)) == shared
+
+
 def test_an_old_generation_is_retired_when_a_newer_one_is_proven_for_the_keep_time() -> None:
     """Two always remain; a stale, missing or older proof at one endpoint keeps everything."""
     generations = tuple(make_generation(n, issued_at=NOW + n * HOUR) for n in (1, 2, 3))

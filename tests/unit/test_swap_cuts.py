@@ -22,6 +22,8 @@ ENDINGS: dict[str, tuple[str, str]] = {
     "the config test refuses the pair": ("test", "readlink ../etc/live/* | grep -q /1$ || exit 1"),
     "the service dies of its reload": ("reload", "readlink ../etc/live/* | grep -q /1$ || rm -f runs"),
 }
+# What the consumer is like: it copies, its services want forms of their own too, or it uses the share in place.
+KINDS = ("copy", "forms", "in place")
 
 
 class Knife:
@@ -70,24 +72,36 @@ def cut(work: Callable[[], object], at: int) -> None:
     assert in_child(killed) == -signal.SIGKILL
 
 
-def before_the_swap(root: Path, ending: str) -> Machine:
+def before_the_swap(root: Path, ending: str, kind: str = "copy") -> Machine:
     """A consumer on which generation 1 is proven and generation 2 is about to be tried."""
     root.mkdir()
     machine = Machine(root)
     machine.service("web")
+    if kind == "forms":
+        machine.keystore("web2")
+        machine.service("web3", more='output = "pem"')
+    if kind == "in place":
+        machine.in_place()
     for number in (1, 2):
         machine.stage(WWW, number)
+        if kind == "in place":
+            machine.publish(WWW, number)
     swap(machine, WWW, 1)
     machine.does("web", *ENDINGS[ending])
     machine.outcomes(g1=("proven", 1), g2=("trying", 2))
     return machine
 
 
-def power_up(machine: Machine) -> None:
-    """Boot: the boot unit, then whatever services find. The services' processes are gone."""
-    (machine.root / "web" / "runs").unlink(missing_ok=True)
+def power_up(machine: Machine, kind: str = "copy") -> None:
+    """Boot: the boot unit, then whatever services find. Their processes are gone, and no share is mounted yet."""
+    services = [log.with_name("runs") for log in machine.root.glob("*/log")]
+    for runs in services:
+        runs.unlink(missing_ok=True)
+    if kind == "in place":
+        machine.unmount()
     boots(machine)
-    (machine.root / "web" / "runs").touch()
+    for runs in services:
+        runs.touch()
 
 
 def boots(machine: Machine) -> dict[str, int]:
@@ -109,11 +123,11 @@ def is_owed(machine: Machine) -> bool:
 
 
 def chosen(points: int) -> list[int]:
-    """Return all points in the long sweep, else a seeded fifth of them, the ends included."""
+    """Return all points in the long sweep, else a seeded tenth of them, the ends included."""
     every = range(1, points + 1)
     if os.environ.get("CERTFAN_SWEEP") == "all":
         return list(every)
-    return sorted({1, points, *random.Random(points).sample(every, -(-points // 5))})
+    return sorted({1, points, *random.Random(points).sample(every, -(-points // 10))})
 
 
 @pytest.fixture(autouse=True)
@@ -122,27 +136,33 @@ def _no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.sweep
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_after_a_power_cut_at_any_step_services_start_on_what_was_last_proven(
-    tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, ending: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whether the swap was on its way there or back; nothing is owed after it, and the repeated request ends right."""
-    undisturbed = before_the_swap(tmp_path / "undisturbed", ending)
+    """Whether the swap was on its way there or back; nothing is owed after it, and the repeated request ends right.
+
+    In every form, and without the share where that was used in place.
+    """
+    undisturbed = before_the_swap(tmp_path / "undisturbed", ending, kind)
     points = count(lambda: swap(undisturbed, WWW, 2), tmp_path / "tally")
     tried = chosen(points)
     for at in tried:
-        machine = before_the_swap(tmp_path / str(at), ending)
+        machine = before_the_swap(tmp_path / str(at), ending, kind)
         cut(lambda machine=machine: swap(machine, WWW, 2), at)  # type: ignore[misc]
 
-        power_up(machine)
+        power_up(machine, kind)
 
         assert machine.live() == machine.staged_fingerprint(WWW, 1), at
         assert not is_owed(machine), at
+        if kind == "in place":
+            machine.mount_again()
         assert is_in_order(machine, swap(machine, WWW, 2), ending), at
     with capsys.disabled():
-        print(f"\nswap, {ending}: {len(tried)} of {points} points cut")
+        print(f"\nswap, {kind}, {ending}: {len(tried)} of {points} points cut")
 
-    assert points >= 15
+    assert points >= {"copy": 15, "forms": 25, "in place": 9}[kind]
     assert len(tried) == points or os.environ.get("CERTFAN_SWEEP") != "all"
 
 

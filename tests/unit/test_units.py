@@ -86,6 +86,9 @@ def test_units_start_commands_that_exist(unit: str) -> None:
 
 def test_the_daemon_restarts_for_ever_and_a_hung_child_holds_nothing_up() -> None:
     """A reset several times a day is normal, and so is a share that blocks."""
+    assert (
+        Unit("certfan-apply.service")["Service"]["KillMode"] == "process"
+    )  # socket-activated, it comes when asked
     for name in ("certfan.service", "certfan-agent.service"):
         unit = Unit(name)
 
