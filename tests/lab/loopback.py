@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,17 +25,20 @@ from tests.lab.private import Server, end_process, last_lines
 
 
 class Loopback:
-    """Everything of the story on this machine's loopback. `probe_interval` in seconds; the rest is Pebble's."""
+    """Everything of the story on this machine's loopback.
+
+    `probe_interval` in seconds; `in_place` are the consumers that copy nothing; the rest is Pebble's.
+    """
 
     mode = "loopback"
 
     def __init__(
         self, say: Callable[[str], object] = lambda _line: None, missing: tuple[str, ...] = (),
-        *, probe_interval: int = 20, nonce_reject: int = 5, retry_after: int = 1,
+        *, probe_interval: int = 20, nonce_reject: int = 5, retry_after: int = 1, in_place: Collection[str] = (),
     ) -> None:  # fmt: skip
         self._say, self._interval = say, probe_interval
         self.rundir = Path(tempfile.gettempdir()) / f"certfan-lo-{os.urandom(4).hex()}"
-        self.layout = Layout(self.rundir)
+        self.layout = Layout(self.rundir, in_place)
         self.omitted = (*(f"mode=full: {reason}" for reason in missing), *self.layout.omitted)
         self.status_url = f"http://127.0.0.1:{self.layout.ports['status']}"
         self.endpoints = self.layout.endpoints
@@ -210,6 +213,7 @@ class Loopback:
         """Make one consumer: config, enrolment, placeholders, servers that serve them, both halves of the agent."""
         home = self.layout.home(consumer)
         home.mkdir()
+        self.layout.mount(consumer).symlink_to(self.rundir / "share" / consumer)
         servers = self.layout.lay_servers(consumer, self._macros())
         self.servers |= {server.name: server for server in servers}
         config = home / "agent.toml"

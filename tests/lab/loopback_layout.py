@@ -11,7 +11,7 @@ import os
 import pwd
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tests.lab import machine, private
@@ -63,6 +63,7 @@ install_to = "{home}/installed"
 share = "{share}"
 probe_interval = {probe_interval}
 apply_socket = "{home}/apply.sock"
+install = "{install}"
 user = "{user}"
 """
 _SERVICE = """
@@ -83,8 +84,8 @@ _ROLES = ("http", "https", "smtp", "imap", "responder", "channel", "status")
 class Layout:
     """Names, addresses and ports, as far as this machine goes; `rundir` need not exist yet."""
 
-    def __init__(self, rundir: Path) -> None:
-        self.rundir = rundir
+    def __init__(self, rundir: Path, in_place: Collection[str] = ()) -> None:
+        self.rundir, self._in_place = rundir, in_place
         self.config = rundir / "daemon/certfan.toml"
         self.user, self.group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
         self.no_mail = _why_no_mail()
@@ -126,6 +127,10 @@ class Layout:
         """Return the folder with all that stands for a consumer's own disk."""
         return self.rundir / consumer
 
+    def mount(self, consumer: str) -> Path:
+        """Return what plays a consumer's mount: a link to its folder of the share."""
+        return self.home(consumer) / "mnt"
+
     def daemon_toml(self, authority: Pebble, probe_interval: int) -> str:
         """Return certfan.toml for an authority; our own check asks at port 80 only, which nobody here has."""
         text = _DAEMON.format(
@@ -137,8 +142,11 @@ class Layout:
 
     def agent_toml(self, consumer: str, servers: Sequence[Server], probe_interval: int) -> str:
         """Return agent.toml for the servers of a consumer."""
-        home, share = self.home(consumer), self.rundir / "share" / consumer
-        text = _AGENT.format(home=home, share=share, probe_interval=probe_interval, user=self.user)
+        home, in_place = self.home(consumer), consumer in self._in_place
+        text = _AGENT.format(
+            home=home, share=self.mount(consumer), probe_interval=probe_interval, user=self.user,
+            install="in-place" if in_place else "copy",
+        )  # fmt: skip
         return text + "".join(self._service(server) for server in servers)
 
     def lay_servers(self, consumer: str, macros: str) -> list[Server]:
