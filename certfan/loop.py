@@ -58,6 +58,11 @@ class Loop:
 
         task.add_done_callback(ended)
 
+    def cancel(self, key: Key) -> None:
+        """Cut the task of a key off, if there is one; it is in flight until its clean-up is done."""
+        if key in self._tasks:
+            self._tasks[key].cancel()
+
     async def run(self, tick: Tick) -> None:
         """Tick for ever; an error of `tick` ends it. Cancelled, it cancels its tasks and waits for their clean-up."""
         async with asyncio.TaskGroup() as group:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
 from certfan.core.model import Certificate, Desired
@@ -54,6 +54,20 @@ def stands_still(name: str, observed: Observed, now: datetime) -> bool:
     """Whether the order under way for a certificate waits for its authority, for longer than is usual."""
     moved_at = observed.moved.get(name)
     return moved_at is not None and not moved_at <= now < moved_at + STANDING_STILL
+
+
+def outdated(desired: Desired, observed: Observed, now: datetime) -> Iterator[str]:
+    """Return the certificates whose order under way stands still, and is not what the config asks for any more."""
+    for name, begun in sorted(observed.open_orders.items()):
+        if (name,) not in observed.in_flight or not stands_still(name, observed, now):
+            continue
+        wanted = desired.certificates.get(name)
+        if (
+            wanted is None
+            or frozenset(begun.identifiers) != frozenset(wanted.identifiers)
+            or begun.authority not in {wanted.authority, *wanted.fallback}
+        ):
+            yield name
 
 
 def has_failed(certificate: Certificate, authority: str, observed: Observed) -> bool:

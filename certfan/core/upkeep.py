@@ -16,6 +16,7 @@ from certfan.core.policy import (
     proof_is_fresh,
 )
 from certfan.core.renewal import LATEST_ASK, USUAL_ASK
+from certfan.core.room import stands_still
 from certfan.core.steps import AskRenewal, Observed, Revoke, RollAccountKey, TidyOrders, Wish
 from certfan.core.subjects import (
     order_subject,
@@ -143,7 +144,11 @@ def silent_authorities(
 
 
 def _accounts(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
-    flying = frozenset(orders_in_flight(desired, observed, now).values())
+    flying = {
+        authority
+        for name, authority in orders_in_flight(desired, observed, now).items()
+        if not stands_still(name, observed, now)
+    }
     for authority in sorted(observed.rollovers & desired.authorities.keys()):
         attempt = observed.attempts.get(rollover_subject(authority))
         if attempt is not None:

@@ -162,6 +162,7 @@ class Issuer:
                 return open_one
             problem = Problem("authority.refused", f"{name}: its definition or its authority has changed")
             await self._store.abandon_issuance(name, open_one.generation, problem, self._clock())
+            await self.open()  # or its tokens would be answered, and its authorizations kept, for ever
         number = self._next_number(certificate, generations, spent, floor)
         self._key(certificate, number, key_to_reuse(certificate, generations, spent, self._clock()))
         replaces = self._predecessor(certificate, step.authority, facts)

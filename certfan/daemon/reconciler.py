@@ -37,6 +37,7 @@ from certfan.core.plan import (
     Withdraw,
     plan,
 )
+from certfan.core.room import outdated
 from certfan.core.subjects import subject_of
 from certfan.daemon.bundles import Bundles
 from certfan.daemon.domains import registered_domain
@@ -105,7 +106,10 @@ class Reconciler:
         facts = await self._is.store.facts()
         desired, now = self._is.desired(), self._is.timekeeper.tick()
         # Nothing is awaited between the clock's judgement and the plan that acts on it.
-        planned = plan(desired, self.observed(desired, facts, in_flight), now)
+        observed = self.observed(desired, facts, in_flight)
+        planned = plan(desired, observed, now)
+        for name in outdated(desired, observed, now):
+            self._loop.cancel((name,))
         self._steps = {key: step for key, step in self._steps.items() if key in in_flight}
         for step in planned.steps:
             self._steps[step.key] = step

@@ -5,7 +5,9 @@ handshake.
 """
 
 import contextlib
+import os
 import re
+import signal
 import socket
 import ssl
 import sys
@@ -106,9 +108,18 @@ class Consumer:
             apply = machine.spawn(self._argv("apply"), self._home / "apply.log")
             stack.callback(machine.end, apply)
             machine.wait_until((self._home / "apply.sock").exists, "the privileged half to listen", 20)
-            run = machine.spawn(self._argv("run"), self._home / "agent.log")
-            stack.callback(machine.end, run)
+            self._run = machine.spawn(self._argv("run"), self._home / "agent.log")
+            stack.callback(machine.end, self._run)
             yield self
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have its agent do nothing at all for a while."""
+        os.kill(self._run.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._run.pid, signal.SIGCONT)
 
     def wait_proven(self, generations: Mapping[str, int] | Sequence[str], *, timeout: float = 60) -> None:
         """Wait until the daemon says of each name that its endpoint proves at least that generation, 1 when none is told."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
-from certfan.core.plan import Issue, Observed, plan
-from certfan.core.room import MOST_STANDING, STANDING_STILL
-from tests.unit.planner_parts import MINUTE, NOW
-from tests.unit.test_orders import issues, many
+from certfan.core.model import Identifier
+from certfan.core.plan import Issue, Observed, RollAccountKey, plan
+from certfan.core.room import MOST_STANDING, STANDING_STILL, outdated
+from tests.unit.planner_parts import MINUTE, NOW, make_certificate
+from tests.unit.test_orders import begun, issues, many, wanted
 
 MOVED = NOW - STANDING_STILL
 
@@ -55,3 +57,28 @@ def test_orders_that_stand_still_are_not_without_number() -> None:
 
     assert [] == [step for step in planned.steps if isinstance(step, Issue)]
     assert 1 == len(issues(fewer))
+
+
+def test_an_account_key_waits_for_orders_that_get_on_only() -> None:
+    """One that stands still would hold it up, and with it every other order there."""
+    moving = replace(flying("a"), rollovers=frozenset({"ca"}))
+    standing = replace(flying("a", "a"), rollovers=frozenset({"ca"}))
+
+    assert RollAccountKey("ca") not in plan(many("a"), moving, NOW).steps
+    assert RollAccountKey("ca") in plan(many("a"), standing, NOW).steps
+
+
+def test_an_order_that_stands_still_for_what_is_not_asked_for_any_more_is_outdated() -> None:
+    """Other names, another authority, or out of the config; while it gets on, or is still wanted, it is not."""
+    standing = replace(flying("a", "a"), open_orders=begun(name="a"))
+    as_ordered = make_certificate("a", ("a",))
+    renamed, moved = (
+        replace(as_ordered, identifiers=(Identifier("b"),)),
+        replace(as_ordered, authority="third"),
+    )
+
+    assert [] == list(outdated(wanted(as_ordered), standing, NOW))
+    assert [["a"]] * 3 == [
+        list(outdated(one, standing, NOW)) for one in (wanted(renamed), wanted(moved), wanted())
+    ]
+    assert [] == list(outdated(wanted(), replace(flying("a"), open_orders=begun(name="a")), NOW))

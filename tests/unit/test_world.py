@@ -352,7 +352,7 @@ PLANTED: dict[str, tuple[str, Any]] = {
         lambda generation, _: generation.not_before,
     ),
     "a request is never done": ("certfan.core.policy.is_asked", lambda asked_at, *_: asked_at is not None),
-    "the authority's cap is not kept": ("certfan.core.orders._Room.has", lambda *_, **__: True),
+    "the authority's cap is not kept": ("certfan.core.room.Room.has", lambda *_, **__: True),
     "an offer does not wait for the share": ("certfan.core.plan._is_ready", lambda *_: True),
     "a back-off's end wakes nobody": ("certfan.core.orders.holding_instants", lambda *_: ()),
     "an orphan is retired at once": ("certfan.core.retirement._is_expired", lambda *_: True),
