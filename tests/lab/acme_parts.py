@@ -158,8 +158,9 @@ class Daemon:
 
     def __init__(self, ca: Ca, here: Path) -> None:
         self._here = here
-        self._config = here / "certfan.toml"
-        (here / "share").mkdir()
+        self._config = here / "etc/certfan.toml"  # alone in its folder, as in real life: each write there wakes the watch
+        for name in ("etc", "share"):
+            (here / name).mkdir()
         self._text = _CONFIG.format(
             here=here, http=ca.http, channel=free_port(), status=free_port(),
             directory=ca.pebble.directory_url, ca_file=ca.pebble.ca_file, roots_file=ca.pebble.roots_file,
@@ -174,7 +175,7 @@ class Daemon:
         (self._here / "control.sock").unlink(
             missing_ok=True
         )  # opened last: its return says that all else stands
-        self._process = machine.spawn(argv, self._here / "log", cwd=machine.PROJECT)
+        self._process = machine.spawn(argv, self._here / "log", env={"PYTHONPATH": str(machine.PROJECT)})
         try:
             machine.wait_until(lambda: (self._here / "control.sock").exists(), "the daemon to start", 20)
             yield self
