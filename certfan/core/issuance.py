@@ -290,15 +290,14 @@ def _move_invalid(
 def _wait(issuance: Issuance, order: OrderSeen, now: datetime) -> Wait:
     """Obey a Retry-After within bounds; without one ask rarer as the order grows old.
 
-    Nobody tells us when what the authority does by itself is done, so that is looked at soon, after a third of the
+    Nobody tells us when what the authority does by itself is done, so that is looked at soon, after a tenth of the
     order's age; while it validates its fetches tell us, and a second is the least.
     """
-    age = now - issuance.begun_at
-    soon = max(age / 3, SOONEST)
+    soon = max((now - issuance.begun_at) / 10, SOONEST)
     if order.retry_after is not None:
         return Wait(now + min(max(order.retry_after, min(soon, SHORTEST_WAIT)), LONGEST_WAIT))
     if order.status is OrderStatus.PENDING:
-        soon = max(age / 10, SHORTEST_WAIT)
+        soon = max(soon, SHORTEST_WAIT)
     return Wait(now + min(soon, LONGEST_OWN_WAIT))
 
 

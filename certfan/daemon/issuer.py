@@ -89,14 +89,13 @@ class Issuer:
             pair = _matched(key, await order.carry(), certificate)
         finally:
             self.tokens.drop(order)
-        roots = await _roots(authority) if authority.roots_file else None
+        roots = await asyncio.to_thread(_roots, authority) if authority.roots_file else None
         pki.verify_chain(pair.fullchain_pem, names=pair.leaf.names, now=self._clock(), roots_pem=roots)
         return pair.leaf
 
     async def _issue(self, desired: Desired, step: Issue, floor: int) -> Generation:
         certificate, authority = desired.certificates[step.certificate], desired.authorities[step.authority]
-        issuance = await self._begin(certificate, step, floor)
-        key = self._state.read_generation(certificate.name, issuance.generation)["privkey.pem"]
+        issuance, key = await self._begin(certificate, step, floor)
         memory = Written(issuance, self._store, self._journal, self._clock)
         order = await self._order(certificate, authority, issuance, key, memory)
         self._under_way[certificate.name] = order
@@ -146,27 +145,30 @@ class Issuer:
             preferred_chain=authority.preferred_chain,
         )
 
-    async def _begin(self, certificate: Certificate, step: Issue, floor: int) -> Issuance:
-        """Return the open try for exactly this definition, begun now unless there is one.
+    async def _begin(self, certificate: Certificate, step: Issue, floor: int) -> tuple[Issuance, bytes]:
+        """Return the open try for exactly this definition, begun now unless there is one, and its key.
 
-        Its key is durable before anybody hears of it, and kept by every later try of this generation.
+        The key is durable before anybody hears of it, and kept by every later try of this generation. Whatever waits
+        for the disk does so in a thread: answers to challenges never wait for an order.
         """
-        name, facts = certificate.name, await self._store.facts()
+        name = certificate.name
+        facts, reported = await self._store.facts_and_number(name)
+        floor = max(floor, reported)
         generations = facts.generations.get(name, ())
         spent = spent_keys(generations, {*facts.revoked, *facts.revocations})
         for open_one in facts.issuances:
             if open_one.certificate != name:
                 continue
-            if _fits(open_one, certificate, step) and self._key_fits(certificate, open_one.generation, spent):
-                self._key(certificate, open_one.generation, None)
-                return open_one
+            number = open_one.generation
+            if _fits(open_one, certificate, step) and self._key_fits(certificate, number, spent):
+                return open_one, await asyncio.to_thread(self._key, certificate, number, None)
             problem = Problem("authority.refused", f"{name}: its definition or its authority has changed")
             await self._store.abandon_issuance(name, open_one.generation, problem, self._clock())
             await self.open()  # or its tokens would be answered, and its authorizations kept, for ever
-        number = self._next_number(certificate, generations, spent, floor)
-        self._key(certificate, number, key_to_reuse(certificate, generations, spent, self._clock()))
+        like = key_to_reuse(certificate, generations, spent, self._clock())
+        number, key = await asyncio.to_thread(self._next, certificate, generations, spent, floor, like)
         replaces = self._predecessor(certificate, step.authority, facts)
-        return await self._store.begin_issuance(
+        begun = await self._store.begin_issuance(
             name,
             number,
             step.authority,
@@ -175,8 +177,20 @@ class Issuer:
             replaces=replaces,
             exempt=step.exempt and replaces is not None,
         )
+        return begun, key
 
-    def _key(self, certificate: Certificate, number: int, like: Generation | None) -> None:
+    def _next(
+        self,
+        certificate: Certificate,
+        known: Collection[Generation],
+        spent: Collection[str],
+        floor: int,
+        like: Generation | None,
+    ) -> tuple[int, bytes]:
+        number = self._next_number(certificate, known, spent, floor)
+        return number, self._key(certificate, number, like)
+
+    def _key(self, certificate: Certificate, number: int, like: Generation | None) -> bytes:
         """Have a key for a number: the one it has, that of an earlier generation, or a new one."""
 
         def make() -> bytes:
@@ -186,7 +200,7 @@ class Issuer:
                     return earlier
             return pki.make_key(certificate.key_type)
 
-        self._state.generation_key(certificate.name, number, make)
+        return self._state.generation_key(certificate.name, number, make)
 
     def _next_number(
         self, certificate: Certificate, known: Collection[Generation], spent: Collection[str], floor: int
@@ -227,11 +241,15 @@ class Issuer:
     ) -> Generation:
         """Verify what came, make it durable beside its key, and record it."""
         name, number = certificate.name, order.issuance.generation
-        pair = await self._verified(order, certificate, authority, key, fullchain)
+        pair = await self._pair(order, certificate, authority, key, fullchain)
         leaf = pair.leaf
-        self._state.save_chain(
-            name, number, cert=pair.cert_pem, chain=pair.chain_pem, fullchain=pair.fullchain_pem
-        )
+        try:
+            await asyncio.to_thread(self._verify_and_save, pair, name, number, authority)
+        except PkiError as error:
+            error.hint = (
+                f"check roots_file of authority {authority.name} and the clock; run: certfan renew {name}"
+            )
+            raise
         generation = Generation(
             name,
             number,
@@ -246,7 +264,7 @@ class Issuer:
             key=pki.public_key_hash(key),
         )
         await self._store.record_generation(generation)
-        await self._journal.note(
+        self._journal.tell(
             "generation.issued",
             str(generation),
             serial=leaf.serial,
@@ -255,25 +273,23 @@ class Issuer:
         )
         return generation
 
-    async def _verified(
+    async def _pair(
         self, order: Order, certificate: Certificate, authority: Authority, key: bytes, fullchain: bytes
     ) -> pki.Pair:
         name = certificate.name
         try:
-            pair = _matched(key, fullchain, certificate)
+            return _matched(key, fullchain, certificate)
         except PkiError as error:  # nothing here can make it ours: the next try orders anew
             error.hint = f"{authority.name} answered with the wrong chain; tried again by itself, or run: certfan renew {name}"
             await order.give_up(Problem(error.code, error.text, error.hint))
             raise
-        try:
-            roots, names = await _roots(authority), pair.leaf.names
-            pki.verify_chain(pair.fullchain_pem, names=names, now=self._clock(), roots_pem=roots)
-        except PkiError as error:
-            error.hint = (
-                f"check roots_file of authority {authority.name} and the clock; run: certfan renew {name}"
-            )
-            raise
-        return pair
+
+    def _verify_and_save(self, pair: pki.Pair, name: str, number: int, authority: Authority) -> None:
+        roots, names = _roots(authority), pair.leaf.names
+        pki.verify_chain(pair.fullchain_pem, names=names, now=self._clock(), roots_pem=roots)
+        self._state.save_chain(
+            name, number, cert=pair.cert_pem, chain=pair.chain_pem, fullchain=pair.fullchain_pem
+        )
 
 
 def _matched(key: bytes, fullchain: bytes, certificate: Certificate) -> pki.Pair:
@@ -287,12 +303,12 @@ def _matched(key: bytes, fullchain: bytes, certificate: Certificate) -> pki.Pair
     return pair
 
 
-async def _roots(authority: Authority) -> bytes:
+def _roots(authority: Authority) -> bytes:
     """Return what the authority's chains must end in, as PEM: its own roots, else the system's."""
     if authority.roots_file is None:
         return tls.system_roots_pem()
     try:
-        return await asyncio.to_thread(Path(authority.roots_file).read_bytes)
+        return Path(authority.roots_file).read_bytes()
     except OSError as error:
         raise ChainInvalid(
             f"roots of authority {authority.name}: {authority.roots_file} cannot be read: {error.strerror}",

@@ -23,6 +23,14 @@ class Journal:
         self._log.info(name, subject=subject, **fields)
         await self._store.add_events([Event(at or self._clock(), name, subject, fields)])
 
+    def tell(self, name: str, subject: str, *, at: datetime | None = None, **fields: Any) -> None:
+        """Record one event without waiting: it is durable before whatever the store is asked for next.
+
+        For what tells of a fact that is durable already; a crash may lose the event, never the fact.
+        """
+        self._log.info(name, subject=subject, **fields)
+        self._store.queue_events([Event(at or self._clock(), name, subject, fields)])
+
     async def note_many(self, name: str, subjects: Mapping[str, Mapping[str, Any]]) -> None:
         """Record the same event of many subjects, each with its fields, in one write; the log gets one line."""
         now = self._clock()

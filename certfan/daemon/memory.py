@@ -30,7 +30,7 @@ class Written(Memory):
         """Keep its URL, and tell of it."""
         await self.store.record_order_url(*self._where, url, self.clock())
         name, number = self._where
-        await self.journal.note("order.created", f"{name}@{number}", url=url)
+        self.journal.tell("order.created", f"{name}@{number}", url=url)
 
     async def not_replaced(self) -> None:
         """Keep that the order names no predecessor."""
@@ -48,7 +48,7 @@ class Written(Memory):
     async def fetched(self, places: Mapping[str, datetime]) -> None:
         """Tell of each place."""
         for place, at in places.items():
-            await self.journal.note("challenge.fetched", self.issuance.certificate, at=at, through=place)
+            self.journal.tell("challenge.fetched", self.issuance.certificate, at=at, through=place)
 
     async def given_up(self, problem: Problem, failed: Collection[Identifier]) -> None:
         """Close the try, with the reason."""

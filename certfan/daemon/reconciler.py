@@ -161,7 +161,7 @@ class Reconciler:
     async def _do(self, step: Step) -> None:
         match step:
             case Issue():
-                floor = await self._floor(step.certificate)
+                floor = self._out.highest(step.certificate)
                 await self._is.issuer.issue(self._is.desired(), step, floor=floor)
             case CheckPath() | AskRenewal() | Revoke() | TidyOrders() | RollAccountKey():
                 await self._is.upkeep.do(self._is.desired(), step)
@@ -169,10 +169,10 @@ class Reconciler:
                 await self._publish(step)
             case Offer():
                 await self._is.store.offer(step.certificate, step.consumer, step.generation, self._is.clock())
-                await self._told(step.consumer, "generation.offered", f"{step.certificate}@{step.generation}")
+                self._told(step.consumer, "generation.offered", f"{step.certificate}@{step.generation}")
             case Withdraw():
                 await self._is.store.withdraw(step.certificate, step.consumer, self._is.clock())
-                await self._told(step.consumer, "certificate.withdrawn", step.certificate)
+                self._told(step.consumer, "certificate.withdrawn", step.certificate)
             case Retire():
                 await self._is.share.retire(step.consumer, step.certificate, step.generation)
                 self._out.taken((step.certificate, step.consumer), step.generation)
@@ -214,13 +214,13 @@ class Reconciler:
         store, now = self._is.store, self._is.clock()
         await store.record_published(step.certificate, step.consumer, step.generation, now)
         await store.clear_attempt(f"{step.certificate}/{step.consumer}")
-        await self._is.journal.note(
+        self._is.journal.tell(
             "generation.published", f"{step.certificate}@{step.generation}", consumer=step.consumer
         )
 
-    async def _told(self, consumer: str, event: str, subject: str) -> None:
+    def _told(self, consumer: str, event: str, subject: str) -> None:
         self._is.announce(consumer)
-        await self._is.journal.note(event, subject, consumer=consumer)
+        self._is.journal.tell(event, subject, consumer=consumer)
 
     async def _record_failure(self, step: Step, error: CertfanError) -> None:
         subject = subject_of(step, self._is.desired())

@@ -154,19 +154,25 @@ def status_mib(pid: int, field: str) -> float:
 
 
 class Daemon:
-    """The real daemon with its consumer, its share a plain folder, and no certificate yet."""
+    """The real daemon with its consumer, its share a plain folder, and no certificate yet.
 
-    def __init__(self, ca: Ca, here: Path) -> None:
+    Without a share it publishes nothing, which it would do again and again: all else is as ever.
+    """
+
+    def __init__(self, ca: Ca, here: Path, *, share: bool = True) -> None:
         self._here = here
-        self._config = here / "etc/certfan.toml"  # alone in its folder, as in real life: each write there wakes the watch
-        for name in ("etc", "share"):
+        self._config = (
+            here / "etc/certfan.toml"
+        )  # alone in its folder, as in real life: each write there wakes the watch
+        for name in ("etc", "share") if share else ("etc",):
             (here / name).mkdir()
         self._text = _CONFIG.format(
             here=here, http=ca.http, channel=free_port(), status=free_port(),
             directory=ca.pebble.directory_url, ca_file=ca.pebble.ca_file, roots_file=ca.pebble.roots_file,
         )  # fmt: skip
         self._config.write_text(self._text)
-        self._certfan("share", "setup", "--user", "root", "--config", str(self._config))
+        if share:
+            self._certfan("share", "setup", "--user", "root", "--config", str(self._config))
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Daemon"]:

@@ -122,11 +122,11 @@ def test_retry_after_is_obeyed_within_bounds(told: timedelta, waits: timedelta) 
 @pytest.mark.parametrize(
     ("told", "age", "waits"),
     [
-        (timedelta(0), 0.3, 0.1),
+        (timedelta(0), 1, 0.1),
         (timedelta(0), 3600, 1),
         (None, 0, 0.01),
-        (None, 0.3, 0.1),
-        (None, 9, 3),
+        (None, 1, 0.1),
+        (None, 30, 3),
         (None, 3600, 15),
         (None, -3600, 0.01),
     ],

@@ -116,7 +116,7 @@ async def test_an_error_of_the_tick_itself_ends_it() -> None:
 
 
 async def test_ticks_that_take_long_leave_time_for_the_work() -> None:
-    """However often it is rung: between two is at least three times what one took."""
+    """However often it is rung: between two is at least nine times what one took."""
     ticks, took = Ticks(), 0.02
     began: list[float] = []
 
@@ -131,4 +131,4 @@ async def test_ticks_that_take_long_leave_time_for_the_work() -> None:
         await ticks.next()
     running.cancel()
 
-    assert all(later - earlier >= 4 * took for earlier, later in itertools.pairwise(began))
+    assert all(later - earlier >= 10 * took for earlier, later in itertools.pairwise(began))

@@ -103,9 +103,9 @@ async def test_what_joins_a_call_is_done_by_it_and_each_hears_its_end(rig: Rig) 
             raise ValueError("no")
 
     async def joined(*groups: list[int]) -> list[BaseException | None]:
-        tasks = [asyncio.create_task(rig.batches.join(take, group)) for group in groups]
-        await asyncio.wait(tasks)
-        return [task.exception() for task in tasks]
+        futures = [rig.batches.join(take, group) for group in groups]
+        await asyncio.wait(futures)
+        return [future.exception() for future in futures]
 
     fine = await joined([1], [2, 3], [4])
     failed = await joined([5], [6], [99])

@@ -39,8 +39,10 @@ class Batches:
         self._put([future], call)
         return await future
 
-    async def join(self, call: Callable[[Connection, list[T]], object], what: Iterable[T]) -> None:
-        """Have one call do all that waits for it, in order; else as `do`."""
+    def join(
+        self, call: Callable[[Connection, list[T]], object], what: Iterable[T]
+    ) -> asyncio.Future[object]:
+        """Have one call do all that waits for it, in order; the future is done when that is committed."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if call in self._joined:
             futures, items = self._joined[call]
@@ -49,7 +51,7 @@ class Batches:
         else:
             futures, items = self._joined[call] = [future], list(what)
             self._put(futures, lambda db: call(db, items))
-        await future
+        return future
 
     async def finish(self) -> None:
         """Return when all that was asked is done."""

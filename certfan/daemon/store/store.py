@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError
 
+from certfan import log
 from certfan.daemon.store import (
     checking,
     deploying,
@@ -32,6 +33,7 @@ from certfan.daemon.store.facts import Event, Lists, Standing, StoreFacts
 from certfan.daemon.store.snapshot import Snapshot
 from certfan.errors import StoreFailed
 
+_log = log.get("store")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -99,6 +101,13 @@ class Store:
         except DatabaseError as error:
             raise _failed(self._path, error) from error
 
+    async def facts_and_number(self, certificate: str) -> tuple[StoreFacts, int]:
+        """Return the facts, and the highest number that any consumer has reported of a certificate, in one hop."""
+        return await transaction(self._facts_and_number)(self, certificate)
+
+    def _facts_and_number(self, db: Connection, certificate: str) -> tuple[StoreFacts, int]:
+        return self._snapshot.read(db), issued.reported_number(db, certificate)
+
     async def facts(self) -> StoreFacts:
         """Return all that the reconciler reads at a tick, in one hop and one transaction."""
         return await transaction(self._snapshot.read)(self)
@@ -123,6 +132,10 @@ class Store:
         """Append to the journal, in order, together with what else waits for that. Key material in fields is replaced."""
         with self._translated():
             await self._batches.join(process.add_events, events)
+
+    def queue_events(self, events: Sequence[Event]) -> None:
+        """Append to the journal as `add_events`, without waiting: durable before whatever is asked after it."""
+        self._batches.join(process.add_events, events).add_done_callback(_say_if_lost)
 
     begin_run = transaction(process.begin_run)
     end_run = transaction(process.end_run)
@@ -221,6 +234,11 @@ def _open(path: Path, clock: Callable[[], datetime]) -> Connection:
         return engine.open_database(path, clock)
     except DatabaseError as error:
         raise _failed(path, error) from error
+
+
+def _say_if_lost(told: asyncio.Future[object]) -> None:
+    if not told.cancelled() and (error := told.exception()):
+        _log.error("event.lost", problem=str(error))
 
 
 def _failed(path: Path, error: DatabaseError) -> StoreFailed:
