@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -58,22 +58,43 @@ def test_killed_after_any_durable_step_the_daemon_loses_nothing(
     pebble: tuple[Place, Pebble], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever it was killed after: one account, one key, one certificate; two orders only if newOrder's answer was lost."""
-    place, _ = pebble
+    place, ca = pebble
     counted = Daemon(place.fresh()).killed_after(10**6)
-    seed = seed_of(4)
-    points = points_of(counted, seed)
-    extra = [point for point in points if _kill_and_finish(*pebble, point)]
-    with capsys.disabled():
-        print(
-            f"\nissue: killed after {len(points)} of {counted} durable steps, seed {seed};"
-            f" one order more at {extra or 'none'}"
-        )
+    _sweep("issue", counted, lambda point: _issued_in_two_lives(place, ca, point), capsys)
 
-    assert len(points) >= (counted if sweeps_all() else counted // 10)
     assert counted > 60
 
 
-def _kill_and_finish(place: Place, pebble: Pebble, point: int) -> bool:
+@pytest.mark.parametrize("story", [RENEWAL, ROLLOVER, REVOCATION], ids=str)
+def test_what_comes_after_the_first_generation_loses_nothing_either(
+    stage: Stage, story: Story, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same, killed while it renews by ARI, gives its account a new key, or revokes."""
+    with stage.telling(story) as telling:
+        counted = telling.daemon.killed_after(10**6)
+        telling.check()
+    _sweep(story.name, counted, lambda point: _told_in_two_lives(stage, story, point), capsys)
+
+    assert counted > 40
+
+
+def _sweep(
+    name: str, counted: int, killed_after: Callable[[int], bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kill after every step that is asked for, and say where that cost an order."""
+    seed, began = seed_of(4), time.monotonic()
+    points = points_of(counted, seed)
+    extra = [point for point in points if killed_after(point)]
+    with capsys.disabled():
+        print(
+            f"\n{name}: killed after {len(points)} of {counted} durable steps, seed {seed}, in"
+            f" {time.monotonic() - began:.0f} s; one order more at {extra or 'none'}"
+        )
+
+    assert len(points) >= (counted if sweeps_all() else counted // 10)
+
+
+def _issued_in_two_lives(place: Place, pebble: Pebble, point: int) -> bool:
     """Kill after one step, start again, and check; return whether the CA saw a second order."""
     here, told = place.fresh(), pebble.log_path.stat().st_size
     daemon = Daemon(here)
@@ -93,27 +114,8 @@ def _kill_and_finish(place: Place, pebble: Pebble, point: int) -> bool:
     return orders > 1
 
 
-@pytest.mark.parametrize("story", [RENEWAL, ROLLOVER, REVOCATION], ids=str)
-def test_what_comes_after_the_first_generation_loses_nothing_either(
-    stage: Stage, story: Story, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The same, killed while it renews by ARI, gives its account a new key, or revokes."""
-    seed, began = seed_of(5), time.monotonic()
+def _told_in_two_lives(stage: Stage, story: Story, point: int) -> bool:
+    """Kill after one step, start again, and check; return whether it cost an order."""
     with stage.telling(story) as telling:
-        counted = telling.daemon.killed_after(10**6)
-        telling.check()
-    points = points_of(counted, seed)
-    extra = []
-    for point in points:
-        with stage.telling(story) as telling:
-            telling.daemon.killed_after(point)
-            if telling.finish(f"{story}, step {point}"):
-                extra.append(point)
-    with capsys.disabled():
-        print(
-            f"\n{story}: killed after {len(points)} of {counted} durable steps, seed {seed}, in"
-            f" {time.monotonic() - began:.0f} s; one order more at {extra or 'none'}"
-        )
-
-    assert len(points) >= (counted if sweeps_all() else counted // 10)
-    assert counted > 40
+        telling.daemon.killed_after(point)
+        return telling.finish(f"{story}, step {point}")
