@@ -247,9 +247,12 @@ class Accounts:
 
         Raises:
             ActionRefused: there is no account yet.
+            AuthorityError: a crash left a new key undecided, and it does not say which one counts.
         """
         account = await self.recorded(authority)
-        return account.uri, self._state.account_key(authority.name, self._make_key)
+        async with self._connecting[authority.name]:
+            await self._settle_key(authority)
+            return account.uri, self._state.account_key(authority.name, self._make_key)
 
     async def adopt(self, authority: Authority, key: bytes) -> str:
         """Use the account that a key has at an authority from now on; return its URL. Repeatable.
@@ -259,8 +262,12 @@ class Accounts:
         Raises:
             PairMismatch: it is no private key.
             ActionRefused: the authority knows no account of that key.
+            AuthorityError: it does not say.
         """
         async with self._connecting[authority.name]:
+            await self._settle_key(
+                authority
+            )  # of the account that was used before: it is kept with the key that counts
             client = self._connect(authority, key, None)
             try:
                 uri = await client.find_account()
@@ -274,6 +281,8 @@ class Accounts:
                 )
             for spec in [spec for spec in self._clients if spec.name == authority.name]:
                 await self._clients.pop(spec).close()
+            # A crash from here on: whichever key lies there then finds its own account.
+            await self._store.forget_account(authority.name, authority.directory)
             self._state.replace_account_key(authority.name, key, self._clock())
             await self._record(authority, uri, key)
             await self._journal.note("account.adopted", authority.name, uri=uri)

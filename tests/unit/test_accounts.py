@@ -162,6 +162,49 @@ async def test_a_lost_answer_to_a_new_key_is_found_out_about_by_the_same_process
     assert 1 == place.ca.calls["register"]
 
 
+async def test_a_new_key_that_a_crash_left_undecided_is_decided_before_accounts_are_taken_along(
+    place: Place,
+) -> None:
+    """The key that is exported opens the account, and it never takes the place of one that is adopted."""
+    await place.life().client(LAB)
+    before = place.state.account_key("lab", make_account_key)
+    fresh = place.state.next_account_key("lab", make_account_key)
+    place.ca.accounts[fresh] = place.ca.accounts.pop(before)
+    exported = await place.life().export(LAB)
+    later = place.state.next_account_key("lab", make_account_key)
+    place.ca.accounts[later] = place.ca.accounts.pop(fresh)
+    other = make_account_key()
+    place.ca.accounts[other] = "https://ca.example/account/other"
+    await place.life().adopt(LAB, other)
+    await place.life().client(LAB)
+
+    assert fresh == exported[1]
+    assert other == place.state.account_key("lab", make_account_key)
+
+
+async def test_an_adoption_that_is_cut_off_leaves_a_key_with_its_own_account(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed once the key lies there, before its account is recorded: the next process finds that by the key."""
+    await place.life().client(LAB)
+    other, real = make_account_key(), place.state.replace_account_key
+    place.ca.accounts[other] = "https://ca.example/account/other"
+
+    def killed(*given: Any) -> None:
+        real(*given)
+        raise RuntimeError("killed")
+
+    # A gate cannot stop a plain function.
+    monkeypatch.setattr(place.state, "replace_account_key", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        await place.life().adopt(LAB, other)
+    await place.life().client(LAB)
+    account = await place.store.account("lab", LAB.directory)
+
+    assert account is not None
+    assert place.ca.accounts[other] == account.uri
+
+
 async def test_an_account_is_taken_along_by_its_key(place: Place) -> None:
     """What export gives, adopt takes; the key that it replaces is kept, and nobody registers."""
     await place.life().client(LAB)
