@@ -263,31 +263,52 @@ def test_a_name_that_the_authority_refuses_is_named_and_holds_up_nothing_else(
     assert fleet.certificate("n43.example.test")["generation"] == 1
 
 
-def test_a_vhost_that_does_not_forward_is_named_with_the_look_to_take(fleet: Fleet, told: Told) -> None:
-    """The vhost forgot the macro; mended, `certfan renew` lifts the back-off and the same key is certified."""
-    name = "broken.example.test"
-    fleet.write_config("bad", CERTIFICATE.format(name))
-    problem = _problem(fleet, name, "challenge.failed")
-    keys = _keys(fleet)
-
-    assert problem["detail"].startswith(f"{name}: {name}: unauthorized: ")
-    url = f"http://{name}/.well-known/acme-challenge/"
-    assert problem["hint"].endswith(f"look with: curl -v {url} , then run: certfan renew {name}")
-    assert told.daemon("step.failed")["hint"] == problem["hint"]
-    assert fleet.certificate(name)["next"]["at"] is not None
-    assert _all_proven(fleet)
-
+def test_a_vhost_that_stops_forwarding_is_named_and_costs_no_order(fleet: Fleet, told: Told) -> None:
+    """Our own look finds it before the authority could; mended, the name is ordered by itself, and once."""
+    name, line = "n48.example.test", "Use le_proxy cert.int:8055"
+    broken = f"/ServerName {name}/,/<\\/VirtualHost>/s|{line}|# {line}|"
     fleet.web1.run(["cp", SITES, "/root/farm.conf"])
     try:
-        fleet.web1.run(["sed", "-i", "s/# this one forgot the macro/Use le_proxy cert.int:8055/", SITES])
+        fleet.web1.run(["sed", "-i", broken, SITES])
         fleet.web1.run(["systemctl", "reload", "apache2"])
-        fleet.renew(name)
-        _wait_issued(fleet, name)
+        keys, orders = _keys(fleet), _orders(fleet)
+        fleet.write_config("bad", CERTIFICATE.format(name))
+        problem = _problem(fleet, name, "challenge.self_check_failed")
+        # Some looks later there is still no order, and the path is told of once.
+        machine.wait_until(lambda: _looked_again(fleet, name), "another look", SOON)
+        view = fleet.certificate(name)
+        spent = _orders(fleet) - orders
+        made = _keys(fleet).keys() - keys.keys()
+        told_broken = told.events("path.broken")
     finally:
         fleet.web1.run(["cp", "/root/farm.conf", SITES])
         fleet.web1.run(["systemctl", "reload", "apache2"])
-    assert fleet.certificate(name)["generation"] == 1
-    assert keys == _keys(fleet)
+    machine.wait_until(lambda: told.events("path.mended"), "the next look", 70)
+    _wait_issued(fleet, name)
+
+    assert problem["detail"].startswith(f"{name}: ")
+    assert f"http://{name}/.well-known/acme-challenge/<probe> at " in problem["detail"]
+    assert "le_proxy" in problem["hint"]
+    assert [(name, problem["detail"])] == [(one["subject"], one["fields"]["detail"]) for one in told_broken]
+    assert told.daemon("path.broken")["hint"] == problem["hint"]
+    assert ("check_path", [name]) == (
+        view["next"]["step"],
+        [one["identifier"] for one in view["broken_paths"]],
+    )
+    assert (0, set()) == (spent, made)
+    assert [name] == [one["subject"] for one in told.events("path.mended")]
+    assert 1 == _orders(fleet) - orders
+    assert told.events("step.failed") == []
+
+
+def _orders(fleet: Fleet) -> int:
+    """How many orders the authority was ever asked for."""
+    return len(re.findall(r"Added order ", fleet.farm.pebble.log_path.read_text(errors="replace")))
+
+
+def _looked_again(fleet: Fleet, name: str) -> bool:
+    (path,) = fleet.certificate(name)["broken_paths"]
+    return bool(path["looked_at"] > path["since"])
 
 
 # The share

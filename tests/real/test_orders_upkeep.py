@@ -1,4 +1,4 @@
-"""What an admin asks of the authority side of a real daemon: revoke, roll an account key, take it along, try at staging."""
+"""What a real daemon asks of authorities beside orders, while consumers and orders hang: revocations, a new account key, tidying."""
 
 from collections.abc import Iterator
 
@@ -59,23 +59,6 @@ def test_a_revocation_waits_until_a_successor_with_another_key_is_proven_everywh
     assert "jwk" in asked.protected  # a compromised key revokes itself
 
 
-def test_a_revocation_now_waits_for_nobody(daemons: Place, ca: FaultyAuthority) -> None:
-    """The authority has revoked before the consumer, which hangs, could have got the successor."""
-    with (
-        daemons.running(authority("ca", ca), certificate("a.test")) as daemon,
-        Consumer(daemon).enrolled() as consumer,
-    ):
-        consumer.wait_proven(["a.test"])
-        first = daemon.issued("a.test")
-        with consumer.frozen():
-            daemon.certfan("revoke", "a.test", "--now", "--reason", "superseded")
-            daemon.wait(lambda: revoked(ca, first), "the authority to have revoked it")
-            assert first.leaf.serial == consumer.serial("a.test")
-        consumer.wait_proven({"a.test": 2})
-
-    assert 4 == revoked(ca, first)
-
-
 def test_an_account_key_is_rolled_between_orders(daemons: Place) -> None:
     """Pebble knows the same account by the new key; orders before and after it are good, and a restart uses the new one."""
     pebble = daemons.pebble()
@@ -107,23 +90,6 @@ def test_an_account_key_is_rolled_although_an_order_hangs(daemons: Place, ca: Fa
         daemon.write("a", certificate("a.test"))
         daemon.wait(lambda: daemon.events("account.key_changed"), "the new key")
         daemon.issued("a.test")
-
-
-def test_an_account_is_taken_along_to_another_daemon(daemons: Place, ca: FaultyAuthority) -> None:
-    """What was exported is imported; both daemons order under one account."""
-    with daemons.running(authority("ca", ca), certificate("a.test")) as daemon:
-        daemon.issued("a.test")
-        exported = daemons.file("account.json", daemon.certfan("account", "export", "ca").encode())
-        told = daemon.log.read_text()
-    with daemons.running(authority("ca", ca)) as other:
-        other.certfan("account", "import", "ca", str(exported))
-        other.write("b", certificate("b.test"))
-        other.issued("b.test")
-        told += other.log.read_text()
-
-    assert 1 == len(ca.records.accounts)
-    assert 2 == len(ca.records.orders)
-    assert "PRIVATE KEY" not in told
 
 
 def test_what_a_failed_order_left_pending_is_given_up(daemons: Place, ca: FaultyAuthority) -> None:
@@ -158,20 +124,3 @@ def test_a_name_that_hangs_is_taken_out_and_the_rest_is_ordered_soon(
 
     assert ("a.test",) == pair.leaf.names
     assert 2 == len(ca.records.orders)
-
-
-def test_a_trial_at_staging_proves_the_way_and_keeps_nothing(daemons: Place, ca: FaultyAuthority) -> None:
-    """Good and bad ones are told apart; the authority that counts was asked for nothing."""
-    staging = daemons.faulty()
-    staging.faults.add("challenge", Spoil("unauthorized", "not yours"), name="bad.test")
-    fragments = [authority("ca", ca, staging="staging"), authority("staging", staging)]
-    wanted = [certificate(name, authority="ca") for name in ("good.test", "bad.test")]
-    ca.faults.add("newOrder", Stuck())
-    with daemons.running(*fragments, *wanted) as daemon:
-        with pytest.raises(machine.CommandFailed) as told:
-            daemon.certfan("check", "--order")
-        tried = [one["subject"] for one in daemon.events("trial.passed")]
-
-    assert "not yours" in told.value.printed
-    assert "good.test" in told.value.printed
-    assert ["good.test"] == tried
