@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -22,7 +22,7 @@ from certfan.core.policy import (
     why_issue,
 )
 from certfan.core.room import STANDING_STILL, Room, has_failed
-from certfan.core.steps import Issue, Observed, Wish
+from certfan.core.steps import Issue, Observed, RollAccountKey, Wish
 from certfan.core.subjects import order_subject, rollover_subject
 
 NEVER = datetime.min.replace(tzinfo=UTC)
@@ -64,7 +64,7 @@ def orders(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish
             wanted.update(checked_identifiers(certificate))
         if found.holding is None and (certificate.name,) not in observed.in_flight:
             due.append(Issue(certificate.name, found.reason, found.authority, exempt=found.exempt))
-    yield from (at + STANDING_STILL for at in observed.moved.values())
+    yield from (instant for at in observed.moved.values() for instant in (at, at + STANDING_STILL))
     yield from _begun(due, desired, observed, now)
     yield from looks(desired, observed, wanted, now)
 
@@ -203,10 +203,16 @@ def _held_by_attempt(attempt: Attempt | None) -> Holding | None:
     return Holding(attempt.problem.code, attempt.problem.detail, attempt.not_before, attempt.problem.hint)
 
 
-def _held_by_account(authority: str, observed: Observed, now: datetime) -> Holding | None:
-    """A new key comes first; one that the authority would not take lets orders go on until its next try."""
+def awaits_key(authority: str, observed: Observed, now: datetime) -> bool:
+    """Whether our account there gets a new key now; one that it would not take holds up nothing until its next try."""
+    if RollAccountKey(authority).key in observed.in_flight:
+        return True
     attempt = observed.attempts.get(rollover_subject(authority))
-    if authority not in observed.rollovers or attempt_holds(attempt, now, LONGEST_ORDER_WAIT):
+    return authority in observed.rollovers and not attempt_holds(attempt, now, LONGEST_ORDER_WAIT)
+
+
+def _held_by_account(authority: str, observed: Observed, now: datetime) -> Holding | None:
+    if not awaits_key(authority, observed, now):
         return None
     return Holding("authority.account", f"the account at {authority} gets a new key first")
 
@@ -268,9 +274,9 @@ def _is_suggested(name: str, authority: str, observed: Observed, now: datetime) 
 
 
 def _begun(due: list[Issue], desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
-    flying = orders_in_flight(desired, observed, now)
-    room = Room(desired, observed, flying, now)
-    ledgers = dict(_with_begun(desired, observed, flying, now))
+    others = tuple(under_way(desired, observed, now))
+    room = Room(desired, observed, orders_in_flight(others), now)
+    ledgers = dict(_with_others(desired, observed, others))
     for issue in sorted(due, key=lambda issue: _order_urgency(issue, desired, observed)):
         certificate = desired.certificates[issue.certificate]
         ledger = ledgers.get(issue.authority)
@@ -279,40 +285,70 @@ def _begun(due: list[Issue], desired: Desired, observed: Observed, now: datetime
             continue
         if ledger is not None and open_order_at(issue.authority, certificate, observed) is None:
             names, same_set = names_of(certificate), is_same_set(certificate, issue.authority, observed)
-            if ledger.held(names, now, exempt=issue.exempt, same_set=same_set) is not None:
-                continue  # what this plan begins uses the last of it up; the next one says until when
+            if held := ledger.held(names, now, exempt=issue.exempt, same_set=same_set):
+                yield held.until  # others under way use the last of it up; earlier only when one of them ends
+                continue
             ledgers[issue.authority] = ledger.with_order(names, exempt=issue.exempt, same_set=same_set)
         room.take(issue.authority, troubled=troubled)
         yield issue
 
 
-def orders_in_flight(desired: Desired, observed: Observed, now: datetime) -> Mapping[str, str]:
-    """Return where an order is under way, by certificate, also before its first record."""
-    flying = {}
-    for name in {key[0] for key in observed.in_flight if len(key) == 1}:
-        certificate, begun = desired.certificates.get(name), observed.open_orders.get(name)
-        if certificate is not None and (begun is None or not has_open_order(certificate, observed)):
-            flying[name] = _authority(certificate, desired, observed, now)[0]
-        elif begun is not None:
-            flying[name] = begun.authority
-    return flying
+def orders_in_flight(others: Iterable[UnderWay]) -> frozenset[tuple[str, str]]:
+    """Return certificate and authority of those that are being carried out."""
+    return frozenset((one.certificate, one.authority) for one in others if one.in_flight)
 
 
-def _with_begun(
-    desired: Desired, observed: Observed, flying: Mapping[str, str], now: datetime
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """An order that goes on somewhere, or may."""
+
+    certificate: str
+    authority: str
+    names: frozenset[str]
+    in_flight: bool = field(kw_only=True)
+    is_sent: bool = field(kw_only=True)  # the authority has counted it, its certificate it has not
+    exempt: bool = field(kw_only=True)
+
+
+def under_way(desired: Desired, observed: Observed, now: datetime) -> Iterator[UnderWay]:
+    """Yield every order in flight, also before its first record, and those that only wait.
+
+    One in flight that is not what would be begun now may end as what it was for, or be given up for another: it is both.
+    """
+    flying = {key[0] for key in observed.in_flight if len(key) == 1}
+    for name in sorted({*observed.open_orders, *flying}):
+        certificate, begun, in_flight = (
+            desired.certificates.get(name),
+            observed.open_orders.get(name),
+            name in flying,
+        )
+        fits = certificate is not None and has_open_order(certificate, observed)
+        if begun is not None and (in_flight or (fits and begun.order_url is not None)):
+            names, is_sent = frozenset(map(str, begun.identifiers)), begun.order_url is not None
+            yield UnderWay(
+                name, begun.authority, names, in_flight=in_flight, is_sent=is_sent, exempt=begun.exempt
+            )
+        if in_flight and certificate is not None:
+            authority, _ = _authority(certificate, desired, observed, now)
+            if not fits or begun is None or begun.authority != authority:
+                exempt = _is_suggested(name, authority, observed, now)
+                yield UnderWay(
+                    name, authority, names_of(certificate), in_flight=True, is_sent=False, exempt=exempt
+                )
+
+
+def _with_others(
+    desired: Desired, observed: Observed, others: Collection[UnderWay]
 ) -> Iterator[tuple[str, Ledger]]:
-    """Add what the orders that are open will be counted for when they end, and those whose answer has not come."""
+    """Add what the orders under way will be counted for."""
     for authority, ledger in observed.ledgers.items():
         expecting = ledger
-        for name in {*observed.open_orders, *flying} & desired.certificates.keys():
-            certificate = desired.certificates[name]
-            same_set = is_same_set(certificate, authority, observed)
-            if (begun := open_order_at(authority, certificate, observed)) is not None:
-                names = names_of(certificate)
-                expecting = expecting.with_open_order(names, exempt=begun.exempt, same_set=same_set)
-            elif flying.get(name) == authority:
-                exempt = _is_suggested(name, authority, observed, now)
-                expecting = expecting.with_order(names_of(certificate), exempt=exempt, same_set=same_set)
+        for one in others:
+            certificate = desired.certificates.get(one.certificate)
+            if one.authority == authority:
+                spend = expecting.with_open_order if one.is_sent else expecting.with_order
+                same_set = certificate is not None and is_same_set(certificate, authority, observed)
+                expecting = spend(one.names, exempt=one.exempt, same_set=same_set)
         yield authority, expecting
 
 

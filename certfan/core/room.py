@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from datetime import datetime, timedelta
 
 from certfan.core.model import Certificate, Desired
@@ -23,13 +23,13 @@ class Room:
     """
 
     def __init__(
-        self, desired: Desired, observed: Observed, flying: Mapping[str, str], now: datetime
+        self, desired: Desired, observed: Observed, flying: Collection[tuple[str, str]], now: datetime
     ) -> None:
-        """Take the places of the orders that are under way, `flying`: certificate to authority."""
+        """Take the places of the orders that are in flight, `flying`: certificate and authority."""
         self._free = {name: authority.orders_at_once for name, authority in desired.authorities.items()}
         self._for_troubled = {name: max(free // 2, 1) for name, free in self._free.items()}
         may_stand = {name: MOST_STANDING * free for name, free in self._free.items()}
-        for name, authority in flying.items():
+        for name, authority in flying:
             if authority not in self._free:
                 continue
             if stands_still(name, observed, now) and may_stand[authority] > 0:

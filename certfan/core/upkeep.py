@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
+from certfan.core.attempts import UNREACHABLE
 from certfan.core.model import Attempt, Desired, Generation
-from certfan.core.orders import orders_in_flight
+from certfan.core.orders import awaits_key, orders_in_flight, under_way
 from certfan.core.policy import (
     JITTER,
     LONGEST_ASK_WAIT,
@@ -27,7 +28,6 @@ from certfan.core.subjects import (
 )
 
 LONGEST_UNTIL_ASKED = LATEST_ASK * (1 + JITTER)
-UNREACHABLE = "authority.unreachable"
 LEFTOVER_LIFE = timedelta(days=7)  # a pending authorization ends by itself by then
 
 
@@ -146,7 +146,7 @@ def silent_authorities(
 def _accounts(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
     flying = {
         authority
-        for name, authority in orders_in_flight(desired, observed, now).items()
+        for name, authority in orders_in_flight(under_way(desired, observed, now))
         if not stands_still(name, observed, now)
     }
     for authority in sorted(observed.rollovers & desired.authorities.keys()):
@@ -154,11 +154,11 @@ def _accounts(desired: Desired, observed: Observed, now: datetime) -> Iterator[W
         if attempt is not None:
             yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
         # The challenges of an order that is under way are answered with the old key.
-        if not attempt_holds(attempt, now, LONGEST_ORDER_WAIT) and authority not in flying:
+        if awaits_key(authority, observed, now) and authority not in flying:
             yield RollAccountKey(authority)
     for authority in sorted({one.authority for one in observed.leftovers} & desired.authorities.keys()):
         attempt = observed.attempts.get(tidy_subject(authority))
         if attempt is not None:
             yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
-        if not attempt_holds(attempt, now, LONGEST_ORDER_WAIT) and authority not in observed.rollovers:
+        if not attempt_holds(attempt, now, LONGEST_ORDER_WAIT) and not awaits_key(authority, observed, now):
             yield TidyOrders(authority)

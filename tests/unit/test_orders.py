@@ -75,9 +75,12 @@ def begun(authority: str = "ca", *, name: str = WWW, **changes: Any) -> dict[str
     return {name: replace(one, **changes)}
 
 
-def spent(count: int, *, limits: Limits = LIMITS, names: str = "x.example", at: datetime = NOW) -> Ledger:
-    rows = [Spend(SpendKind.ORDER, at, frozenset({names}))] * count
-    return Ledger.of(limits, rows, domains=lambda name: name)
+def spends_at(at: datetime) -> list[Spend]:
+    return [Spend(SpendKind.ORDER, at, frozenset({"x.example"}))]
+
+
+def spent(count: int, *, limits: Limits = LIMITS, at: datetime = NOW) -> Ledger:
+    return Ledger.of(limits, spends_at(at) * count, domains=lambda name: name)
 
 
 def issues(planned: Plan) -> list[str]:
@@ -320,6 +323,20 @@ def test_orders_that_begin_in_one_plan_count_for_each_other() -> None:
     assert ["a", "b"] == issues(plan(many("abcde"), observed, NOW))
 
 
+def test_what_others_under_way_use_up_comes_back_too() -> None:
+    """An order that only they hold up may begin when an older one leaves the window: the plan wakes for it."""
+    ledger = Ledger.of(LIMITS, [*spends_at(NOW - HOUR), *spends_at(NOW)], domains=lambda name: name)
+    certificate = make_certificate("a", ("a",), ())
+    observed = Observed(ledgers={"ca": ledger}, in_flight=frozenset({("b",)}))
+    desired = wanted(certificate, make_certificate("b", ("b",), ()))
+
+    assert ([], NOW + 2 * HOUR) == (
+        issues(plan(desired, observed, NOW)),
+        plan(desired, observed, NOW).wake_at,
+    )
+    assert ["a"] == issues(plan(desired, observed, NOW + 2 * HOUR))
+
+
 def test_an_order_that_has_begun_counts_before_its_record() -> None:
     """Between its start and its first record, between intent and answer, and while its certificate is to come."""
     observed = Observed(ledgers={"ca": spent(1)}, in_flight=frozenset({("a",)}))
@@ -344,6 +361,36 @@ def test_an_order_under_way_counts_where_it_is() -> None:
     assert ["b", "c"] == issues(plan(wanted(away, *others), observed, NOW))
     capped = wanted(away, *others, cap=1)
     assert ["b"] == issues(plan(capped, observed, NOW))
+
+
+def test_an_order_that_moves_to_another_authority_counts_at_both() -> None:
+    """It has begun at the first again, and what is written down is still the one at the fallback."""
+    moving = replace(make_certificate("a", ("a",)), fallback=("second",))
+    second = order_subject(moving, "second")
+    observed = Observed(
+        in_flight=frozenset({("a",)}),
+        open_orders=begun("second", name="a"),
+        attempts=failed(NOW - HOUR, subject=second),
+    )
+    here, there = make_certificate("b", ("b",)), replace(make_certificate("c", ("c",)), authority="second")
+
+    assert [] == issues(plan(wanted(moving, here, there, cap=1), observed, NOW))
+
+
+def test_an_order_that_goes_on_under_a_config_that_changed_counts_twice_over() -> None:
+    """It may end as the certificate that it was for, or be given up for another one: both, and both authorities, count."""
+    away = replace(make_certificate("a", ("a",)), authority="second")
+    others = [make_certificate(name, (name,)) for name in "bcde"]
+    observed = Observed(
+        ledgers={"ca": spent(1)},
+        in_flight=frozenset({("a",)}),
+        open_orders=begun(name="a", identifiers=(Identifier("old"),), order_url=None),
+    )
+
+    assert ["b"] == issues(plan(wanted(away, *others), observed, NOW))
+    there = [replace(other, authority="second") for other in others]
+    assert [] == issues(plan(wanted(away, *others, cap=1), observed, NOW))
+    assert [] == issues(plan(wanted(away, *there, cap=1), observed, NOW))
 
 
 def test_an_intent_that_is_not_under_way_keeps_no_place_from_others() -> None:
@@ -582,6 +629,15 @@ def test_orders_wait_for_the_accounts_new_key() -> None:
     assert found is not None
     assert found.holding is not None
     assert ("authority.account", None) == (found.holding.code, found.holding.until)
+
+
+def test_while_the_account_gets_its_key_no_order_begins() -> None:
+    """Also when a clock that was set back makes an earlier failure of it count again."""
+    rolling = RollAccountKey("ca")
+    attempts = failed(NOW, subject=rollover_subject("ca"))
+    observed = Observed(rollovers=frozenset({"ca"}), attempts=attempts, in_flight=frozenset({rolling.key}))
+
+    assert [] == issues(plan(wanted(make_certificate()), observed, NOW))
 
 
 def test_a_new_key_that_the_authority_refuses_holds_up_no_order() -> None:

@@ -266,6 +266,8 @@ def test_what_orders_left_behind_is_tidied_once_an_authority() -> None:
     assert [TidyOrders("ca")] == tidied
     rolling = replace(observed, rollovers=frozenset({"ca"}))
     assert not has(plan(DESIRED, rolling, NOW), TidyOrders("ca"))
+    refused = replace(rolling, attempts=failed(rollover_subject("ca"), NOW, HOUR))
+    assert has(plan(DESIRED, refused, NOW), TidyOrders("ca"))
     assert not has(plan(DESIRED, held, NOW), TidyOrders("ca"))
     assert has(plan(DESIRED, held, NOW + HOUR), TidyOrders("ca"))
     assert not has(plan(DESIRED, Observed(), NOW), TidyOrders("ca"))

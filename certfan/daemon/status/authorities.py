@@ -8,7 +8,7 @@ from itertools import groupby
 
 from certfan.core.ledger import Used
 from certfan.core.model import Revocation
-from certfan.core.orders import orders_in_flight
+from certfan.core.orders import orders_in_flight, under_way
 from certfan.core.subjects import revocation_subject, rollover_subject
 from certfan.core.upkeep import silent_authorities, successors, without_successor
 from certfan.daemon.status.model import AuthorityView, LimitUsed, PendingRevocation, StateOfThings
@@ -17,7 +17,8 @@ from certfan.daemon.status.model import AuthorityView, LimitUsed, PendingRevocat
 def authority_views(things: StateOfThings) -> tuple[AuthorityView, ...]:
     """Return every authority of the config, by name."""
     desired, observed = things.desired, things.observed
-    flying = Counter(orders_in_flight(desired, observed, things.now).values())
+    others = under_way(desired, observed, things.now)
+    flying = Counter(where for _, where in orders_in_flight(others))
     silent = silent_authorities(desired, observed.attempts, observed.answered)
     found = []
     for name, authority in sorted(desired.authorities.items()):
