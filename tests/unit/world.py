@@ -12,13 +12,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from certfan.core import agent_steps as on_agent
-from certfan.core import deployment, issuance, plan, policy, rollback
-from certfan.core.issuance import (
-    AuthorizationSeen,
-    Issuance,
-    OrderSeen,
-    OrderStatus,
-)
+from certfan.core import deployment, plan, policy, rollback
+from certfan.core.attempts import after_failure
+from certfan.core.keys import unwanted
+from certfan.core.ledger import Ledger
 from certfan.core.model import (
     Attempt,
     Authority,
@@ -29,23 +26,24 @@ from certfan.core.model import (
     Generation,
     Health,
     Identifier,
-    KeyType,
     Problem,
     Proof,
 )
-from certfan.core.renewal import renewal_info
+from certfan.core.subjects import subject_of
+from tests.unit.world_authority import LIMITS, NEVER_PROVABLE, Ca
+from tests.unit.world_orders import CAP, FALLBACK_AFTER, PATIENCE, REUSE, AtAuthorities
 from tests.unit.world_parts import (
     APPLY_MODEL,
     CONSUMERS,
-    LIFETIME,
-    ORDER_MODEL,
+    DAY,
+    HOUR,
     PROBE_INTERVAL,
+    SILENCE,
     SOON,
     SOON_MENDED,
     START,
     Agent,
     Broken,
-    Ca,
     Daemon,
     Failure,
     Service,
@@ -57,41 +55,62 @@ from tests.unit.world_parts import (
 )
 
 
-class World:
-    """Everything there is, its faults, and the hands that carry steps out."""
+class World(AtAuthorities):
+    """Everything there is, its faults, and the hands that carry steps out.
+
+    Authorities keep the true time; the clock of everybody else may be set wrong, by `skew`.
+    """
 
     def __init__(self) -> None:
-        self.now = START
-        self.ca, self.daemon, self.share = Ca(), Daemon(), Share()
+        self.true, self.skew, self.trusted = START, timedelta(0), True
+        self.blocked: set[str] = set()  # identifiers whose challenge nobody can fetch
+        self.cas = {name: Ca(name, lambda: self.true, blocked=self.blocked) for name in ("ca", "spare")}
+        self.daemon, self.share = Daemon(), Share()
         self.agents = {
             name: Agent(name, {s: Service(s, names) for s, names in services.items()})
             for name, services in CONSUMERS.items()
         }
         self.tasks: list[Task] = []
-        self.names = {"a": ("a.example",), "b": ("b.example",)}
-        self.wanted = {"a": ("web1", "mail1"), "b": ("web1",)}
+        self.names = {"a": ("a.example",), "b": ("b.example",), "t": (NEVER_PROVABLE,)}
+        self.wanted = {"a": ("web1", "mail1"), "b": ("web1",), "t": ()}
         self.poison: set[on_agent.Pair] = set()
         self.stale: Share | None = None
         self.reports: list[tuple[str, dict[tuple[str, Endpoint], Proof]]] = []
-        self.given_up: Counter[str] = Counter()
-        self.lost: Counter[str] = Counter()
         self.earliest: dict[str, datetime] = {}
+        self.failures: Counter[str] = Counter()  # in a row, by subject
         self.wakes: dict[str, datetime | None] = {}
         self.looks = 0
         self.done: Counter[str] = Counter()  # what was begun, to see that the histories reach everything
+        super().__init__()
+
+    @property
+    def now(self) -> datetime:
+        """What the clocks of the daemon and of the agents show."""
+        return self.true + self.skew
+
+    @now.setter
+    def now(self, shown: datetime) -> None:
+        """Let time pass until they show that."""
+        self.true = shown - self.skew
 
     # What the planners see
 
     @property
     def desired(self) -> Desired:
         return Desired(
-            {"ca": Authority("ca", "https://ca", orders_at_once=1)},
+            {
+                name: Authority(name, f"https://{name}", orders_at_once=CAP, limits=LIMITS)
+                for name in self.cas
+            },
             {
                 name: Certificate(
                     name,
                     tuple(map(Identifier, self.names[name])),
                     consumers=self.wanted[name],
                     authority="ca",
+                    fallback=("spare",) if name == "a" else (),
+                    fallback_after=FALLBACK_AFTER,
+                    reuse_key=REUSE if name == "a" else None,
                 )
                 for name in self.names
             },
@@ -114,7 +133,19 @@ class World:
             asked=dict(daemon.asked),
             config_changed=dict(daemon.changed),
             proofs=dict(daemon.proofs),
+            answered=dict(daemon.answered),
             revoked=frozenset(daemon.revoked),
+            revocations=dict(daemon.revocations),
+            checks=dict(daemon.checks),
+            self_check=True,
+            ledgers={
+                name: Ledger.of(LIMITS, daemon.spends.get(name, ()), domains=lambda name: name)
+                for name in self.cas
+            },
+            leftovers=tuple(daemon.leftovers),
+            rollovers=frozenset(daemon.rollovers),
+            clock_trusted=self.trusted,
+            moved={name: at for name, at in self.moved.items() if (name,) in self.in_flight("daemon")},
             rolled_back=dict(daemon.rolled_back),
             renewals=dict(daemon.renewals),
             open_orders=dict(daemon.open),
@@ -180,90 +211,60 @@ class World:
     def _start_daemon_step(self, step: plan.Step) -> None:
         must(step.key not in self.in_flight("daemon"), "a key in flight is not started again")
         self.done[type(step).__name__] += 1
+        if (work := self.at_authority(step)) is None:
+            work = self._elsewhere(step)
+        self._check_time(step)
+        self.tasks.append(Task("daemon", step.key, work, lambda p: self._failed(step, p), step))
+
+    def _elsewhere(self, step: plan.Step) -> Work:
         match step:
-            case plan.Issue(name):
-                self._check_issue(name)
-                subject, delays, work = name, ORDER_MODEL, self._issue(name)
             case plan.Publish(name, consumer, number):
                 must(self._generation(name, number) is not None, "nothing is published before it is verified")
-                subject, work = f"{name}/{consumer}", self._publish((name, consumer), number)
-                delays = (timedelta(seconds=1),)
+                must((name, number) not in self.daemon.revoked, "nothing that is revoked is published")
+                return self._publish((name, consumer), number)
             case plan.Offer(name, consumer, number):
                 self._check_offer((name, consumer), number)
-                subject, delays, work = "", (), self._offer((name, consumer), number)
+                return self._offer((name, consumer), number)
             case plan.Withdraw(name, consumer):
                 must(consumer not in self.wanted.get(name, ()), "only what is unwanted is withdrawn")
-                subject, delays, work = "", (), self._withdraw((name, consumer))
+                return self._withdraw((name, consumer))
             case plan.Retire(name, consumer, number):
                 self._check_retire((name, consumer), number)
-                subject, delays, work = "", (), self._retire((name, consumer), number)
+                return self._retire((name, consumer), number)
             case plan.RollBack(name, number):
                 must(name in self.daemon.rolled_back, "nothing is rolled back that nobody asked for")
-                subject, delays, work = "", (), self._roll_back(name, number)
+                return self._roll_back(name, number)
             case plan.Clear(name, consumer):
                 self._check_clear((name, consumer))
-                subject, delays, work = "", (), self._clear((name, consumer))
-            case plan.AskRenewal(name, number):
-                subject, delays, work = "", (), self._ask_renewal(name, number)
+                return self._clear((name, consumer))
             case plan.Forget(name) | plan.ForgetConsumer(name):
                 raise Broken(f"nothing that is wanted is forgotten: {name}")
-            case _:
-                raise Broken(f"nothing in this world asks for it: {step}")
-        self._check_time(subject)
-        self.tasks.append(Task("daemon", step.key, work, lambda p: self._failed(subject, delays, p)))
+        raise Broken(f"nothing in this world asks for it: {step}")
 
-    def _check_time(self, subject: str) -> None:
+    def _check_time(self, step: plan.Step) -> None:
+        subject = subject_of(step, self.desired)
         attempt = self.daemon.attempts.get(subject)
-        name = subject.split("/")[0]
-        lifts = [at for facts in (self.daemon.asked, self.daemon.changed) if (at := facts.get(name))]
-        if attempt is not None and not any(attempt.at < at <= self.now for at in lifts):
+        if type(step) not in PATIENCE or attempt is None:
+            return
+        if not any(attempt.at < at <= self.now for at in self.lifts(step, attempt.problem.code)):
             must(self.now >= self.earliest.get(subject, self.now), f"never before its time: {subject}")
 
-    def _failed(self, subject: str, delays: tuple[timedelta, ...], problem: Problem) -> None:
-        if not delays:
+    def _failed(self, step: plan.Step, problem: Problem) -> None:
+        if type(step) not in PATIENCE:
             return
+        subject = subject_of(step, self.desired)
         before = self.daemon.attempts.get(subject)
-        failures = before.failures + 1 if before else 1
-        rule = policy.next_short_try if "/" in subject else policy.next_try
-        until = rule(failures, self.now, jitter=0.5)
-        self.daemon.attempts[subject] = Attempt(subject, problem, failures, self.now, until)
-        self.earliest[subject] = self.now + delays[min(failures, len(delays)) - 1]
-
-    def _succeeded(self, subject: str) -> None:
-        self.daemon.attempts.pop(subject, None)
-        self.earliest.pop(subject, None)
-
-    def _check_issue(self, name: str) -> None:
-        generations = self.daemon.generations.get(name, ())
-        busy = sum(1 for task in self.tasks if task.owner == "daemon" and task.work.__name__ == "_issue")
-        must(busy < 1, "an authority's cap holds")
-        if not generations or name in self.daemon.open:
+        attempt = after_failure(step, subject, problem, before, self.now, jitter=0.5)
+        self.daemon.attempts[subject] = attempt
+        self.failing_since.setdefault(subject, self.now)
+        if isinstance(step, plan.Issue) and problem.code == "authority.unreachable":
+            self.earliest[subject] = self.now + SILENCE
             return
-        newest = generations[-1]
-        asked = self.daemon.asked.get(name)
-        must(
-            {i.value for i in newest.identifiers} != set(self.names[name])
-            or (name, newest.number) in self.daemon.revoked
-            or (asked is not None and asked > newest.issued_at)
-            or self.now >= self._due(newest),
-            f"nothing is ordered without a reason: {name}",
-        )
-
-    @staticmethod
-    def _due(newest: Generation) -> datetime:
-        """A pair that was rolled back to keeps half of what it had left, unless its deadline (7 d) is before that."""
-        due = newest.not_before + LIFETIME * 2 / 3
-        if newest.copy_of is None:
-            return due
-        half = newest.issued_at + (newest.not_after - newest.issued_at) / 2
-        return max(due, min(half, newest.not_after - timedelta(days=7)))
-
-    def _ask_renewal(self, name: str, number: int) -> Work:
-        yield None
-        generation = self._generation(name, number)
-        assert generation is not None
-        before = self.daemon.renewals.get(name)
-        self.daemon.renewals[name] = renewal_info(generation, None, before, self.now, dice=0.5)
+        self.failures[subject] = self.failures[subject] + 1 if before is not None else 1
+        delays = PATIENCE[type(step)]
+        wait = delays[min(self.failures[subject], len(delays)) - 1]
+        told = min(problem.not_before, self.now + DAY) if problem.not_before is not None else self.now
+        self.earliest[subject] = max(self.now + wait, told)
 
     def _roll_back(self, name: str, number: int) -> Work:
         yield None
@@ -272,102 +273,23 @@ class World:
         why = None
         if old is not None:
             wanted = self.desired.certificates[name]
-            why = rollback.why_not_back_to(wanted, old, revoked=daemon.revoked, now=self.now)
+            gone = unwanted(daemon.generations[name], daemon.revoked | daemon.revocations.keys())
+            why = rollback.why_not_back_to(wanted, old, revoked=gone, now=self.now)
         if old is None or why is not None:
             daemon.rolled_back.pop(name, None)
             return
-        begun = daemon.open.pop(name, None)
-        if begun is not None and begun.order_url is not None:
-            self.given_up[name] += 1
+        must(not self.is_spent(old), "nothing that is or is to be revoked is gone back to")
+        begun = daemon.open.get(name)
+        if begun is not None:
+            self.drop_order(name)
         floor = max(daemon.generations[name][-1].number, begun.generation if begun else 0)
         copy = replace(old, number=floor + 1, issued_at=self.now, copy_of=number)
         daemon.generations[name] = (*daemon.generations[name], copy)
         daemon.rolled_back.pop(name, None)
         daemon.asked.pop(name, None)
-        self._succeeded(name)
-
-    def _issue(self, name: str) -> Work:  # noqa: C901 - one move a case
-        daemon, wanted = self.daemon, tuple(map(Identifier, self.names[name]))
-        begun = daemon.open.get(name)
-        if begun is None or begun.identifiers != wanted:
-            if begun is not None and begun.order_url is not None:
-                self.given_up[name] += 1
-            number = 1 + max((g.number for g in daemon.generations.get(name, ())), default=0)
-            daemon.open[name] = Issuance(name, number, "ca", wanted, self.now)
-            yield None
-        order: OrderSeen | None = None
-        last: OrderSeen | None = None
-        seen: dict[str, AuthorizationSeen] = {}
-        while True:
-            begun = daemon.open[name]
-            move = issuance.next_move(begun, order, seen, self.now)
-            if self.ca.down and not isinstance(move, issuance.Wait):
-                raise Failure("authority.unreachable")
-            match move:
-                case issuance.NewOrder():
-                    url = self.ca.new_order(begun)
-                    self.lost[name] += 1
-                    yield None
-                    self.lost[name] -= 1
-                    daemon.open[name] = replace(begun, order_url=url)
-                case issuance.LookAtOrder(url):
-                    order = self._seen_order(name, url)
-                    seen, last = dict(issuance.kept(last, order, seen)), order
-                case issuance.LookAtAuthorization(url):
-                    seen[url] = self.ca.authorization(url)
-                case issuance.Answer(_, challenge):
-                    self.ca.answer(challenge.url)
-                    yield None
-                    daemon.open[name] = replace(begun, answered=begun.answered | {challenge.url})
-                case issuance.Wait(until):
-                    must(until > self.now, "a wait is in the future")
-                    order = None
-                    yield until
-                case issuance.Finalize():
-                    assert begun.order_url is not None
-                    ready = self._seen_order(name, begun.order_url)
-                    must(ready.status is OrderStatus.READY, "only what is ready is finalized")
-                    self.ca.orders[begun.order_url]["status"] = OrderStatus.PROCESSING
-                    order = None
-                case issuance.Download():
-                    yield None
-                    self._record_generation(begun)
-                    return
-                case issuance.StartOver(problem) | issuance.GiveUp(problem):
-                    self._drop_order(name)
-                    raise Failure(problem.code)
-            yield None
-
-    def _seen_order(self, name: str, url: str) -> OrderSeen:
-        try:
-            return self.ca.seen(url)
-        except Failure:
-            self._drop_order(name)
-            raise
-
-    def _drop_order(self, name: str) -> None:
-        self.daemon.open.pop(name, None)
-        self.given_up[name] += 1
-
-    def _record_generation(self, begun: Issuance) -> None:
-        name = begun.certificate
-        generation = Generation(
-            name,
-            begun.generation,
-            fingerprint=f"{name}@{begun.generation}",
-            serial="01",
-            identifiers=frozenset(begun.identifiers),
-            key_type=KeyType.ECDSA_P256,
-            authority="ca",
-            not_before=self.now,
-            not_after=self.now + LIFETIME,
-            issued_at=self.now,
-        )
-        before = self.daemon.generations.get(name, ())
-        must(all(g.number < generation.number for g in before), "numbers only grow")
-        self.daemon.generations[name] = (*before, generation)
-        self.daemon.open.pop(name)
-        self._succeeded(name)
+        daemon.keys[name, copy.number] = copy.key
+        self.ask_from[name, copy.number] = self.now + 6 * HOUR
+        self.succeeded(*self.order_subjects(name))
 
     def _generation(self, name: str, number: int) -> Generation | None:
         return next((g for g in self.daemon.generations.get(name, ()) if g.number == number), None)
@@ -380,13 +302,14 @@ class World:
         yield None
         must(self.share.live.get(where, 0) <= number, "the pointer never goes back")
         self.share.live[where] = number
-        self._succeeded("/".join(where))
+        self.succeeded("/".join(where))
 
     def _check_offer(self, where: Where, number: int) -> None:
         if number == 0 or number in self.share.folders.get(where, frozenset()):
             return
         generation = self._generation(where[0], number)
         must(generation is not None, "nothing is offered before it is verified")
+        must((where[0], number) not in self.daemon.revoked, "nothing that is revoked is offered anew")
         assert generation is not None
         failing = not self.share.up or "/".join(where) in self.daemon.attempts
         fresh = generation.issued_at <= self.now < generation.issued_at + timedelta(seconds=60)
@@ -465,7 +388,7 @@ class World:
                 work = self._probe(agent, name, endpoints)
             case on_agent.Conclude():
                 work = self._conclude(agent, step)
-        self.tasks.append(Task(agent.name, step.key, work, on_failure))
+        self.tasks.append(Task(agent.name, step.key, work, on_failure, step))
 
     def _fetch(self, agent: Agent, name: str, number: int) -> Work:
         generation = self._generation(name, number)
@@ -648,22 +571,24 @@ class World:
 
     def run(self, task: Task) -> bool:
         """Carry a step out up to its next yield; False when it waits for an instant."""
-        if task.until is not None and self.now < task.until:
+        if task.until is not None and self.true < task.until:
             return False
         self._advance(task, lambda: next(task.work))
         return True
 
-    def fail(self, task: Task) -> None:
-        self._advance(task, lambda: task.work.throw(Failure()))
+    def fail(self, task: Task, code: str = "share.unavailable") -> None:
+        self._advance(task, lambda: task.work.throw(Failure(code)))
 
     def _advance(self, task: Task, go: Callable[[], datetime | None]) -> None:
         try:
-            task.until = go()
+            shown = go()
+            task.until = shown - self.skew if shown is not None else None
         except StopIteration:
             self.tasks.remove(task)
         except Failure as failure:
             self.tasks.remove(task)
-            task.on_failure(failure.problem)
+            until = self.now + failure.wait if failure.wait is not None else None
+            task.on_failure(replace(failure.problem, not_before=until))
 
     def crash(self, owner: str) -> None:
         self.tasks = [task for task in self.tasks if task.owner != owner]
@@ -685,21 +610,30 @@ class World:
             self.daemon.proofs[name, consumer] = tuple(told)
 
     def jump(self, by: timedelta) -> None:
-        """Set the clock wrong: from here on nobody can say any more whose time it is."""
-        self.now += by
-        self.earliest.clear()
+        """Set the clock wrong, or right: from here on nobody can say any more whose time it is.
+
+        More than an hour back or a day ahead, and it is in doubt.
+        """
+        self.skew += by
+        self.trusted = self.trusted and -HOUR <= by <= DAY
+        self.forget_time()
         for agent in self.agents.values():
             agent.earliest.clear()
 
     def check_orders(self) -> None:
         """No more orders than generations, those given up, those whose answer was lost and those still open."""
-        for name, made in self.ca.made.items():
+        made_anywhere = sum((ca.made for ca in self.cas.values()), Counter[str]())
+        for name, made in made_anywhere.items():
             under_way = self.daemon.open.get(name)
             is_open = under_way is not None and under_way.order_url is not None
             allowed = (
                 len(self.daemon.generations.get(name, ())) + self.given_up[name] + self.lost[name] + is_open
             )
             must(made <= allowed, f"never orders twice: {name} {made} > {allowed}")
+
+    def confirm_clock(self) -> None:
+        """Let an authority's Date be seen."""
+        self.trusted = self.trusted or abs(self.skew) <= HOUR
 
     def check_rolled_back(self) -> None:
         """Nothing that worked before a try stays broken by it once nobody has anything to do."""
@@ -715,8 +649,12 @@ class World:
 
     def is_settled(self) -> bool:
         """Whether every endpoint serves, and is proven to serve, the right certificate."""
-        names = {name: {i.value for i in begun.identifiers} for name, begun in self.daemon.open.items()}
-        if any(under_way == set(self.names[name]) for name, under_way in names.items()):
+        daemon = self.daemon
+        names = {name: {i.value for i in begun.identifiers} for name, begun in daemon.open.items()}
+        if any(names[name] == set(self.names[name]) for name in names.keys() - {"t"}):
+            return False
+        refused = {name for name, ca in self.cas.items() if ca.keeps_key}
+        if daemon.revocations or daemon.rollovers - refused or daemon.leftovers:
             return False
         return all(
             self._is_right(name, self.agents[consumer])
@@ -734,7 +672,7 @@ class World:
             self.handshake(agent, s, name)[1] for s in agent.services.values() if name in s.certificates
         ]
         return (
-            pair not in self.daemon.revoked
+            not self.is_spent(newest)
             and outcome is not None
             and outcome.state is on_agent.TryState.PROVEN
             and self.daemon.offered.get((name, agent.name)) == newest.number

@@ -1,4 +1,4 @@
-"""What the small fake world is made of: an authority, a store, a share, agents with their services."""
+"""What the small fake world is made of: a store, a share, agents with their services. Authorities are beside it."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 from certfan.core import agent_steps as on_agent
-from certfan.core.issuance import (
-    AuthorizationSeen,
-    AuthorizationStatus,
-    ChallengeSeen,
-    ChallengeStatus,
-    Issuance,
-    OrderSeen,
-    OrderStatus,
-)
+from certfan.core.issuance import Issuance
+from certfan.core.ledger import Spend
 from certfan.core.model import (
     Attempt,
     Endpoint,
     Generation,
+    Leftover,
+    PathCheck,
     Problem,
     Proof,
     RenewalInfo,
+    Revocation,
 )
+from certfan.core.plan import Step
 
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 START = datetime(2026, 11, 22, 12, tzinfo=UTC)
 PROBE_INTERVAL = timedelta(hours=1)
 LIFETIME = timedelta(days=90)
 CONSUMERS = {"web1": {"web": ("a", "b"), "mail": ("a",)}, "mail1": {"mail": ("a",)}}
 ORDER_MODEL = (timedelta(minutes=1), timedelta(minutes=10), timedelta(minutes=100), timedelta(days=1))
+ASK_MODEL = (*ORDER_MODEL[:3], timedelta(hours=6))
+SHORT_MODEL = (timedelta(seconds=1),)
+SILENCE = timedelta(seconds=5)
 APPLY_MODEL = (timedelta(minutes=1), timedelta(minutes=10), timedelta(hours=1))
 # What only mending can help is tried again within 30 s.
 SOON, SOON_MENDED = timedelta(seconds=25), ("service.config_test_failed", "service.apply_unavailable")
@@ -65,11 +66,14 @@ class Broken(AssertionError):
 
 
 class Failure(Exception):
-    """A step failed in an expected way."""
+    """A step failed in an expected way; an authority's refusal may say of which kind, and how long to wait."""
 
-    def __init__(self, code: str = "share.unavailable") -> None:
+    def __init__(
+        self, code: str = "share.unavailable", *, kind: str = "", wait: timedelta | None = None
+    ) -> None:
         super().__init__(code)
         self.problem = Problem(code, "made to fail")
+        self.kind, self.wait = kind, wait
 
 
 def must(holds: bool, promise: str) -> None:
@@ -83,65 +87,8 @@ class Task:
     key: tuple[str, ...]
     work: Work
     on_failure: Callable[[Problem], None]
-    until: datetime | None = None
-
-
-@dataclass
-class Ca:
-    """A tiny authority: one authorization and challenge an order."""
-
-    orders: dict[str, dict[str, object]] = field(default_factory=dict)
-    made: Counter[str] = field(default_factory=Counter)
-    down: bool = False
-    refuses: bool = False  # validation fails
-
-    def new_order(self, wanted: Issuance) -> str:
-        url = f"https://ca/{self.made.total()}"
-        self.made[wanted.certificate] += 1
-        self.orders[url] = {
-            "status": OrderStatus.PENDING,
-            "challenge": ChallengeStatus.PENDING,
-            "issuance": wanted,
-        }
-        return url
-
-    def seen(self, url: str) -> OrderSeen:
-        order = self.orders.get(url)
-        if order is None:
-            raise Failure("authority.refused")
-        status = order["status"]
-        assert isinstance(status, OrderStatus)
-        chain = url + "/cert" if status is OrderStatus.VALID else None
-        return OrderSeen(url, status, (url + "/authz",), url + "/finalize", certificate=chain)
-
-    def authorization(self, url: str) -> AuthorizationSeen:
-        order = self.orders.get(url.removesuffix("/authz"))
-        if order is None:
-            raise Failure("authority.refused")
-        status = order["challenge"]
-        assert isinstance(status, ChallengeStatus)
-        wanted = order["issuance"]
-        assert isinstance(wanted, Issuance)
-        problem = Problem("dns", "no") if status is ChallengeStatus.INVALID else None
-        challenge = ChallengeSeen("http-01", url + "/http", status, "token", problem)
-        final = status in (ChallengeStatus.VALID, ChallengeStatus.INVALID)
-        shown = AuthorizationStatus(status.value) if final else AuthorizationStatus.PENDING
-        return AuthorizationSeen(url, shown, wanted.identifiers[0], (challenge,))
-
-    def answer(self, challenge_url: str) -> None:
-        order = self.orders.get(challenge_url.removesuffix("/authz/http"))
-        if order is None:
-            raise Failure("authority.refused")
-        must(order["challenge"] is ChallengeStatus.PENDING, "a challenge is answered once")
-        order["challenge"] = ChallengeStatus.PROCESSING
-
-    def tick(self) -> None:
-        for order in self.orders.values():
-            if order["challenge"] is ChallengeStatus.PROCESSING:
-                order["challenge"] = ChallengeStatus.INVALID if self.refuses else ChallengeStatus.VALID
-                order["status"] = OrderStatus.INVALID if self.refuses else OrderStatus.READY
-            elif order["status"] is OrderStatus.PROCESSING:
-                order["status"] = OrderStatus.VALID
+    step: Step | on_agent.Step
+    until: datetime | None = None  # by the true time: a wait is a span
 
 
 @dataclass
@@ -157,6 +104,13 @@ class Daemon:
     renewals: dict[str, RenewalInfo] = field(default_factory=dict)
     changed: dict[str, datetime] = field(default_factory=dict)
     revoked: set[tuple[str, int]] = field(default_factory=set)
+    revocations: dict[tuple[str, int], Revocation] = field(default_factory=dict)
+    keys: dict[tuple[str, int], str] = field(default_factory=dict)  # also of what is only begun
+    checks: dict[str, PathCheck] = field(default_factory=dict)
+    spends: dict[str, list[Spend]] = field(default_factory=dict)
+    leftovers: list[Leftover] = field(default_factory=list)
+    rollovers: set[str] = field(default_factory=set)
+    answered: dict[str, datetime] = field(default_factory=dict)
     proofs: dict[Where, tuple[Proof, ...]] = field(default_factory=dict)
 
 
