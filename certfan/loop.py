@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 LONGEST_NAP = timedelta(minutes=1)  # level, not edge: look again even when nobody rang
 # With hundreds of steps under way one ends every few milliseconds, and each tick looks at everything.
-PACE = 9  # between two ticks at least this many times as long as the last one took,
+PACE = 5  # between two ticks at least this many times what was weighed of the last one,
 LONGEST_PAUSE = 1.0  # but no more seconds than this
 
 Key = tuple[str, ...]
@@ -27,7 +28,7 @@ class Loop:
         self._clock = clock
         self._bell = asyncio.Event()
         self._tasks: dict[Key, asyncio.Task[None]] = {}
-        self._ticked_at = time.monotonic()
+        self._ticked_at, self._weight = time.monotonic(), 0.0
 
     def ring(self) -> None:
         """Something may have changed: look soon. Rings before a tick has begun are one."""
@@ -45,6 +46,13 @@ class Loop:
         Take it before the facts are read: a task that ends meanwhile is then started at the next tick, not twice.
         """
         return frozenset(self._tasks)
+
+    @contextmanager
+    def weighed(self) -> Iterator[None]:
+        """Count this part of a tick, without an await in it: the more time it takes, the rarer the ticks are."""
+        began = time.thread_time()
+        yield
+        self._weight += time.thread_time() - began
 
     def start(self, group: asyncio.TaskGroup, key: Key, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` as the one task of its key; when it ends, the bell rings."""
@@ -68,10 +76,9 @@ class Loop:
         async with asyncio.TaskGroup() as group:
             while True:
                 self._bell.clear()
-                self._ticked_at = time.monotonic()
+                self._ticked_at, self._weight = time.monotonic(), 0.0
                 wake_at = await tick(group)
-                took = time.monotonic() - self._ticked_at
-                await asyncio.sleep(min(PACE * took, LONGEST_PAUSE))
+                await asyncio.sleep(min(PACE * self._weight, LONGEST_PAUSE))
                 await self._nap(wake_at)
 
     async def _nap(self, wake_at: datetime | None) -> None:

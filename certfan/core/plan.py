@@ -105,15 +105,11 @@ def _target(certificate: Certificate, where: Where, observed: Observed, now: dat
     """
     has_one = max(observed.live.get(where, 0), observed.offered.get(where, 0))
     wanted = frozenset(certificate.identifiers)
-    usable = (
-        g
-        for g in observed.generations.get(certificate.name, ())
-        if (g.certificate, g.number) not in observed.revoked
-        and now < g.not_after
-        and (has_one or g.identifiers <= wanted)
-    )
-    newest = max(usable, key=lambda g: g.number, default=None)
-    return newest if newest is not None and newest.number >= has_one else None
+    for newest in reversed(observed.generations.get(certificate.name, ())):
+        is_revoked = (newest.certificate, newest.number) in observed.revoked
+        if not is_revoked and now < newest.not_after and (has_one or newest.identifiers <= wanted):
+            return newest if newest.number >= has_one else None
+    return None
 
 
 def wanted_at(desired: Desired, observed: Observed, now: datetime) -> dict[Where, int]:

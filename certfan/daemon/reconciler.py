@@ -106,8 +106,9 @@ class Reconciler:
         facts = await self._is.store.facts()
         desired, now = self._is.desired(), self._is.timekeeper.tick()
         # Nothing is awaited between the clock's judgement and the plan that acts on it.
-        observed = self.observed(desired, facts, in_flight)
-        planned = plan(desired, observed, now)
+        with self._loop.weighed():
+            observed = self.observed(desired, facts, in_flight)
+            planned = plan(desired, observed, now)
         for name in outdated(desired, observed, now):
             self._loop.cancel((name,))
         self._steps = {key: step for key, step in self._steps.items() if key in in_flight}

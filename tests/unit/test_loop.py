@@ -116,13 +116,16 @@ async def test_an_error_of_the_tick_itself_ends_it() -> None:
 
 
 async def test_ticks_that_take_long_leave_time_for_the_work() -> None:
-    """However often it is rung: between two is at least nine times what one took."""
+    """However often it is rung: between two is at least five times what was weighed of one."""
     ticks, took = Ticks(), 0.02
     began: list[float] = []
 
     async def slow(_group: asyncio.TaskGroup) -> None:
         began.append(time.monotonic())
-        time.sleep(took)
+        with ticks.loop.weighed():
+            until = time.thread_time() + took
+            while time.thread_time() < until:
+                pass
         ticks.loop.ring()
         ticks._ticked.set()
 
@@ -131,4 +134,4 @@ async def test_ticks_that_take_long_leave_time_for_the_work() -> None:
         await ticks.next()
     running.cancel()
 
-    assert all(later - earlier >= 10 * took for earlier, later in itertools.pairwise(began))
+    assert all(later - earlier >= 6 * took for earlier, later in itertools.pairwise(began))
