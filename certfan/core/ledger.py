@@ -131,7 +131,7 @@ class Ledger:
         for account in sorted({*self.spent, *self.expected}):
             limit = self._limit(account[0])
             since = now - limit.window
-            instants = [min(at, now) for at in self.spent.get(account, ()) if at > since]
+            instants = [min(at, now) for at in self._believed(account, now) if at > since]
             instants += [now] * self.expected.get(account, 0)
             if instants:
                 rows.append(Used(*account, len(instants), limit, instants[0] + limit.window))
@@ -168,17 +168,22 @@ class Ledger:
         return limit
 
     def _free_at(self, account: Account, now: datetime) -> datetime:
-        """Return when another one fits in.
-
-        A spend from the future, recorded before the clock was set back, counts as now, whenever that is: who keeps
-        the spends dates it anew, or it would count until the clock has come that far again.
-        """
+        """Return when another one fits in."""
         limit = self._limit(account[0])
         room = limit.count - self.expected.get(account, 0)
         if room < 1:
             return now + limit.window
-        instants = self.spent.get(account, ())
+        instants = self._believed(account, now)
         return min(instants[-room], now) + limit.window if len(instants) >= room else now
+
+    def _believed(self, account: Account, now: datetime) -> Sequence[datetime]:
+        """Return when something was spent, as far as that may still count.
+
+        What was recorded before the clock was set back counts as now, until the clock has come that far again; but
+        what is a whole window ahead counts no more, or one hour of a wrong clock would hold orders for months.
+        """
+        instants, latest = self.spent.get(account, ()), now + self._limit(account[0]).window
+        return instants if not instants or instants[-1] <= latest else [at for at in instants if at <= latest]
 
     def _why(self, account: Account) -> str:
         limit = self._limit(account[0])

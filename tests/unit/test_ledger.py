@@ -99,13 +99,19 @@ def test_what_the_same_names_spent_leaves_the_account_and_the_domain_alone() -> 
     assert ask(LIMITS, again, B) is not None
 
 
-def test_spends_from_the_future_hold_for_one_window_at_most() -> None:
-    """A clock that went back 90 days must not postpone orders by 97."""
-    spent = spends(CERTIFICATE, A, *[-90 * DAY] * 2)
+def test_spends_from_the_future_hold_no_order_for_long() -> None:
+    """A clock that went back an hour forgets nothing; one that went back 90 days must not postpone orders by 97."""
+    limits = Limits(failures_per_name=Limit(2, HOUR))
+    near = Ledger.of(limits, spends(FAILURE, A, *[-30 * MINUTE] * 2), domains=domain)
+    far = Ledger.of(limits, spends(FAILURE, A, *[-90 * DAY] * 2), domains=domain)
 
-    assert ask(LIMITS, spent) == Held(
-        NOW + 7 * DAY, "2 certificates for exactly a.example.org in 7 days are used up"
+    assert near.held(A, NOW) == Held(
+        NOW + HOUR, "2 failed authorizations of a.example.org in 1 hour are used up"
     )
+    assert near.held(A, NOW + 89 * MINUTE) is not None
+    assert near.held(A, NOW + 90 * MINUTE) is None
+    assert far.held(A, NOW) is None
+    assert [2, 0] == [sum(row.used for row in one.used(NOW)) for one in (near, far)]
 
 
 def test_a_limit_of_none_at_all_holds_everything() -> None:
