@@ -4,6 +4,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from certfan.core.issuance import (
     Answer,
@@ -222,3 +224,134 @@ def test_what_an_order_led_to_is_spoilt_when_it_is_refused_again_for_the_same_re
 
     assert is_spoilt(BEGUN, again, problem)
     assert [False] * 3 == [is_spoilt(BEGUN, one, problem) for one in (None, earlier, other)]
+
+
+class ToyCa:
+    """One order: some authorizations are reused, the others end as they are fated to; each look takes it a step on."""
+
+    def __init__(self, fates: list[str], patience: int) -> None:
+        self.urls = [f"https://ca/authz/{n}" for n in range(len(fates))]
+        self.fates = dict(zip(self.urls, fates, strict=True))
+        reused = {url for url, fate in self.fates.items() if fate == "reused"}
+        self.states = {url: "valid" if url in reused else "pending" for url in self.urls}
+        self.answered: list[str] = []
+        self.finalized = 0
+        self.processing = patience
+        self.validating = dict.fromkeys(self.urls, patience)
+        self.status = OrderStatus.PENDING
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.status is not OrderStatus.PENDING:
+            return
+        if any(state not in ("pending", "valid") for state in self.states.values()):
+            self.status = OrderStatus.INVALID
+        elif all(state == "valid" for state in self.states.values()):
+            self.status = OrderStatus.READY
+
+    def order(self) -> OrderSeen:
+        """Answer a look; every one finds it a step further."""
+        for url in {answered.removesuffix("/http-01") for answered in self.answered}:
+            self.validating[url] -= 1
+            if self.validating[url] < 0 and self.states[url] == "pending":
+                self.states[url] = self.fates[url]
+        self._settle()
+        if self.status is OrderStatus.PROCESSING:
+            self.processing -= 1
+            self.status = OrderStatus.VALID if self.processing < 0 else self.status
+        chain = "https://ca/cert/1" if self.status is OrderStatus.VALID else None
+        return OrderSeen(URL, self.status, tuple(self.urls), "https://ca/finalize/1", certificate=chain)
+
+    def authorization(self, url: str) -> AuthorizationSeen:
+        status = AuthorizationStatus(self.states[url])
+        is_tried = f"{url}/http-01" in self.answered and status is AuthorizationStatus.PENDING
+        state = ChallengeStatus.PROCESSING if is_tried else ChallengeStatus.PENDING
+        if status in (AuthorizationStatus.VALID, AuthorizationStatus.INVALID):
+            state = ChallengeStatus(status.value)
+        return AuthorizationSeen(url, status, Identifier(f"n{url[-1]}"), (challenge(state, of=url),))
+
+
+FATES = st.sampled_from(["reused", "valid", "valid", "valid", "invalid", "expired", "deactivated", "revoked"])
+
+
+@settings(deadline=None)
+@given(st.lists(FATES, min_size=1, max_size=4), st.integers(0, 3), st.sets(st.integers(0, 40), max_size=6))
+def test_an_order_comes_to_its_right_end_however_often_it_is_cut_off(
+    fates: list[str], patience: int, cuts: set[int]
+) -> None:
+    """Cut off before any move, and before the record of any answer: one CSR, each challenge told once more at most a cut."""
+    ca, begun, now = ToyCa(fates, patience), BEGUN, NOW
+    order = last = None
+    seen: dict[str, AuthorizationSeen] = {}
+    for number in range(200):
+        if number in cuts:
+            order, last, seen = None, None, {}
+        now += SECOND_LONG
+        next_one = next_move(begun, order, seen, now)
+        match next_one:
+            case LookAtOrder():
+                order = ca.order()
+                seen, last = dict(kept(last, order, seen)), order
+            case LookAtAuthorization(url):
+                seen[url] = ca.authorization(url)
+            case Answer(_, one):
+                ca.answered.append(one.url)
+                if number + 1 not in cuts:
+                    begun = replace(begun, answered=begun.answered | {one.url})
+            case Wait(until):
+                assert until > now
+                now, order = until, None
+            case Finalize():
+                assert ca.status is OrderStatus.READY
+                ca.finalized += 1
+                ca.status, order = OrderStatus.PROCESSING, None
+            case end:
+                break
+    bad = [fate for fate in fates if fate not in ("reused", "valid")]
+
+    expected = Download if not bad else (GiveUp if "invalid" in bad else StartOver)
+    if len(bad) < 2:  # of several the first to end decides
+        assert isinstance(end, expected)
+    else:
+        assert isinstance(end, GiveUp | StartOver)
+    assert ca.finalized == (not bad)
+    assert len(ca.answered) - len(set(ca.answered)) <= len(cuts)
+    assert not any(ca.fates[url.removesuffix("/http-01")] == "reused" for url in ca.answered)
+
+
+def test_an_answer_that_was_recorded_is_not_given_again() -> None:
+    """Though the authority shows its challenge as pending still: it may only not have begun."""
+    begun = replace(BEGUN, answered=frozenset({challenge().url}))
+
+    assert isinstance(move(PENDING, authorization(), authorization(SECOND, VALID), begun=begun), Wait)
+
+
+def test_what_is_not_wanted_of_an_authorization_is_left_alone() -> None:
+    """Of several challenges only one of the kinds that are set up is answered, in their order."""
+    both = authorization(
+        FIRST,
+        AuthorizationStatus.PENDING,
+        challenge(kind="dns-01"),
+        challenge(),
+        challenge(kind="tls-alpn-01"),
+    )
+    seen = {FIRST: both}
+
+    assert next_move(BEGUN, PENDING, seen, NOW) == Answer(FIRST, challenge())
+    by_dns = next_move(BEGUN, PENDING, seen, NOW, supported=("dns-01", "http-01"))
+    assert by_dns == Answer(FIRST, challenge(kind="dns-01"))
+
+
+def test_a_challenge_that_failed_ends_the_try_before_its_authorization_does() -> None:
+    """The authority may not have come to mark the authorization as invalid."""
+    failed = authorization(FIRST, AuthorizationStatus.PENDING, challenge(ChallengeStatus.INVALID))
+
+    assert isinstance(move(PENDING, failed), GiveUp)
+
+
+@pytest.mark.parametrize("status", [OrderStatus.READY, OrderStatus.PROCESSING])
+def test_an_order_that_expires_late_is_begun_anew_too(status: OrderStatus) -> None:
+    """Whatever it had come to, short of a certificate."""
+    late = replace(PENDING, status=status, expires=NOW)
+
+    assert isinstance(move(late), StartOver)
