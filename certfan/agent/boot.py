@@ -137,11 +137,11 @@ class _Stock:
         return expired
 
     def _candidates(self, name: str, *, staged: bool) -> Iterator[_Candidate]:
-        stored = [laid for laid in self._installer.stored(name) if laid.generation]
-        yield from (_Candidate(laid.generation, laid) for laid in stored)
+        stored = self._installer.stored(name)
+        yield from (_Candidate(laid.generation, laid) for laid in stored if laid.generation)
         if staged and self._bundled is not None:
-            for number in self._bundled.numbers(name) - {laid.generation for laid in stored}:
-                yield _Candidate(number, None)
+            # Also of what is stored: a copy that a power cut left unfinished is no reason to pass a generation over.
+            yield from (_Candidate(number, None) for number in self._bundled.numbers(name))
 
     def _read(self, name: str, candidate: _Candidate) -> pki.Pair | None:
         if candidate.laid is not None:

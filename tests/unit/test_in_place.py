@@ -255,6 +255,19 @@ def test_boot_starts_services_on_what_was_in_place_without_the_share(machine: Ma
     assert boots(machine) == {WWW: 1}
 
 
+def test_boot_completes_a_copy_that_a_power_cut_left_unfinished(machine: Machine) -> None:
+    """What was proven is laid from its bundle, though a newer one, only tried, is whole."""
+    offer(machine, 1, 2)
+    swap(machine, WWW, 2)
+    machine.outcomes(g1=("proven", 1), g2=("trying", 2))
+    machine.unmount()
+    boots(machine)
+    (machine.root / "etc" / "generations" / WWW / "1" / "fullchain.pem").unlink()
+
+    assert boots(machine) == {WWW: 1}
+    assert (pointer(machine), machine.live()) == (copied(1), machine.staged_fingerprint(WWW, 1))
+
+
 def test_boot_does_not_look_whether_the_share_is_there(machine: Machine) -> None:
     """A mount may hang for minutes: a copy is laid, and the agent leads back to the share when it has looked."""
     offer(machine, 1)
