@@ -422,3 +422,32 @@ def test_check_looks_at_password_files(tmp_path: Path) -> None:
     assert [p.split(": ", 1)[1].split(":")[0] for p in caught.value.problems] == ["service[0].password_file"]
     assert "sesame" not in str(caught.value.problems)
     assert checked(tmp_path, text).services == ("web",)
+
+
+# In place
+
+IN_PLACE = '[agent]\ninstall = "in-place"\n'
+
+
+def test_in_place_is_for_a_consumer_with_a_share(tmp_path: Path) -> None:
+    """Without one, or with an agent that never looks there, it could never be."""
+    shared = IN_PLACE + 'share = "/srv/le"\n'
+
+    assert read(tmp_path, shared + APACHE).install == "in-place"
+    assert read(tmp_path, APACHE).install == "copy"
+    assert refused(tmp_path, IN_PLACE + APACHE) == ["agent.install: is in-place, and agent.share is not set"]
+    assert refused(tmp_path, shared + 'delivery = "channel"\n' + APACHE) == [
+        "agent.install: is in-place, and agent.delivery is channel, which never looks at the share"
+    ]
+
+
+def test_forms_need_copies(tmp_path: Path) -> None:
+    """HAProxy's recipe has one, unless it is told to take certbot's files."""
+    shared = IN_PLACE + 'share = "/srv/le"\n'
+    problem = "output: {} needs copies on the local disk, and agent.install is in-place"
+
+    assert refused(tmp_path, shared + own("proxy", "haproxy") + own("store") + PKCS12) == [
+        f"service[0].{problem.format('pem')}",
+        f"service[1].{problem.format('pkcs12')}",
+    ]
+    assert read(tmp_path, shared + own("proxy", "haproxy") + 'output = "certbot"\n').services[0].form is None
