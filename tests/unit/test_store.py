@@ -1,6 +1,7 @@
 """The store's promises: issuing, generations, wishes, the process itself."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -309,6 +310,28 @@ async def test_instants_without_a_zone_are_refused(store: Store) -> None:
         await store.ask_renewal(WWW, NOW.replace(tzinfo=None))
 
     assert {} == await store.asked()
+
+
+async def test_what_only_grows_is_read_on_and_what_else_changed_is_read_anew(store: Store) -> None:
+    """After each of many writes, what is kept is the same as what each query says."""
+    for number in (1, 2, 3):
+        await store.begin_issuance(WWW, number, "le", NAMES, NOW)
+        await store.record_order_url(WWW, number, f"https://a/order/{number}", NOW)
+        await store.record_generation(generation(number, fingerprint=f"{number}"))
+        await store.record_generation(replace(generation(1), certificate=f"other{number}"))
+        facts = await store.facts()
+
+        assert (await store.generations(), await store.spends()) == (facts.generations, facts.spends)
+        assert len(facts.spends["le"]) == 2 * number
+    await store.begin_issuance(
+        WWW, 4, "le", NAMES, NOW - 60 * DAY
+    )  # set back: what was counted is dated anew
+    await store.record_order_url(WWW, 4, "https://a/order/4", NOW - 60 * DAY)
+    await store.forget("other2", 1)
+    facts = await store.facts()
+
+    assert (await store.generations(), await store.spends()) == (facts.generations, facts.spends)
+    assert {spend.at for spend in facts.spends["le"]} == {NOW - 60 * DAY}
 
 
 async def test_the_snapshot_follows_every_write(store: Store) -> None:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, func, select, union_all, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    delete,
+    func,
+    select,
+    union_all,
+    update,
+)
 
 from certfan.core.ledger import SpendKind
 from certfan.core.model import Generation, KeyType, Problem, RenewalInfo, Revocation, RevocationReason
@@ -25,11 +37,14 @@ NUMBERS = (
 )
 
 
+MOST_NAMED = 100  # certificates of which a query names each
 _MADE, _WISH, _SAID, _BEFORE = tables.generations.c, tables.asked.c, tables.deployments.c, tables.forgotten.c
 _CERTIFICATE: BindParameter[str] = bindparam("certificate")
 _FINGERPRINT = select(_MADE.fingerprint).where(
     _MADE.certificate == _CERTIFICATE, _MADE.number == bindparam("number")
 )
+_EVERY = select(tables.generations).order_by(_MADE.certificate, _MADE.number)
+_COUNTS = select(_MADE.certificate, func.count()).group_by(_MADE.certificate)
 _FULFIL = delete(tables.asked).where(_WISH.certificate == _CERTIFICATE, _WISH.at <= bindparam("at"))
 _REPORTED = union_all(
     select(func.max(_SAID.generation)).where(_SAID.certificate == _CERTIFICATE),
@@ -80,9 +95,23 @@ def record_copy(db: Connection, generation: Generation) -> None:
 
 def generations(db: Connection) -> dict[str, tuple[Generation, ...]]:
     """Return every generation ever issued, by certificate, ascending by number."""
-    table = tables.generations
+    return _generations(db, _EVERY)
+
+
+def more_generations(
+    db: Connection, known: Mapping[str, tuple[Generation, ...]]
+) -> dict[str, tuple[Generation, ...]]:
+    """Return every generation ever issued when some are known, and rows were only added since."""
+    counted = {certificate: len(generations) for certificate, generations in known.items()}
+    grown = [name for name, count in db.execute(_COUNTS) if counted.get(name) != count]
+    if len(grown) > MOST_NAMED:
+        return generations(db)
+    return {**known, **_generations(db, _EVERY.where(_MADE.certificate.in_(grown)))}
+
+
+def _generations(db: Connection, query: Select[Any]) -> dict[str, tuple[Generation, ...]]:
     found: dict[str, list[Generation]] = {}
-    for row in db.execute(select(table).order_by(table.c.certificate, table.c.number)):
+    for row in db.execute(query):
         found.setdefault(row.certificate, []).append(_generation(row))
     return {certificate: tuple(known) for certificate, known in found.items()}
 

@@ -1,5 +1,7 @@
 """The one read of every tick: each part of it is read again only after one of its tables was written.
 
+The parts that grow with every order are read on from where they were, while rows were only added.
+
 Measured with 1,000 certificates on 3 consumers: decoding everything takes some 120 ms, a tick rarely changes more
 than one part.
 """
@@ -11,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, Table, event
-from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.dml import Insert, UpdateBase
 
 from certfan.daemon.store import (
     checking,
@@ -56,6 +58,11 @@ _ASKED_OFTEN: Mapping[str, tuple[Callable[[Connection], Any], frozenset[Table]]]
     "epoch": (process.epoch, frozenset({tables.runs})),
     "standing": (enrolling.standing, frozenset({tables.identities})),
 }
+# What reads on: it gets what is known, and returns that with the rows added since.
+_GROWING: Mapping[str, Callable[[Connection, Any], Any]] = {
+    "generations": issued.more_generations,
+    "spends": spending.more_spends,
+}
 _ALL = {**_PARTS, **_ASKED_OFTEN}
 _READ_BY: Mapping[Any, list[str]] = {
     table: [n for n, (_, looks_at) in _ALL.items() if table in looks_at]
@@ -68,6 +75,7 @@ class Snapshot:
 
     def __init__(self, db: Connection) -> None:
         self._known: dict[str, Any] = {}
+        self._grown: set[str] = set()  # of what is known, the parts that rows were added to
         event.listen(db.engine, "before_execute", self._written)
 
     def read(self, db: Connection) -> StoreFacts:
@@ -76,20 +84,27 @@ class Snapshot:
 
     def part(self, db: Connection, name: str) -> Any:
         """Return one part as this transaction sees it."""
-        if name not in self._known:
-            found = _ALL[name][0](db)
-            self._known[name] = MappingProxyType(found) if isinstance(found, dict) else found
+        if name in self._known and name not in self._grown:
+            return self._known[name]
+        found = _GROWING[name](db, self._known[name]) if name in self._grown else _ALL[name][0](db)
+        self._known[name] = MappingProxyType(found) if isinstance(found, dict) else found
+        self._grown.discard(name)
         return self._known[name]
 
     def known(self, name: str) -> Any:
         """Return a part if nothing of it was written since it was read, else None; from any thread."""
-        return self._known.get(name)
+        return None if name in self._grown else self._known.get(name)
 
     def forget(self) -> None:
         """Read all of it again: something of what was read may have been taken back."""
         self._known.clear()
+        self._grown.clear()
 
     def _written(self, _db: Connection, statement: object, *_: object) -> None:
         if isinstance(statement, UpdateBase):
             for name in _READ_BY.get(statement.table, ()):
-                self._known.pop(name, None)
+                if name in _GROWING and name in self._known and isinstance(statement, Insert):
+                    self._grown.add(name)
+                else:
+                    self._known.pop(name, None)
+                    self._grown.discard(name)

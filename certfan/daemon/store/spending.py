@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, func, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, delete, func, select, update
 
 from certfan.core.issuance import Issuance
 from certfan.core.ledger import Spend, SpendKind
@@ -15,6 +15,7 @@ from certfan.daemon.store import tables
 from certfan.daemon.store.rows import add, names_of, put, remove
 
 KEPT = timedelta(days=30)  # longer than any window that an authority publishes
+_FROM_THERE_ON = select(tables.spends).order_by(tables.spends.c.id).offset(bindparam("there"))
 _FIRST_AND_LAST = select(func.min(tables.spends.c.at), func.max(tables.spends.c.at))
 
 
@@ -50,10 +51,15 @@ def _is_same_set(db: Connection, issuance: Issuance) -> bool:
 
 def spends(db: Connection) -> Mapping[str, tuple[Spend, ...]]:
     """Return what was counted, by authority, oldest first."""
+    return more_spends(db, {})
+
+
+def more_spends(db: Connection, known: Mapping[str, tuple[Spend, ...]]) -> Mapping[str, tuple[Spend, ...]]:
+    """Return what was counted when some of it is known, and rows were only added since."""
     found: dict[str, list[Spend]] = {}
-    for row in db.execute(select(tables.spends).order_by(tables.spends.c.id)).mappings():
+    for row in db.execute(_FROM_THERE_ON, {"there": sum(map(len, known.values()))}).mappings():
         found.setdefault(row["authority"], []).append(_spend(row))
-    return {authority: tuple(known) for authority, known in found.items()}
+    return {**known, **{authority: (*known.get(authority, ()), *more) for authority, more in found.items()}}
 
 
 def leftovers(db: Connection) -> tuple[Leftover, ...]:
