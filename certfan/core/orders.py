@@ -280,8 +280,7 @@ def _begun(due: list[Issue], desired: Desired, observed: Observed, now: datetime
     for issue in sorted(due, key=lambda issue: _order_urgency(issue, desired, observed)):
         certificate = desired.certificates[issue.certificate]
         ledger = ledgers.get(issue.authority)
-        troubled = has_failed(certificate, issue.authority, observed)
-        if not room.has(issue.authority, troubled=troubled):
+        if not room.has(certificate, issue.authority):
             continue
         if ledger is not None and open_order_at(issue.authority, certificate, observed) is None:
             names, same_set = names_of(certificate), is_same_set(certificate, issue.authority, observed)
@@ -289,7 +288,7 @@ def _begun(due: list[Issue], desired: Desired, observed: Observed, now: datetime
                 yield held.until  # others under way use the last of it up; earlier only when one of them ends
                 continue
             ledgers[issue.authority] = ledger.with_order(names, exempt=issue.exempt, same_set=same_set)
-        room.take(issue.authority, troubled=troubled)
+        room.take(certificate, issue.authority)
         yield issue
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from datetime import datetime, timedelta
 
-from certfan.core.model import Certificate, Desired
+from certfan.core.model import Certificate, Desired, Identifier
 from certfan.core.steps import Observed
 from certfan.core.subjects import order_subject
 
@@ -20,32 +20,50 @@ class Room:
 
     An order that stands still holds no place: all that it costs is a look now and then. Known limit: beyond
     `MOST_STANDING` times `orders_at_once` they hold places again, for at most as long as an order is waited for.
+
+    There is no room for a second order for the same names: an authority may answer it with the first one (RFC 8555
+    section 7.4 does not forbid that, and Boulder does so), and only one of two keys would be certified.
     """
 
     def __init__(
         self, desired: Desired, observed: Observed, flying: Collection[tuple[str, str]], now: datetime
     ) -> None:
         """Take the places of the orders that are in flight, `flying`: certificate and authority."""
+        self._observed = observed
         self._free = {name: authority.orders_at_once for name, authority in desired.authorities.items()}
         self._for_troubled = {name: max(free // 2, 1) for name, free in self._free.items()}
+        self._names: set[tuple[str, frozenset[Identifier]]] = set()
         may_stand = {name: MOST_STANDING * free for name, free in self._free.items()}
         for name, authority in flying:
             if authority not in self._free:
                 continue
+            certificate = desired.certificates.get(name)
+            for ordered in (certificate, observed.open_orders.get(name)):
+                if ordered is not None:
+                    self._names.add((authority, frozenset(ordered.identifiers)))
             if stands_still(name, observed, now) and may_stand[authority] > 0:
                 may_stand[authority] -= 1
                 continue
-            certificate = desired.certificates.get(name)
-            troubled = certificate is not None and has_failed(certificate, authority, observed)
-            self.take(authority, troubled=troubled)
+            self._take(
+                authority, troubled=certificate is not None and self._is_troubled(certificate, authority)
+            )
 
-    def has(self, authority: str, *, troubled: bool) -> bool:
-        """Whether one more order may be begun there."""
-        free = self._free.get(authority, 0)
-        return free > 0 and (not troubled or self._for_troubled[authority] > 0)
+    def has(self, certificate: Certificate, authority: str) -> bool:
+        """Whether an order for a certificate may be begun there."""
+        if (authority, frozenset(certificate.identifiers)) in self._names:
+            return False
+        troubled = self._is_troubled(certificate, authority)
+        return self._free.get(authority, 0) > 0 and (not troubled or self._for_troubled[authority] > 0)
 
-    def take(self, authority: str, *, troubled: bool) -> None:
-        """Take a place."""
+    def take(self, certificate: Certificate, authority: str) -> None:
+        """Take a place for it."""
+        self._names.add((authority, frozenset(certificate.identifiers)))
+        self._take(authority, troubled=self._is_troubled(certificate, authority))
+
+    def _is_troubled(self, certificate: Certificate, authority: str) -> bool:
+        return has_failed(certificate, authority, self._observed)
+
+    def _take(self, authority: str, *, troubled: bool) -> None:
         self._free[authority] -= 1
         self._for_troubled[authority] -= troubled
 

@@ -82,3 +82,13 @@ def test_an_order_that_stands_still_for_what_is_not_asked_for_any_more_is_outdat
         list(outdated(one, standing, NOW)) for one in (wanted(renamed), wanted(moved), wanted())
     ]
     assert [] == list(outdated(wanted(), replace(flying("a"), open_orders=begun(name="a")), NOW))
+
+
+def test_two_certificates_for_the_same_names_are_ordered_one_after_the_other() -> None:
+    """An authority may answer the second order with the first one; at another authority it cannot."""
+    ecdsa, rsa = make_certificate("a", ("x.test", "y.test")), make_certificate("b", ("y.test", "x.test"))
+    elsewhere, other = replace(rsa, name="c", authority="second"), make_certificate("d", ("x.test",))
+    both = wanted(ecdsa, rsa, elsewhere, other)
+
+    assert ["a", "c", "d"] == issues(plan(both, Observed(), NOW))
+    assert ["c", "d"] == issues(plan(both, flying("a", "a"), NOW))

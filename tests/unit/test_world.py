@@ -544,7 +544,7 @@ PLANTED: dict[str, tuple[str, Any]] = {
         "certfan.core.orders._authorities",
         lambda certificate, *_: [certificate.authority, *certificate.fallback],
     ),
-    "what is in trouble takes every place": ("certfan.core.orders.has_failed", lambda *_: False),
+    "what is in trouble takes every place": ("certfan.core.room.has_failed", lambda *_: False),
     "our own check is not waited for": ("certfan.core.orders._held_by_path", lambda *_: None),
     "our own check is good for ever": ("certfan.core.orders.is_fresh", lambda *_: True),
     "a failed check is not repeated": (
