@@ -108,7 +108,7 @@ class _Stock:
         current = self._installer.pointer(name)
         # A copy is laid at every installation; what was in place has left nothing but its bundle.
         was_in_place = self._config.install is Install.IN_PLACE or bool(current and current.mounted)
-        chosen, pair = self._best(name, tried, staged=was_in_place)
+        chosen, pair = self._best(name, tried, untried=was_in_place)
         if pair is None and current is not None and current.generation == 0:
             chosen, pair = _Candidate(0, current), self._installer.read(name, current)
         if chosen is None or pair is None:
@@ -122,11 +122,11 @@ class _Stock:
         return laid
 
     def _best(
-        self, name: str, tried: Mapping[int, Tried], *, staged: bool
+        self, name: str, tried: Mapping[int, Tried], *, untried: bool
     ) -> tuple[_Candidate | None, pki.Pair | None]:
         """Return the first candidate that loads and matches; one that has expired only when no other is left."""
         expired: tuple[_Candidate | None, pki.Pair | None] = (None, None)
-        for candidate in _in_order(self._candidates(name, staged=staged), tried):
+        for candidate in _in_order(self._candidates(name, tried, untried=untried), tried):
             pair = self._read(name, candidate)
             if pair is None:
                 continue
@@ -136,12 +136,13 @@ class _Stock:
                 expired = candidate, pair
         return expired
 
-    def _candidates(self, name: str, *, staged: bool) -> Iterator[_Candidate]:
+    def _candidates(self, name: str, tried: Mapping[int, Tried], *, untried: bool) -> Iterator[_Candidate]:
+        """Tell every folder, then the bundles that were, or may have been, laid: their folders may be lost or broken."""
         stored = self._installer.stored(name)
         yield from (_Candidate(laid.generation, laid) for laid in stored if laid.generation)
-        if staged and self._bundled is not None:
-            # Also of what is stored: a copy that a power cut left unfinished is no reason to pass a generation over.
-            yield from (_Candidate(number, None) for number in self._bundled.numbers(name))
+        numbers = self._bundled.numbers(name) if self._bundled is not None else frozenset()
+        # Also of what is stored: a copy that a power cut left unfinished is no reason to pass a generation over.
+        yield from (_Candidate(number, None) for number in numbers if untried or number in tried)
 
     def _read(self, name: str, candidate: _Candidate) -> pki.Pair | None:
         if candidate.laid is not None:

@@ -16,7 +16,7 @@ from certfan import pki
 from certfan.agent.config import AgentConfig
 from certfan.agent.identity import SealingFolder, Trust
 from certfan.agent.installer import Installer
-from certfan.errors import BundleInvalid
+from certfan.errors import BundleInvalid, SealInvalid
 from certfan.protocol import manifest
 
 
@@ -39,13 +39,22 @@ class Bundled:
     def pair(self, certificate: str, generation: int) -> pki.Pair:
         """Return a pair that may go live: of the staged bundle, or of the generation that root laid earlier.
 
+        A key that is sealed is opened with root's own sealing key.
+
         Raises:
             SignatureInvalid, BundleInvalid, PairMismatch, SealInvalid: there is none.
         """
         found = staged(self._config.state, certificate, generation)
         if found is None:
             return self._laid_earlier(certificate, generation)
-        return self.opened(found, certificate, generation).pair(SealingFolder(self._config.trust).read())
+        bundle = self.opened(found, certificate, generation)
+        try:
+            return bundle.pair(SealingFolder(self._config.trust).read())
+        except SealInvalid:
+            # Sealed to what this machine had before it was enrolled anew: what was opened then may be here still.
+            with contextlib.suppress(BundleInvalid):
+                return self._laid_earlier(certificate, generation)
+            raise
 
     def opened(self, files: dict[str, bytes], certificate: str, generation: int) -> manifest.Bundle:
         """Verify a bundle for this consumer.

@@ -37,8 +37,12 @@ class Supply:
         self._shelf = shelf
         self._link = link
 
-    async def fetch(self, certificate: str, generation: int, *, waited: timedelta) -> dict[str, bytes]:
+    async def fetch(
+        self, certificate: str, generation: int, *, bundle: str, waited: timedelta
+    ) -> dict[str, bytes]:
         """Return the files of a bundle that was assigned `waited` ago, unverified.
+
+        The channel carries the present bundle of a generation, whichever was assigned.
 
         Raises:
             ShareError, ChannelError: it is not to be had now.
@@ -46,7 +50,7 @@ class Supply:
         if self._delivery is Delivery.CHANNEL or self._shelf is None:
             return await self._link.bundle(certificate, generation)
         try:
-            return await self._shelf.read(certificate, generation)
+            return await self._shelf.read(certificate, generation, bundle)
         except (ShareError, BundleInvalid):
             if self._delivery is Delivery.SHARE_ONLY or waited < SHARE_PATIENCE:
                 raise
@@ -160,7 +164,11 @@ def pause_after(failures: int, jitter: float) -> timedelta:
 def _assignments(found: Assignments) -> dict[str, Assignment]:
     return {
         one.certificate: Assignment(
-            one.certificate, one.generation, fingerprint=one.fingerprint, identifiers=one.identifiers
+            one.certificate,
+            one.generation,
+            fingerprint=one.fingerprint,
+            identifiers=one.identifiers,
+            bundle=one.bundle,
         )
         for one in found.assignments
     }

@@ -40,7 +40,7 @@ from certfan.core.agent_steps import (
 from certfan.core.deployment import plan
 from certfan.core.model import Attempt, Deployment, DeploymentState, Endpoint, Problem
 from certfan.core.tries import aftermath, marks, owes_hook, setback
-from certfan.errors import CertfanError, InternalError
+from certfan.errors import BundleInvalid, CertfanError, InternalError
 from certfan.loop import Loop
 
 KEPT = 3  # bundles of a certificate: to go back to
@@ -49,7 +49,9 @@ KEPT = 3  # bundles of a certificate: to go back to
 class Source(Protocol):
     """Where bundles come from."""
 
-    async def fetch(self, certificate: str, generation: int, *, waited: timedelta) -> dict[str, bytes]:
+    async def fetch(
+        self, certificate: str, generation: int, *, bundle: str, waited: timedelta
+    ) -> dict[str, bytes]:
         """Return the files of a bundle that was assigned `waited` ago, unverified."""
 
 
@@ -172,8 +174,11 @@ class Reconciler:
     async def _fetch(self, step: Fetch) -> None:
         pair = (step.certificate, step.generation)
         waited = self._is.clock() - self._assigned_at[pair]
-        bundle = await self._is.source.fetch(*pair, waited=waited)
-        self._staged[pair] = self._is.staging.put(*pair, bundle)
+        files = await self._is.source.fetch(*pair, bundle=step.bundle, waited=waited)
+        staged = self._staged[pair] = self._is.staging.put(*pair, files)
+        if step.bundle not in {"", staged.bundle}:
+            # It was sealed anew meanwhile, and is good; the assignment that says so is on its way.
+            raise BundleInvalid(f"{step.certificate}@{step.generation} is not the bundle that was assigned")
         self._fetch_attempts.pop(step.certificate, None)
         self._log.info("bundle.staged", bundle=f"{step.certificate}@{step.generation}")
 

@@ -36,19 +36,19 @@ class Shelf:
             path, lock=lock, writable=False, sentinel_id=share_id, require_mount=require_mount
         )
 
-    async def read(self, certificate: str, generation: int) -> dict[str, bytes]:
-        """Return the files of a generation, of one folder and unverified: see protocol.manifest.open_bundle.
+    async def read(self, certificate: str, generation: int, bundle: str = "") -> dict[str, bytes]:
+        """Return the files of a generation, of exactly one bundle and unverified: see protocol.manifest.open_bundle.
 
         Raises:
             BundleInvalid: it is not there yet, or holds what no bundle holds.
             ShareUnavailable: not mounted, another consumer's, disconnected or hung.
         """
-        return (await self.find(certificate, generation)).files
+        return (await self.find(certificate, generation, bundle)).files
 
-    async def find(self, certificate: str, generation: int) -> Found:
+    async def find(self, certificate: str, generation: int, bundle: str = "") -> Found:
         """Do as `read`, and tell where the path of the share leads to it now."""
-        arguments = {"consumer": self._consumer, "certificate": certificate, "generation": generation}
-        answer = await self._worker.call("read", arguments)
+        which = {"certificate": certificate, "generation": generation, "bundle": bundle}
+        answer = await self._worker.call("read", {"consumer": self._consumer, **which})
         return Found(answer.files, answer.header["generations"])
 
     async def stop(self) -> None:

@@ -1,6 +1,6 @@
 """Bundles on local disk, verified: what the privileged half may be asked to install.
 
-`bundles/CERTIFICATE/NUMBER/` holds the six files of a bundle, 0600 in 0700 folders.
+`bundles/CERTIFICATE/NUMBER/` holds the files of a bundle, 0600 in 0700 folders. A sealed key stays sealed here.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Staging:
             files.create(temporary / name, data)
         files.sync_folder(temporary)
         place = parent / str(number)
-        if place.exists():  # the same generation, fetched again because it no longer verified
+        if place.exists():  # the same generation, fetched again: it no longer verified, or is sealed anew
             place.rename(parent / f".{number}.{secrets.token_hex(8)}")
         temporary.rename(place)
         files.sync_folder(parent)
@@ -77,7 +77,12 @@ class Staging:
             generation=number,
             now=self._clock(),
         )
-        return Staged(opened.manifest.fingerprint, opened.chain.leaf.not_after, staged_at=at)
+        return Staged(
+            opened.manifest.fingerprint,
+            opened.chain.leaf.not_after,
+            staged_at=at,
+            bundle=manifest.bundle_of(bundle),
+        )
 
     def _folders(self) -> list[tuple[str, int, Path]]:
         return [

@@ -44,6 +44,7 @@ class Assignment:
     generation: int
     fingerprint: str = field(default="", kw_only=True)
     identifiers: tuple[str, ...] = field(default=(), kw_only=True)
+    bundle: str = field(default="", kw_only=True)  # which sealing of its key; "": not sealed, or nobody said
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Staged:
     fingerprint: str
     not_after: datetime
     staged_at: datetime = field(kw_only=True)
+    bundle: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ class Fetch:
 
     certificate: str
     generation: int
+    bundle: str = ""
 
     @property
     def key(self) -> Key:

@@ -285,15 +285,20 @@ def _apply_waits(facts: AgentFacts, certificate: str, now: datetime) -> bool:
 
 
 def _fetches(facts: AgentFacts, now: datetime) -> Iterator[Wish]:
-    """Wish for every assigned bundle that is not here, unless what is live is newer."""
+    """Wish for every assigned bundle that is not here, or here sealed otherwise, unless what is live is newer."""
     for certificate, assignment in sorted(facts.assignments.items()):
         pair = (certificate, assignment.generation)
         is_wanted = assignment.generation != PLACEHOLDER and assignment.generation >= facts.live.get(
             certificate, 0
         )
         waits = attempt_holds(facts.fetch_attempts.get(certificate), now, LONGEST_SHORT_WAIT)
-        if is_wanted and pair not in facts.staged and not waits:
-            yield Fetch(*pair)
+        if is_wanted and not waits and not _is_here(facts, assignment):
+            yield Fetch(*pair, assignment.bundle)
+
+
+def _is_here(facts: AgentFacts, assignment: Assignment) -> bool:
+    staged = facts.staged.get((assignment.certificate, assignment.generation))
+    return staged is not None and assignment.bundle in {"", staged.bundle}
 
 
 def _probes(facts: AgentFacts, now: datetime) -> Iterator[Wish]:

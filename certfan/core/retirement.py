@@ -59,6 +59,9 @@ def place_instants(where: Where, observed: Observed) -> Iterator[datetime]:
 
 
 def _superseded(where: Where, observed: Observed, now: datetime) -> Step | None:
+    # Its key is sealed to what the consumer has no more, or lies open though its custody has become `sealed`.
+    for number, bundle in sorted(observed.outdated.get(where, ())):
+        return Retire(*where, number, bundle=bundle)
     if not observed.clock_trusted:
         return None
     numbers = sorted(observed.published.get(where, ()))

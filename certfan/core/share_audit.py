@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from certfan.core.model import Desired, Generation
+from certfan.core.shown import Asked, Folder
 from certfan.core.steps import Where
 
 FOLDER_MODE = 0o2750
@@ -17,8 +18,8 @@ SENTINEL, LIVE, GENERATIONS = "certfan.share", "live", "generations"
 _SET_UP = "run as root: certfan share setup"
 _REBUILD = "run: certfan share rebuild"
 _REMOVE = "look who put it there, and remove it"
-_POINTER = re.compile(r"\.\./generations/([^/]+)/([1-9][0-9]{0,17})")
-_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+_POINTER = re.compile(r"\.\./generations/([^/]+)/([1-9][0-9]{0,17}(?:\.[0-9a-f]{8})?)")
+_FOLDER = re.compile(r"([1-9][0-9]{0,17})(?:\.([0-9a-f]{8}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,10 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What one consumer should have of one certificate."""
+    """What one consumer should have of one certificate. Folders are named as they are on the share."""
 
-    live: int | None  # where the pointer belongs; None: wherever it is
-    kept: frozenset[int]  # what must be there
+    live: str | None  # where the pointer belongs; None: wherever it is
+    kept: Mapping[str, int]  # folders that must be there, with their numbers
     known: frozenset[int]  # what may be there: this daemon made it
 
 
@@ -89,10 +90,12 @@ def expected(
     generations: Mapping[str, tuple[Generation, ...]],
     published: Iterable[tuple[str, str, int]],
     usable: Mapping[Where, int],
+    asked: Asked,
 ) -> Mapping[Where, Expected]:
     """Return what should be on the share: where each pointer belongs, and the newest two of what was ever published.
 
-    `usable` is the generation that the plan wants at each place.
+    `usable` is the generation that the plan wants at each place. What was never sealed to the key that a consumer
+    has now need not be there, its newest apart.
     """
     history: dict[Where, set[int]] = {}
     for certificate, consumer, number in published:
@@ -101,9 +104,17 @@ def expected(
     for where in desired.pairs | history.keys():
         known = frozenset(g.number for g in generations.get(where[0], ()))
         live = usable.get(where) if where in desired.pairs else None
-        kept = sorted(history.get(where, set()) & known | ({live} if live else set()))[-2:]
-        found[where] = Expected(live, frozenset(kept) if where in desired.pairs else frozenset(), known)
+        newest = sorted(history.get(where, set()) & known | ({live} if live else set()))[-2:]
+        bundles = {n: asked(*where, n) for n in newest} if where in desired.pairs else {}
+        kept = {folder_name(n, b or ""): n for n, b in bundles.items() if b is not None or n == live}
+        pointer = next((name for name, number in kept.items() if number == live), None)
+        found[where] = Expected(pointer, kept, known)
     return found
+
+
+def folder_name(number: int, bundle: str) -> str:
+    """Return what a bundle's folder is called on the share."""
+    return f"{number}.{bundle}" if bundle else str(number)
 
 
 def differences(
@@ -124,17 +135,22 @@ def differences(
 
 def whole_generations(
     trees: Mapping[str, Tree], wanted: Mapping[Where, Expected]
-) -> list[tuple[str, str, int]]:
-    """Return (consumer, certificate, number) of every folder that is worth a look into its files."""
+) -> list[tuple[str, str, Folder]]:
+    """Return (consumer, certificate, folder) of every folder that is worth a look into its files."""
     return sorted(
-        (consumer, certificate, int(name))
+        (consumer, certificate, folder)
         for consumer, tree in trees.items()
         for certificate, line in tree.lines.items()
         for name, fact in line.entries.items()
         if fact.kind == "folder"
-        and _NUMBER.fullmatch(name)
-        and int(name) in _of(wanted, certificate, consumer).known
+        and (folder := _folder(name)) is not None
+        and folder[0] in _of(wanted, certificate, consumer).known
     )
+
+
+def _folder(name: str) -> Folder | None:
+    found = _FOLDER.fullmatch(name)
+    return (int(found[1]), found[2] or "") if found else None
 
 
 def file_differences(
@@ -156,7 +172,7 @@ def file_differences(
 
 
 def _of(wanted: Mapping[Where, Expected], certificate: str, consumer: str) -> Expected:
-    return wanted.get((certificate, consumer), Expected(None, frozenset(), frozenset()))
+    return wanted.get((certificate, consumer), Expected(None, {}, frozenset()))
 
 
 def _consumer(
@@ -172,9 +188,8 @@ def _consumer(
         yield from _line(f"{consumer}/{GENERATIONS}/{certificate}", line, owner, wanted.get(certificate))
     for certificate, one in sorted(wanted.items()):
         there = tree.lines[certificate].entries if certificate in tree.lines else {}
-        for number in sorted(one.kept):
-            if str(number) not in there:
-                yield Difference(f"{consumer}/{GENERATIONS}/{certificate}/{number}", "is missing", _REBUILD)
+        for name in sorted(one.kept.keys() - there.keys()):
+            yield Difference(f"{consumer}/{GENERATIONS}/{certificate}/{name}", "is missing", _REBUILD)
 
 
 def _pointers(
@@ -186,14 +201,14 @@ def _pointers(
             yield _stray(place, certificate)
             continue
         found = _POINTER.fullmatch(target) if target is not None else None
-        number = int(found[2]) if found and found[1] == certificate else None
+        name = found[2] if found and found[1] == certificate else None
         belongs = wanted[certificate].live
         if certificate not in live:
             yield Difference(place, f"is missing, and belongs at {belongs}", _REBUILD)
-        elif number is None:
+        elif name is None:
             yield Difference(place, f"leads to {target!r}" if target else "is no symlink", _REMOVE)
-        elif belongs is not None and number != belongs:
-            yield Difference(place, f"leads to {number}, and belongs at {belongs}", _REBUILD)
+        elif belongs is not None and name != belongs:
+            yield Difference(place, f"leads to {name}, and belongs at {belongs}", _REBUILD)
 
 
 def _line(place: str, line: Line, owner: Owner, wanted: Expected | None) -> Iterator[Difference]:
@@ -202,9 +217,9 @@ def _line(place: str, line: Line, owner: Owner, wanted: Expected | None) -> Iter
         return
     yield from _compared(place, line.fact, "folder", FOLDER_MODE, owner)
     for name, fact in sorted(line.entries.items()):
-        if not _NUMBER.fullmatch(name):
+        if (folder := _folder(name)) is None:
             yield _stray(f"{place}/{name}", name)
-        elif int(name) not in wanted.known:
+        elif folder[0] not in wanted.known:
             yield Difference(f"{place}/{name}", "is a generation that this daemon never made", _REMOVE)
         else:
             yield from _compared(f"{place}/{name}", fact, "folder", FOLDER_MODE, owner)

@@ -152,11 +152,12 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """Remove a generation of a consumer from the share, its key last."""
+    """Remove a generation of a consumer from the share, or one bundle of it, its key last."""
 
     certificate: str
     consumer: str
     generation: int
+    bundle: str | None = field(default=None, kw_only=True)  # None: all of them
     reason: Reason = field(default=Reason.SUPERSEDED, kw_only=True)
 
     @property
@@ -233,6 +234,7 @@ class Observed:
     generations: Mapping[str, tuple[Generation, ...]] = field(default_factory=dict)  # ascending, verified
     published: Mapping[Where, frozenset[int]] = field(default_factory=dict)  # complete on the share
     live: Mapping[Where, int] = field(default_factory=dict)  # the share's pointer
+    outdated: Mapping[Where, frozenset[tuple[int, str]]] = field(default_factory=dict)  # see core.shown
     offered: Mapping[Where, int] = field(default_factory=dict)  # the assignments; 0: nothing issued yet
     attempts: Mapping[str, Attempt] = field(default_factory=dict)  # by what `core.subjects` makes
     asked: Mapping[str, datetime] = field(default_factory=dict)  # `certfan renew`

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 
 from certfan import pki
-from certfan.core.model import Deployment, DeploymentState, Desired, Health, Problem, Proof
+from certfan.core.model import Custody, Deployment, DeploymentState, Desired, Health, Problem, Proof
 from certfan.daemon.bundles import Bundles
 from certfan.daemon.doubles import Doubles
 from certfan.daemon.enroller import Enroller
@@ -93,19 +94,33 @@ class Noticeboard:
     async def assignments(self, consumers: Collection[str]) -> Mapping[str, Assignments]:
         """Return all that each of the consumers is to have now; however many they are, in one read."""
         lists = await self._store.lists(consumers)
+        sealing_keys = (await self._store.facts()).sealing_keys
         said: dict[tuple[str, int], AssignmentMessage] = {}  # one certificate goes to many
         for told in lists.offered.values():
             for offer in told:
                 if offer not in said:
                     said[offer] = self._assignment(lists, *offer)
-        return {
-            consumer: Assignments(
-                revision=f"{lists.epoch}.{number}",
-                consumer=consumer,
-                assignments=tuple(said[offer] for offer in lists.offered.get(consumer, ())),
+        found = {}
+        for consumer, number in lists.revisions.items():
+            own = [said[offer] for offer in lists.offered.get(consumer, ())]
+            listed, mark = self._sealed(consumer, own, sealing_keys)
+            found[consumer] = Assignments(
+                revision=f"{lists.epoch}.{number}{mark}", consumer=consumer, assignments=listed
             )
-            for consumer, number in lists.revisions.items()
-        }
+        return found
+
+    def _sealed(
+        self, consumer: str, said: list[AssignmentMessage], sealing_keys: Mapping[str, bytes]
+    ) -> tuple[tuple[AssignmentMessage, ...], str]:
+        """Name the bundle of each sealed key, and mark the revision with them: sealed anew, it is another list."""
+        told = []
+        for one in said:
+            bundle = one.generation and self._bundles.asked(
+                one.certificate, consumer, one.generation, sealing_keys=sealing_keys
+            )
+            told.append(one.model_copy(update={"bundle": bundle}) if bundle else one)
+        bundles = "".join(one.bundle for one in told)
+        return tuple(told), f".{hashlib.sha256(bundles.encode()).hexdigest()[:16]}" if bundles else ""
 
     def _assignment(self, lists: Lists, certificate: str, number: int) -> AssignmentMessage:
         for one in lists.generations.get(certificate, ()):
@@ -137,7 +152,16 @@ class Noticeboard:
         """Turn a one-time token into an identity."""
         reply = await self._enroller.redeem(token, csr, sealing_key=sealing_key)
         await self._journal.note("consumer.enrolled", reply.consumer)
+        if sealing_key is not None:
+            await self._may_seal(reply.consumer)
         return reply
+
+    async def _may_seal(self, consumer: str) -> None:
+        """Have everything sealed to a consumer's new key at once, whatever held it up before."""
+        for name, certificate in self._desired().certificates.items():
+            if certificate.custody is Custody.SEALED and consumer in certificate.consumers:
+                await self._store.clear_attempt(f"{name}/{consumer}")
+        self._ring()
 
     async def refused(self, error: CertfanError) -> None:
         """Note that a consumer, or one of its tokens, asked for what it may not have."""
@@ -150,9 +174,10 @@ class Noticeboard:
         if self.doubles.heard(consumer, report.boot_id):
             problem = self.doubles.problems[consumer]
             await self._journal.warn("consumer.doubled", consumer, detail=problem.detail, hint=problem.hint)
-        if (sealing_key := sealing_key_of(report.sealing_key)) is not None:
-            await self._store.tell_sealing_key(consumer, sealing_key)
         facts = await self._store.facts()
+        if consumer not in facts.sealing_keys and (sealing_key := sealing_key_of(report.sealing_key)):
+            await self._store.tell_sealing_key(consumer, sealing_key)
+            await self._may_seal(consumer)
         own = {certificate for certificate, name in facts.offered if name == consumer}
         deployments = [d.value(consumer) for d in report.deployments if d.certificate in own]
         proofs: dict[str, list[Proof]] = {name: [] for name in own}

@@ -22,12 +22,29 @@ class Bundles:
         self._ca = ca
         self._fleet = fleet
         self._desired = desired
+        self._sealed_as: dict[
+            tuple[str, int, str, str], str
+        ] = {}  # read once: a sealed key is never sealed again
 
-    def name(self, certificate: str, generation: int, sealing_key: bytes | None) -> str:
-        """Return the folder of a bundle: the number, and whom its key is sealed to, so that none is ever rewritten."""
-        if self._custody(certificate) is Custody.SEALED and sealing_key is not None:
-            return f"{generation}.{pki.sealing_id(sealing_key)}"
-        return str(generation)
+    def asked(
+        self, certificate: str, consumer: str, generation: int, *, sealing_keys: Mapping[str, bytes]
+    ) -> str | None:
+        """Return which bundle of a generation is a consumer's now: see manifest.bundle_of.
+
+        None: its key was not sealed yet to what the consumer has.
+        """
+        if self._custody(certificate) is not Custody.SEALED:
+            return ""
+        if (sealing_key := sealing_keys.get(consumer)) is None:
+            return None
+        sealed_to = pki.sealing_id(sealing_key)
+        known = (certificate, generation, consumer, sealed_to)
+        if known not in self._sealed_as:
+            sealed = self._state.read_sealed_key(certificate, generation, consumer, sealed_to)
+            if sealed is None:
+                return None
+            self._sealed_as[known] = manifest.bundle_of({manifest.SEALED_KEY: sealed})
+        return self._sealed_as[known]
 
     def pack(
         self, consumer: str, certificate: str, generation: int, *, sealing_key: bytes | None

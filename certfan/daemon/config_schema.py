@@ -118,8 +118,8 @@ def _mode(text: str) -> str:
 
 
 def _custody(value: Any) -> Any:
-    if value in [Custody.SEALED, Custody.CONSUMER]:
-        raise ValueError(f'custody "{value}" is not in this release; use "share"')
+    if value == Custody.CONSUMER:
+        raise ValueError(f'custody "{value}" is not in this release; use "share" or "sealed"')
     return value
 
 

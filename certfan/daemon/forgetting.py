@@ -24,7 +24,7 @@ class Forgetting:
 
     async def clear(self, certificate: str, consumer: str) -> None:
         """Take an orphan off one consumer's folder of the share."""
-        numbers = sorted(self._out.published.get((certificate, consumer), ()))
+        numbers = sorted({folder.number for folder in self._out.published.get((certificate, consumer), ())})
         if numbers:
             await self._store.keep_number(certificate, numbers[-1])  # what only the share knew
         await self._share.clear(consumer, certificate)

@@ -21,6 +21,7 @@ from certfan.daemon.share import Share
 from certfan.daemon.timekeeper import Timekeeper
 from certfan.errors import CertfanError, ShareError
 from certfan.loop import Loop
+from certfan.share_worker.tree import Folder
 
 SHARE_UP = timedelta(seconds=30)
 SHARE_DOWN = timedelta(seconds=3)
@@ -48,8 +49,8 @@ class Lookout:
         self._clock = clock
         self._loop = loop
         self._timekeeper = timekeeper
-        self._published: dict[Where, frozenset[int]] = {}
-        self._live: dict[Where, int] = {}
+        self._published: dict[Where, frozenset[Folder]] = {}
+        self._live: dict[Where, Folder] = {}
         self._seen = False
         self._share_at = self._sweep_at = clock()
         self._told_lost = False
@@ -58,12 +59,12 @@ class Lookout:
         self._log = log.get("lookout")
 
     @property
-    def published(self) -> Mapping[Where, frozenset[int]]:
-        """Every generation that is complete on the share."""
+    def published(self) -> Mapping[Where, frozenset[Folder]]:
+        """Every bundle that is complete on the share, whether it counts or not: see core.shown."""
         return dict(self._published)
 
     @property
-    def live(self) -> Mapping[Where, int]:
+    def live(self) -> Mapping[Where, Folder]:
         """Where the share's pointers were."""
         return dict(self._live)
 
@@ -84,17 +85,19 @@ class Lookout:
 
     def highest(self, certificate: str) -> int:
         """Return the highest number that the share shows of a certificate, 0 for none."""
-        numbers = [n for where, all_ in self._published.items() if where[0] == certificate for n in all_]
-        return max([0, *numbers, *(n for where, n in self._live.items() if where[0] == certificate)])
+        seen = [f for where, all_ in self._published.items() if where[0] == certificate for f in all_]
+        seen += [folder for where, folder in self._live.items() if where[0] == certificate]
+        return max((folder.number for folder in seen), default=0)
 
-    def put(self, where: Where, generation: int) -> None:
+    def put(self, where: Where, folder: Folder) -> None:
         """Take in what was just published."""
-        self._published[where] = self._published.get(where, frozenset()) | {generation}
-        self._live[where] = generation
+        self._published[where] = self._published.get(where, frozenset()) | {folder}
+        self._live[where] = folder
 
-    def taken(self, where: Where, generation: int) -> None:
-        """Take in what was just removed."""
-        self._published[where] = self._published.get(where, frozenset()) - {generation}
+    def taken(self, where: Where, generation: int, bundle: str | None) -> None:
+        """Take in what was just removed: one bundle of a generation, None for all."""
+        before = self._published.get(where, frozenset())
+        self._published[where] = frozenset(one for one in before if not one.is_of(generation, bundle))
 
     def cleared(self, where: Where) -> None:
         """Take in that nothing of a certificate is left at a consumer."""

@@ -279,12 +279,13 @@ class _Daemon:
         facts, accounts = await self._store.facts(), await self._store.accounts()
         desired = self.configured.desired()
         places = {name: (name, one.directory) for name, one in desired.authorities.items()}
+        observed = self.reconciler.observed(desired, facts, self._loop.in_flight)
         return StateOfThings(
             now=now(),
             fleet=self._config.fleet,
             desired=desired,
             facts=facts,
-            observed=self.reconciler.observed(desired, facts, self._loop.in_flight),
+            observed=observed,
             accounts={name: accounts[place] for name, place in places.items() if place in accounts},
             probe_interval=self.configured.config.probe_interval,
             config=await self._store.config(),
@@ -292,7 +293,7 @@ class _Daemon:
             share_problem=self._share.problem,
             clock_problem=self._timekeeper.problem,
             consumer_problems={**self._share.folder_problems, **self._board.doubles.problems},
-            live=self._lookout.live,
+            live=observed.live,
             in_flight=self.reconciler.steps,
             runs=tuple(await self._store.runs(LAST_RUNS)),
         )

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import assert_never
 
 from certfan import log
@@ -38,6 +39,7 @@ from certfan.core.plan import (
     plan,
 )
 from certfan.core.room import outdated
+from certfan.core.shown import shown
 from certfan.core.subjects import subject_of
 from certfan.daemon.bundles import Bundles
 from certfan.daemon.domains import registered_domain
@@ -54,6 +56,8 @@ from certfan.daemon.timekeeper import Timekeeper
 from certfan.daemon.upkeep import Upkeep
 from certfan.errors import CertfanError, InternalError
 from certfan.loop import Loop
+from certfan.protocol import manifest
+from certfan.share_worker.tree import Folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +125,13 @@ class Reconciler:
 
     def observed(self, desired: Desired, facts: StoreFacts, in_flight: frozenset[Key]) -> Observed:
         """Return what the plan looks at, besides what is desired."""
+        asked = partial(self._is.bundles.asked, sealing_keys=facts.sealing_keys)
+        on_share = shown(desired, self._out.published, self._out.live, asked)
         return replace(
             remembered(facts),
-            published=self._out.published,
-            live=self._out.live,
+            published=on_share.published,
+            live=on_share.live,
+            outdated=on_share.outdated,
             answered=self._out.answered,
             self_check=self._is.self_check(),
             ledgers=self._spent(desired, facts),
@@ -175,11 +182,7 @@ class Reconciler:
                 await self._is.store.withdraw(step.certificate, step.consumer, self._is.clock())
                 self._told(step.consumer, "certificate.withdrawn", step.certificate)
             case Retire():
-                await self._is.share.retire(step.consumer, step.certificate, step.generation)
-                self._out.taken((step.certificate, step.consumer), step.generation)
-                await self._is.journal.note(
-                    "generation.retired", f"{step.certificate}@{step.generation}", consumer=step.consumer
-                )
+                await self._retire(step)
             case RollBack():
                 await self._roll_back(step)
             case Clear():
@@ -211,12 +214,23 @@ class Reconciler:
             step.consumer, step.certificate, step.generation, sealing_key=sealing_key
         )
         await self._is.share.publish(consumer, step.certificate, step.generation, bundle)
-        self._out.put((step.certificate, step.consumer), step.generation)
+        folder = Folder(step.generation, manifest.bundle_of(bundle))
+        self._out.put((step.certificate, step.consumer), folder)
+        if folder.bundle:
+            self._is.announce(step.consumer)  # its assignment names the bundle
         store, now = self._is.store, self._is.clock()
         await store.record_published(step.certificate, step.consumer, step.generation, now)
         await store.clear_attempt(f"{step.certificate}/{step.consumer}")
         self._is.journal.tell(
             "generation.published", f"{step.certificate}@{step.generation}", consumer=step.consumer
+        )
+
+    async def _retire(self, step: Retire) -> None:
+        await self._is.share.retire(step.consumer, step.certificate, step.generation, step.bundle)
+        self._out.taken((step.certificate, step.consumer), step.generation, step.bundle)
+        subject = f"{step.certificate}@{step.generation}"
+        await self._is.journal.note(
+            "generation.retired", subject, consumer=step.consumer, bundle=step.bundle or ""
         )
 
     def _told(self, consumer: str, event: str, subject: str) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 from certfan.core.model import Consumer, Problem
 from certfan.core.share_audit import Fact, Line, Tree
 from certfan.errors import ConfigInvalid, ShareError, ShareFull
+from certfan.protocol import manifest
 from certfan.share_worker.client import ShareWorker
 from certfan.share_worker.faults import unavailable
+from certfan.share_worker.tree import Folder
 
 _PUBLISHING = timedelta(seconds=30)
 _LOOKING = timedelta(seconds=10)
@@ -45,8 +47,8 @@ class Mount:
 class ShareSeen:
     """What is on the share: whole generations, live pointers; keys are (certificate, consumer)."""
 
-    published: Mapping[tuple[str, str], frozenset[int]]
-    live: Mapping[tuple[str, str], int]
+    published: Mapping[tuple[str, str], frozenset[Folder]]
+    live: Mapping[tuple[str, str], Folder]
     mount: Mount = field(kw_only=True)
     problems: Mapping[str, Problem] = field(kw_only=True)  # by consumer: its folder cannot be used
 
@@ -124,6 +126,7 @@ class Share:
             "consumer": consumer.name,
             "certificate": certificate,
             "generation": generation,
+            "bundle": manifest.bundle_of(files),
             "key_mode": consumer.mode,
             "gid": group_number(consumer),
         }
@@ -171,28 +174,30 @@ class Share:
         return {name: _tree(said) for name, said in found.items()}
 
     async def inspect(
-        self, consumer: str, certificate: str, generation: int
+        self, consumer: str, certificate: str, folder: Folder
     ) -> tuple[Mapping[str, Fact], Mapping[str, bytes]]:
-        """Tell facts and bytes of the files of one generation.
+        """Tell facts and bytes of the files of one bundle.
 
         Raises:
             ShareError: unavailable, or something else has a folder's place.
         """
-        arguments = {"consumer": consumer, "certificate": certificate, "generation": generation}
+        which = {"certificate": certificate, "generation": folder.number, "bundle": folder.bundle}
         with self._watched():
-            answer = await self._worker.call("inspect", arguments, patience=_PUBLISHING)
+            answer = await self._worker.call("inspect", {"consumer": consumer, **which}, patience=_PUBLISHING)
         return _facts(answer.header["facts"]), answer.files
 
-    async def retire(self, consumer: str, certificate: str, generation: int) -> None:
-        """Remove a generation that nobody needs; its keys go last. Nothing there is fine.
+    async def retire(
+        self, consumer: str, certificate: str, generation: int, bundle: str | None = None
+    ) -> None:
+        """Remove a generation that nobody needs, or one sealing of it; its keys go last. Nothing there is fine.
 
         Raises:
             GenerationLive: `live/` points at it.
             ShareError: unavailable or tampered with.
         """
-        arguments = {"consumer": consumer, "certificate": certificate, "generation": generation}
+        which = {"certificate": certificate, "generation": generation, "bundle": bundle}
         with self._watched():
-            await self._worker.call("retire", arguments, patience=_PUBLISHING)
+            await self._worker.call("retire", {"consumer": consumer, **which}, patience=_PUBLISHING)
 
     async def clear(self, consumer: str, certificate: str) -> None:
         """Remove all of a certificate from a consumer's folder, its pointer first, keys last. Repeatable.
@@ -259,18 +264,23 @@ def group_number(consumer: Consumer) -> int:
         ) from None
 
 
+def _folders(names: Iterable[str]) -> frozenset[Folder]:
+    return frozenset(folder for name in names if (folder := Folder.parse(name)))
+
+
 def _seen(consumers: Mapping[str, Any], mount: Mapping[str, Any]) -> ShareSeen:
     return ShareSeen(
         {
-            (certificate, consumer): frozenset(numbers)
+            (certificate, consumer): _folders(names)
             for consumer, seen in consumers.items()
-            for certificate, numbers in seen["published"].items()
-            if numbers
+            for certificate, names in seen["published"].items()
+            if names
         },
         {
-            (certificate, consumer): number
+            (certificate, consumer): folder
             for consumer, seen in consumers.items()
-            for certificate, number in seen["live"].items()
+            for certificate, name in seen["live"].items()
+            if (folder := Folder.parse(name))
         },
         mount=mount_of(mount),
         problems=_problems({name: seen["problem"] for name, seen in consumers.items() if "problem" in seen}),

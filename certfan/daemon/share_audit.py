@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import datetime
+from functools import partial
 
 from certfan.core.model import Consumer, Desired
 from certfan.core.plan import wanted_at
@@ -28,8 +29,11 @@ from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store, StoreFacts
 from certfan.errors import CertfanError, ChainInvalid, PairMismatch, ShareError, ShareUnavailable
 from certfan.protocol import manifest
+from certfan.share_worker.tree import Folder
 
 Progress = Callable[[int, int, str], Awaitable[None]]  # so many done, of so many, at what now
+
+_SOON = "the daemon removes it once live/ leads to the newest: certfan status"
 
 
 class ShareAudit:
@@ -75,10 +79,10 @@ class ShareAudit:
         owners = {name: _owner(one) for name, one in self._desired().consumers.items()}
         found = list(differences(trees, owners, wanted))
         places = whole_generations(trees, wanted)
-        for done, (consumer, certificate, number) in enumerate(places):
-            await progress(done, len(places), f"{consumer}: {certificate}@{number}")
+        for done, (consumer, certificate, folder) in enumerate(places):
+            await progress(done, len(places), f"{consumer}: {certificate}@{folder[0]}")
             if consumer in owners:
-                found += await self._generation(consumer, certificate, number, owners[consumer])
+                found += await self._bundle(consumer, certificate, Folder(*folder), owners[consumer])
         await self._journal.note(
             "share.verified", "share", uid=uid, generations=len(places), differences=len(found)
         )
@@ -96,7 +100,7 @@ class ShareAudit:
         places = sorted(
             (consumer, certificate, number)
             for (certificate, consumer), one in wanted.items()
-            for number in one.kept
+            for number in one.kept.values()
         )
         await self._journal.warn("share.rebuilding", "share", uid=uid, generations=len(places))
         found: list[Difference] = []
@@ -113,15 +117,22 @@ class ShareAudit:
         facts, desired = await self._store.facts(), self._desired()
         published = [(p.certificate, p.consumer, p.generation) for p in await self._store.published()]
         usable = wanted_at(desired, self._observed(facts), self._clock())
-        return expected(desired, facts.generations, published, usable)
+        asked = partial(self._bundles.asked, sealing_keys=facts.sealing_keys)
+        return expected(desired, facts.generations, published, usable, asked)
 
-    async def _generation(
-        self, consumer: str, certificate: str, number: int, owner: Owner
+    async def _bundle(
+        self, consumer: str, certificate: str, folder: Folder, owner: Owner
     ) -> list[Difference]:
-        place = f"{consumer}/generations/{certificate}/{number}"
+        place = f"{consumer}/generations/{certificate}/{folder}"
+        sealing_keys = (await self._store.facts()).sealing_keys
+        counts = folder.bundle == self._bundles.asked(
+            certificate, consumer, folder.number, sealing_keys=sealing_keys
+        )
+        if not counts and (certificate, consumer) in self._desired().pairs:
+            return [Difference(place, "is no bundle of use to the consumer, and is not removed yet", _SOON)]
         try:
-            facts, files = await self._share.inspect(consumer, certificate, number)
-            packed = await self._packed(consumer, certificate, number)
+            facts, files = await self._share.inspect(consumer, certificate, folder)
+            packed = await self._packed(consumer, certificate, folder.number) if counts else {}
         except ShareUnavailable:
             raise
         except CertfanError as why:
@@ -151,7 +162,7 @@ class ShareAudit:
                 fleet=self._fleet,
                 consumer=consumer,
                 certificate=certificate,
-                generation=int(number),
+                generation=int(number.partition(".")[0]),
                 now=self._clock(),
             )
         except CertfanError as why:

@@ -136,15 +136,25 @@ class StateFolder:
 
         Sealing throws dice, and share and channel must carry the same bytes; what was sealed to an earlier key goes.
         """
-        if not CONSUMER_NAME.fullmatch(consumer) or not _SEALED_TO.fullmatch(sealed_to):
-            raise ValueError(f"{consumer}.{sealed_to} cannot be a file name here")
-        folder = self._folder_of(certificate, number)
-        kept = folder / f"{consumer}.{sealed_to}{_SEALED}"
+        kept = self._sealed_path(certificate, number, consumer, sealed_to)
         made = _kept(kept, make)
-        for earlier in folder.glob(f"{consumer}.*{_SEALED}"):
-            if earlier != kept:
+        for earlier in kept.parent.glob(f"{consumer}.*{_SEALED}"):
+            # A consumer's name may be the beginning of another's.
+            if earlier != kept and _SEALED_TO.fullmatch(earlier.stem.removeprefix(f"{consumer}.")):
                 earlier.unlink(missing_ok=True)
         return made
+
+    def read_sealed_key(self, certificate: str, number: int, consumer: str, sealed_to: str) -> bytes | None:
+        """Return the generation's key as it was sealed to that key, None when it was not."""
+        try:
+            return files.read_private(self._sealed_path(certificate, number, consumer, sealed_to))
+        except FileNotFoundError:
+            return None
+
+    def _sealed_path(self, certificate: str, number: int, consumer: str, sealed_to: str) -> Path:
+        if not CONSUMER_NAME.fullmatch(consumer) or not _SEALED_TO.fullmatch(sealed_to):
+            raise ValueError(f"{consumer}.{sealed_to} cannot be a file name here")
+        return self._folder_of(certificate, number) / f"{consumer}.{sealed_to}{_SEALED}"
 
     def generation_numbers(self, certificate: str) -> frozenset[int]:
         """Return every number that has a folder here, complete or not."""

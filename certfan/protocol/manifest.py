@@ -25,6 +25,7 @@ KEY_FILES: Mapping[Custody, tuple[str, ...]] = MappingProxyType(
 )
 KEY_FILE_NAMES = tuple(name for names in KEY_FILES.values() for name in names)
 MANIFEST = "manifest.json"
+SEALED_KEY, *_ = KEY_FILES[Custody.SEALED]
 SIGNATURE = "manifest.sig"
 ALWAYS_THERE = (*PUBLIC_FILES, MANIFEST, SIGNATURE)
 MAX_FILE = 1 << 20  # bytes; a chain is a few thousand
@@ -158,6 +159,15 @@ def seal(manifest: bytes, signer_key_pem: bytes, signer_cert_pem: bytes) -> byte
 def files_of(custody: Custody) -> tuple[str, ...]:
     """Return the names of what a manifest vouches for."""
     return (*KEY_FILES[custody], *PUBLIC_FILES)
+
+
+def bundle_of(files: Mapping[str, bytes]) -> str:
+    """Return what tells bundles of one generation apart: 8 hex digits of the sealed key's SHA-256, "" where none is.
+
+    Sealing throws dice, so another sealing, to whatever key, is another bundle.
+    """
+    sealed = files.get(SEALED_KEY)
+    return hashlib.sha256(sealed).hexdigest()[:8] if sealed is not None else ""
 
 
 def seal_key(

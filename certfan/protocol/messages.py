@@ -39,6 +39,8 @@ Short = Annotated[str, StringConstraints(max_length=256)]
 Text = Annotated[str, StringConstraints(max_length=4096)]
 # The public X25519 key that private keys are sealed to: 32 bytes, base64; "": none, as before 0.2.
 SealingKey = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9+/]{43}=)?$")]
+# Which sealing of a generation's key; "": it is not sealed, or nobody knows.
+Bundle = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{8})?$")]
 Long = Annotated[str, StringConstraints(max_length=16384)]
 
 
@@ -113,6 +115,7 @@ class AssignmentMessage(Message):
     generation: Annotated[int, Field(ge=0)]
     identifiers: Annotated[tuple[Short, ...], Field(max_length=1000)]
     fingerprint: Fingerprint
+    bundle: Bundle = ""
 
 
 class Assignments(Message):

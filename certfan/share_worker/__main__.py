@@ -124,16 +124,16 @@ class Worker:
             self._eye = Eye(self._beat)
         return self._eye.look(root)
 
-    def _read(self, consumer: str, certificate: str, generation: int) -> dict[str, bytes]:
+    def _read(self, consumer: str, certificate: str, generation: int, bundle: str) -> dict[str, bytes]:
         root = self._place.root()
         if self._place.consumer is None:
             with tree.folder(tree.checked(consumer), root) as at:
-                return read_bundle(at, certificate, generation)
+                return read_bundle(at, certificate, generation, bundle)
         if self._place.consumer != consumer:
             raise unavailable(
                 f"the folder of consumer {self._place.consumer} is mounted, not of {consumer}", self._path
             )
-        return read_bundle(root, certificate, generation)
+        return read_bundle(root, certificate, generation, bundle)
 
     def _set_up(self, consumers: dict[str, int], uid: int) -> str:
         root = self._place.unproven()

@@ -24,7 +24,7 @@ class Eye:
 
     def __init__(self, beat: Callable[[], None]) -> None:
         self._beat = beat
-        self._whole: dict[tuple[str, str, int], tuple[int, int, int]] = {}
+        self._whole: dict[tuple[str, str, tree.Folder], tuple[int, int, int]] = {}
 
     def look(self, root: int) -> dict[str, Any]:
         """Return per consumer the whole generations, the live pointers, and what is wrong with its folder."""
@@ -41,29 +41,30 @@ class Eye:
             with own_consumer(root, name) as at:
                 with tree.folder(tree.GENERATIONS, at) as generations:
                     for certificate in filter(tree.is_name, tree.entries(generations)):
-                        seen["published"][certificate] = self._numbers(generations, name, certificate)
+                        seen["published"][certificate] = self._folders(generations, name, certificate)
                 seen["live"] = _pointers(at)
         except (ShareTampered, PermissionTooOpen) as why:
             # One consumer's folder must not hide the others.
             seen["problem"] = _problem(why)
         return seen
 
-    def _numbers(self, generations: int, consumer: str, certificate: str) -> list[int]:
+    def _folders(self, generations: int, consumer: str, certificate: str) -> list[str]:
         try:
             with tree.folder(certificate, generations) as line:
-                return [n for n in tree.numbers(line) if self._is_whole(line, consumer, certificate, n)]
+                found = tree.folders(line)
+                return [str(one) for one in found if self._is_whole(line, consumer, certificate, one)]
         except NotADirectoryError:
             return []
 
-    def _is_whole(self, line: int, consumer: str, certificate: str, number: int) -> bool:
+    def _is_whole(self, line: int, consumer: str, certificate: str, folder: tree.Folder) -> bool:
         self._beat()
         try:
-            about = os.stat(str(number), dir_fd=line, follow_symlinks=False)
+            about = os.stat(str(folder), dir_fd=line, follow_symlinks=False)
             mark = (about.st_dev, about.st_ino, about.st_mtime_ns)
-            key = (consumer, certificate, number)
+            key = (consumer, certificate, folder)
             if self._whole.get(key) == mark:
                 return True
-            with tree.folder(str(number), line) as fd:
+            with tree.folder(str(folder), line) as fd:
                 whole = tree.is_whole(fd)
         except (FileNotFoundError, NotADirectoryError):
             return False
@@ -100,13 +101,13 @@ def glance(root: int, path: str, consumers: Iterable[str]) -> dict[str, Any]:
     return {"consumers": problems, "full": full, "read_only": bool(room.f_flag & os.ST_RDONLY)}
 
 
-def _pointers(consumer: int) -> dict[str, int]:
+def _pointers(consumer: int) -> dict[str, str]:
     with tree.folder(tree.LIVE, consumer) as live:
         found = {name: tree.pointer(name, live) for name in filter(tree.is_name, tree.entries(live))}
-    return {name: number for name, number in found.items() if number is not None}
+    return {name: str(folder) for name, folder in found.items() if folder is not None}
 
 
-def read_bundle(consumer: int, certificate: str, generation: int) -> dict[str, bytes]:
+def read_bundle(consumer: int, certificate: str, generation: int, bundle: str = "") -> dict[str, bytes]:
     """Read every file of one generation through one descriptor of its folder, so they belong together.
 
     Nothing in it is parsed. Another mount's changes show up as ESTALE or ENOENT for up to 0.3 s: tried again at once,
@@ -115,33 +116,34 @@ def read_bundle(consumer: int, certificate: str, generation: int) -> dict[str, b
     Raises:
         BundleInvalid: it is not there (yet), or holds too much.
     """
+    folder = tree.Folder.checked(generation, bundle)
     seen: list[int | None] = []
     while True:
         try:
-            return _read_once(consumer, tree.checked(certificate), generation)
+            return _read_once(consumer, tree.checked(certificate), folder)
         except OSError as why:
             if why.errno not in _GONE:
                 raise
             seen.append(why.errno)
             if seen.count(errno.ENOENT) == 2:
-                raise not_there(certificate, generation) from None
+                raise not_there(certificate, folder.number) from None
             if len(seen) == 3:
                 raise
         if len(seen) == 2:
             time.sleep(_STALE_FOR)
 
 
-def _read_once(consumer: int, certificate: str, generation: int) -> dict[str, bytes]:
+def _read_once(consumer: int, certificate: str, folder: tree.Folder) -> dict[str, bytes]:
     with (
         tree.folder(tree.GENERATIONS, consumer) as generations,
         tree.folder(certificate, generations) as line,
-        tree.folder(str(generation), line) as fd,
+        tree.folder(str(folder), line) as fd,
     ):
         names = tree.entries(fd)
         if tree.MANIFEST not in names or tree.SIGNATURE not in names:
-            raise not_there(certificate, generation)
+            raise not_there(certificate, folder.number)
         if len(names) > tree.MAX_FILES:
-            raise BundleInvalid(f"{certificate}@{generation} on the share holds {len(names)} files")
+            raise BundleInvalid(f"{certificate}@{folder.number} on the share holds {len(names)} files")
         return {name: tree.read_file(name, fd) for name in filter(tree.is_name, names)}
 
 

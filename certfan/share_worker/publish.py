@@ -32,9 +32,11 @@ def publish(
     *,
     key_mode: int,
     gid: int,
+    bundle: str = "",
 ) -> None:
     """Put a generation on the share, then point `live/<certificate>` at it unless that is ahead already.
 
+    `bundle` tells sealings of its key apart: the pointer goes to the latest one that was published of a number.
     Readers see all of it or nothing. A whole folder with the same content is adopted, an unfinished one is
     removed first. Cut off anywhere, it leaves an unfinished folder or one that no pointer names yet.
 
@@ -43,10 +45,10 @@ def publish(
         BundleInvalid: the number is taken by other content, or `contents` is no whole bundle.
         ShareTampered: something is not as certfan made it.
     """
-    modes = _modes(contents, key_mode)
+    modes, folder = _modes(contents, key_mode), tree.Folder.checked(generation, bundle)
     try:
         with own_consumer(root, consumer) as at:
-            _publish_at(at, consumer, certificate, generation, contents, modes=modes, gid=gid)
+            _publish_at(at, consumer, certificate, folder, contents, modes=modes, gid=gid)
     except FileNotFoundError as why:
         if why.filename != consumer:
             raise
@@ -57,7 +59,7 @@ def _publish_at(
     at: int,
     consumer: str,
     certificate: str,
-    generation: int,
+    folder: tree.Folder,
     contents: Mapping[str, bytes],
     *,
     modes: Mapping[str, int],
@@ -68,12 +70,11 @@ def _publish_at(
             f"folder {consumer}/ on the share belongs to group {found}, not {gid}", subject=consumer
         )
     with own(tree.GENERATIONS, at) as generations, own(tree.checked(certificate), generations) as line:
-        _write_whole(str(generation), line, contents, modes, gid, above=generations)
+        _write_whole(str(folder), line, contents, modes, gid, above=generations)
     with own(tree.LIVE, at) as live:
-        if (tree.pointer(certificate, live) or 0) < generation:
-            files.replace_symlink(
-                certificate, f"../{tree.GENERATIONS}/{certificate}/{generation}", dir_fd=live
-            )
+        before = tree.pointer(certificate, live)
+        if before is None or (before.number <= folder.number and before != folder):
+            files.replace_symlink(certificate, f"../{tree.GENERATIONS}/{certificate}/{folder}", dir_fd=live)
 
 
 def no_folder(consumer: str) -> ShareUnavailable:
@@ -83,20 +84,23 @@ def no_folder(consumer: str) -> ShareUnavailable:
     )
 
 
-def retire(root: int, consumer: str, certificate: str, generation: int) -> None:
-    """Remove a generation that `live/` does not point at; its keys go last. Nothing there is fine.
+def retire(root: int, consumer: str, certificate: str, generation: int, bundle: str | None = None) -> None:
+    """Remove a generation, or one bundle of it, that `live/` does not point at; its keys go last. Repeatable.
 
     Raises:
         GenerationLive: it does point there.
     """
     with contextlib.suppress(FileNotFoundError), own_consumer(root, consumer) as at:
         with tree.folder(tree.LIVE, at) as live:
-            if tree.pointer(tree.checked(certificate), live) == generation:
+            shown = tree.pointer(tree.checked(certificate), live)
+            if shown is not None and shown.is_of(generation, bundle):
                 raise GenerationLive(
                     f"{certificate}@{generation} is what live/ of {consumer} points at", subject=consumer
                 )
         with tree.folder(tree.GENERATIONS, at) as generations, tree.folder(certificate, generations) as line:
-            tree.remove(str(generation), line)
+            for folder in tree.folders(line):
+                if folder.is_of(generation, bundle):
+                    tree.remove(str(folder), line)
 
 
 def clear(root: int, consumer: str, certificate: str) -> None:
@@ -146,8 +150,8 @@ def _clear(at: int, certificate: str) -> None:
         files.sync_folder(".", dir_fd=live)
     with contextlib.suppress(FileNotFoundError), own(tree.GENERATIONS, at, make=False) as generations:
         with own(certificate, generations, make=False) as line:
-            for number in tree.numbers(line):
-                tree.remove(str(number), line)
+            for folder in tree.folders(line):
+                tree.remove(str(folder), line)
         os.rmdir(certificate, dir_fd=generations)
         files.sync_folder(".", dir_fd=generations)
 
@@ -340,10 +344,10 @@ def _sweep_consumer(at: int, beat: Callable[[], None], before: float) -> int:
     with own(tree.GENERATIONS, at) as generations, own(tree.LIVE, at) as live:
         for certificate in filter(tree.is_name, tree.entries(generations)):
             with own(certificate, generations, make=False) as line:
-                for number in tree.numbers(line):
+                for folder in tree.folders(line):
                     beat()
-                    if number != tree.pointer(certificate, live) and _is_stale(str(number), line, before):
-                        tree.remove(str(number), line)
+                    if folder != tree.pointer(certificate, live) and _is_stale(str(folder), line, before):
+                        tree.remove(str(folder), line)
                         swept += 1
     return swept
 

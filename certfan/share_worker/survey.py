@@ -48,7 +48,7 @@ def _certificate(name: str, generations: int) -> dict[str, Any]:
 
 
 def inspect(
-    root: int, consumer: str, certificate: str, generation: int
+    root: int, consumer: str, certificate: str, generation: int, bundle: str = ""
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Tell about every file of one generation, with the bytes of those that a bundle may hold.
 
@@ -59,7 +59,7 @@ def inspect(
         tree.folder(tree.checked(consumer), root) as at,
         tree.folder(tree.GENERATIONS, at) as generations,
         tree.folder(tree.checked(certificate), generations) as line,
-        tree.folder(str(generation), line) as fd,
+        tree.folder(str(tree.Folder.checked(generation, bundle)), line) as fd,
     ):
         names = tree.entries(fd)
         facts = {name: _fact(name, fd) for name in names}

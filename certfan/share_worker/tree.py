@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from certfan import files
 from certfan.errors import BundleInvalid, ShareTampered
@@ -25,11 +26,39 @@ MAX_FILE = 1 << 20  # bytes
 MAX_FILES = 16  # in one bundle
 
 _NAME = re.compile(r"(?!.*\.\.)[a-z0-9][a-z0-9._-]{0,99}")
-_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
-_POINTER = re.compile(r"\.\./generations/([^/]+)/([1-9][0-9]{0,17})")
+_GENERATION = re.compile(r"([1-9][0-9]{0,17})(?:\.([0-9a-f]{8}))?")
+_POINTER = re.compile(r"\.\./generations/([^/]+)/([^/]+)")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: a planted FIFO must not hold the open up.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Folder(NamedTuple):
+    """What one bundle of a generation lies in; `bundle` tells sealings of its key apart, "" where it is not sealed."""
+
+    number: int
+    bundle: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.number}.{self.bundle}" if self.bundle else str(self.number)
+
+    def is_of(self, number: int, bundle: str | None) -> bool:
+        """Whether it is that bundle of a generation, any of them for None."""
+        return self.number == number and bundle in {None, self.bundle}
+
+    @classmethod
+    def parse(cls, name: str) -> Folder | None:
+        """Read a folder's name; None when certfan gives no such names."""
+        found = _GENERATION.fullmatch(name)
+        return cls(int(found[1]), found[2] or "") if found else None
+
+    @classmethod
+    def checked(cls, number: int, bundle: str) -> Folder:
+        """Return the folder of what came over the wire; raises BundleInvalid."""
+        folder = cls(number, bundle)
+        if cls.parse(str(folder)) != folder:
+            raise BundleInvalid(f"{str(folder)[:120]!r} cannot be a generation's folder on the share")
+        return folder
 
 
 def is_name(text: str) -> bool:
@@ -134,13 +163,13 @@ def _size(name: str, at: int) -> int:
     return about.st_size if stat.S_ISREG(about.st_mode) else -1
 
 
-def numbers(certificate: int) -> list[int]:
-    """List the numbers of the generations in a certificate's folder, whole or not."""
-    return sorted(int(name) for name in entries(certificate) if _NUMBER.fullmatch(name))
+def folders(certificate: int) -> list[Folder]:
+    """List the generations in a certificate's folder, whole or not."""
+    return sorted(found for name in entries(certificate) if (found := Folder.parse(name)))
 
 
-def pointer(certificate: str, live: int) -> int | None:
-    """Return the generation that `live/<certificate>` points at; None when it does not point as ours do."""
+def pointer(certificate: str, live: int) -> Folder | None:
+    """Return the generation's folder that `live/<certificate>` points at; None when it does not point as ours do."""
     try:
         target = os.readlink(certificate, dir_fd=live)
     except OSError as why:
@@ -148,7 +177,7 @@ def pointer(certificate: str, live: int) -> int | None:
             return None
         raise
     found = _POINTER.fullmatch(target)
-    return int(found[2]) if found and found[1] == certificate else None
+    return Folder.parse(found[2]) if found and found[1] == certificate else None
 
 
 def remove(generation: str, certificate: int) -> None:

@@ -45,7 +45,7 @@ async def main():
         try:
             await share.publish(WEB1, "www.example.test", int(line), bundle(int(line)))
             seen = await share.look()
-            print(json.dumps([sorted(seen.published["www.example.test", "web1"]), seen.mount.fstype]), flush=True)
+            print(json.dumps([sorted(f.number for f in seen.published["www.example.test", "web1"]), seen.mount.fstype]), flush=True)
         except CertfanError as why:
             print(json.dumps([why.code, why.text]), flush=True)
     await share.stop()

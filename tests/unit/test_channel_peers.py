@@ -42,6 +42,15 @@ def shape(value: Any) -> Any:
     return [shape(inner) for inner in value[:1]] if isinstance(value, list) else type(value)
 
 
+def _known(found: Any, known: Any) -> Any:
+    """What a peer sees of an answer: a field that it does not know is dropped."""
+    if isinstance(found, dict) and isinstance(known, dict):
+        return {key: _known(found[key], known[key]) for key in found.keys() & known.keys()}
+    if isinstance(found, list) and known:
+        return [_known(one, known[0]) for one in found]
+    return found
+
+
 @pytest.mark.parametrize("peer", ["agent_older", "agent_newer"])
 async def test_an_agent_of_another_release_is_served(daemon: Daemon, tmp_path: Path, peer: str) -> None:
     """It enrols, hears, reports and fetches; every answer has what it reads; each new field of its own is told once."""
@@ -70,7 +79,7 @@ async def test_an_agent_of_another_release_is_served(daemon: Daemon, tmp_path: P
         )
         found = json.loads(answer) if answer else None
         assert (request["path"], status) == (request["path"], expected["status"])
-        assert shape(found) == shape(expected["body"])
+        assert shape(expected["body"]) == shape(_known(found, expected["body"]))
         if request["path"] == "/v1/enrol":
             identity = write_pair(tmp_path / "identity", key_pem, found["certificate"].encode())
 

@@ -102,7 +102,7 @@ def test_all_problems_of_all_files_come_at_once(tmp_path: Path) -> None:
             'fleet = "example"', ""
         ),
         a="[[certificate]]\nnames = nothing\n",
-        b=one('["*.example.org"]', custody='"sealed"'),
+        b=one('["*.example.org"]', custody='"consumer"'),
     )
 
     problems = problems_of(path)
@@ -115,7 +115,7 @@ def test_all_problems_of_all_files_come_at_once(tmp_path: Path) -> None:
         "which this release does not have" in problems
     )
     assert (
-        'conf.d/b.toml: certificate[0].custody: custody "sealed" is not in this release; use "share"'
+        'conf.d/b.toml: certificate[0].custody: custody "consumer" is not in this release; use "share" or "sealed"'
         in problems
     )
 

@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from certfan.core.model import Attempt, Deployment, DeploymentState, Generation, Identifier, Problem, Reason
 from certfan.core.plan import Clear, Forget, ForgetConsumer, Observed, Retire, Withdraw, plan
+from certfan.daemon.bundles import Bundles
 from certfan.daemon.lookout import Lookout
 from certfan.daemon.reconciler import Parts, Reconciler
 from certfan.daemon.share import Share
@@ -132,7 +134,8 @@ class Small:
         self.cut_before: str | None = None
 
     async def look(self) -> dict[tuple[str, str], frozenset[int]]:
-        return dict((await self.share.look()).published)
+        seen = (await self.share.look()).published
+        return {where: frozenset(one.number for one in folders) for where, folders in seen.items()}
 
     async def run(self, until: str) -> None:
         """Reconcile, as a new process, until an event of that name is in the journal."""
@@ -142,12 +145,12 @@ class Small:
             store=self.fleet.store,
             state=self.fleet.state,
             share=self.share,
-            issuer=None,  # type: ignore[arg-type]
+            issuer=SimpleNamespace(moved={}),  # type: ignore[arg-type]
             upkeep=None,  # type: ignore[arg-type]
             self_check=lambda: False,
             timekeeper=timekeeper,
             journal=self.fleet.journal,
-            bundles=None,  # type: ignore[arg-type]
+            bundles=Bundles(self.fleet.state, lambda: None, "home", lambda: self.fleet.desired),  # type: ignore[arg-type, return-value]
             desired=lambda: self.fleet.desired,
             announce=lambda _: None,
             clock=self.fleet.clock,

@@ -20,6 +20,7 @@ from certfan.errors import (
     ShareTampered,
     ShareUnavailable,
 )
+from certfan.share_worker.tree import Folder
 from tests.unit.share_parts import (
     MAIL1,
     NAME,
@@ -50,8 +51,8 @@ async def test_publishes_a_generation_and_then_points_at_it(place: Place) -> Non
     await place.share.publish(WEB1, NAME, 7, bundle(7))
     seen = await place.share.look()
 
-    assert {(NAME, "web1"): frozenset({7})} == seen.published
-    assert {(NAME, "web1"): 7} == seen.live
+    assert {(NAME, "web1"): frozenset({Folder(7)})} == seen.published
+    assert {(NAME, "web1"): Folder(7)} == seen.live
     assert bundle(7) == read_live(place.root / "web1")
     assert place.share.problem is None
 
@@ -128,7 +129,7 @@ async def test_an_incomplete_generation_is_not_seen(place: Place, harm: str) -> 
             (place.files(2) / "manifest.sig").unlink()
     seen = await place.share.look()
 
-    assert {(NAME, "web1"): frozenset({1})} == seen.published
+    assert {(NAME, "web1"): frozenset({Folder(1)})} == seen.published
 
 
 async def test_the_pointer_never_goes_back(place: Place) -> None:
@@ -169,7 +170,7 @@ async def test_a_consumer_folder_open_to_others_is_refused(place: Place) -> None
         await place.share.publish(WEB1, NAME, 1, bundle(1))
     await place.share.publish(MAIL1, NAME, 1, bundle(1))
     seen = await place.share.look()
-    assert {(NAME, "mail1"): frozenset({1})} == seen.published
+    assert {(NAME, "mail1"): frozenset({Folder(1)})} == seen.published
     assert "share.permission_too_open" == seen.problems["web1"].code
     assert place.share.problem is None
 
@@ -441,6 +442,6 @@ async def test_a_share_that_moved_is_used_from_then_on(place: Place, tmp_path: P
     await place.share.move(other, share_id=None, require_mount=False)
     await place.share.publish(WEB1, NAME, 2, bundle(2))
 
-    assert {(NAME, "web1"): frozenset({2})} == (await place.share.look()).published
+    assert {(NAME, "web1"): frozenset({Folder(2)})} == (await place.share.look()).published
     assert bundle(1) == read_live(place.root / "web1")
     assert bundle(2) == read_live(other / "web1")

@@ -22,6 +22,7 @@ from certfan.errors import BundleInvalid, InternalError, ShareError, ShareUnavai
 from certfan.protocol import manifest
 from certfan.share_worker.client import ShareWorker
 from certfan.share_worker.frames import Decoder, Frame, encode
+from certfan.share_worker.tree import Folder
 from tests.unit.share_parts import NAME, WEB1, Place, bundle, is_whole, make_place, now, read_live
 
 _SHORT = timedelta(milliseconds=150)
@@ -244,7 +245,7 @@ async def test_killed_anywhere_publish_completes_later_and_readers_see_whole_gen
     assert [] == torn
     assert killed > 3
     assert reads > 5
-    assert frozenset(range(1, 16)) == seen.published[NAME, "web1"]
+    assert frozenset(map(Folder, range(1, 16))) == seen.published[NAME, "web1"]
     assert f"../generations/{NAME}/15" == place.pointer()
     assert bundle(15, 60_000) == read_live(place.root / "web1")
 
@@ -290,7 +291,7 @@ async def test_a_signed_bundle_goes_over_the_share_and_opens(place: Place) -> No
         read, ca_pem=ca.cert_pem, fleet="home", consumer="web1", certificate=NAME, generation=1, now=now()
     )
     assert pair.leaf == opened.pair().leaf
-    assert (await place.share.look()).published == {(NAME, "web1"): frozenset({1})}
+    assert (await place.share.look()).published == {(NAME, "web1"): frozenset({Folder(1)})}
 
 
 async def test_files_that_their_manifest_does_not_describe_are_never_pointed_at(place: Place) -> None:
