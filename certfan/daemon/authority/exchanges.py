@@ -267,7 +267,7 @@ class AcmeAuthority:
         """Return what proves our account at a challenge (RFC 8555 section 8.1); ValueError for a bad token."""
         if not TOKEN.fullmatch(token):
             raise ValueError("token is not base64url")
-        return f"{token}.{self._signer.thumbprint}"
+        return f"{token}.{self._thumbprint}"
 
     async def close(self) -> None:
         """Close the connections; repeatable."""
@@ -297,11 +297,19 @@ class AcmeAuthority:
                 raise refusal(self._spec, asked, said.answer, said.document) from None
 
     async def _fresh_directory(self) -> dict[str, Any]:
+        if (known := self._believed()) is not None:
+            return known
         async with self._directory_lock:
-            if self._directory is None or time.monotonic() - self._directory[1] > DIRECTORY_LIFE:
-                answer = await self._look("its directory", self._spec.directory)
-                self._directory = self._reader.directory(answer), time.monotonic()
+            if (known := self._believed()) is not None:
+                return known
+            answer = await self._look("its directory", self._spec.directory)
+            self._directory = self._reader.directory(answer), time.monotonic()
             return self._directory[0]
+
+    def _believed(self) -> dict[str, Any] | None:
+        if self._directory is None or time.monotonic() - self._directory[1] > DIRECTORY_LIFE:
+            return None
+        return self._directory[0]
 
     async def _known_directory(self) -> dict[str, Any]:
         async with self._patience():
@@ -339,7 +347,7 @@ class AcmeAuthority:
             raise self._transport.unreachable(f"none within {EXCHANGE_TIMEOUT:.0f} s") from error
 
     def _sign_with(self, signer: Signer, account_uri: str | None) -> None:
-        self._signer, self._account_uri = signer, account_uri
+        self._signer, self._account_uri, self._thumbprint = signer, account_uri, signer.thumbprint
         self._anonymous = self._network(signer, None)
         self._known = self._network(signer, account_uri) if account_uri else None
 
