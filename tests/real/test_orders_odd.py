@@ -8,7 +8,7 @@ import pytest
 from certfan import pki
 from tests.lab.faulty import FaultyAuthority
 from tests.lab.faulty.answers import problem
-from tests.lab.faulty.faults import Instead, Turn
+from tests.lab.faulty.faults import Instead, Reset, Turn
 from tests.real.daemon_place import Place, authority, certificate
 
 pytestmark = pytest.mark.real
@@ -65,6 +65,27 @@ def test_an_order_that_is_not_ready_yet_or_processes_for_long_is_waited_for(
         assert 2 == early.hits
         assert [] == daemon.events("step.failed")
     assert 2 == len(ca.records.orders)
+
+
+def test_a_connection_that_breaks_costs_a_moment_and_never_an_order_too_many(
+    daemons: Place, ca: FaultyAuthority
+) -> None:
+    """Before or after the request was heard, at every exchange; only an order whose answer is lost is ordered twice."""
+    kinds = ("newOrder", "order", "authorization", "challenge", "finalize", "certificate")
+    names = {(kind, heard): f"{kind}-{heard}.test".lower() for kind in kinds for heard in (False, True)}
+    for (kind, heard), name in names.items():
+        # A second one, since a request that meets a kept-alive connection just closed is sent once more.
+        ca.faults.add(kind, Reset(heard), name=name, times=2)
+    with daemons.running(authority("ca", ca), *(certificate(name) for name in names.values())) as daemon:
+        for name in names.values():
+            daemon.issued(name)
+        failed = {one["fields"]["code"] for one in daemon.events("step.failed")}
+    orders = {
+        one: sum(name in order.names for order in ca.records.orders.values()) for one, name in names.items()
+    }
+
+    assert failed <= {"authority.unreachable"}
+    assert {("newOrder", True)} == {one for one, count in orders.items() if count > 1}
 
 
 def test_two_certificates_for_the_same_names_are_issued_where_orders_are_given_again(
