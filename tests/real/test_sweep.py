@@ -22,9 +22,6 @@ pytestmark = [
     pytest.mark.real,
     pytest.mark.sweep,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(
-        machine.pebble_program() is None or not LoopbackDns.available(), reason="pebble is not installed"
-    ),
     pytest.mark.skipif(os.geteuid() != 0, reason="tracing needs root"),
     pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
 ]
@@ -54,6 +51,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         yield stage
 
 
+@pytest.mark.skipif(
+    machine.pebble_program() is None or not LoopbackDns.available(), reason="pebble is not installed"
+)
 def test_killed_after_any_durable_step_the_daemon_loses_nothing(
     pebble: tuple[Place, Pebble], capsys: pytest.CaptureFixture[str]
 ) -> None:
