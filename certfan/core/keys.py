@@ -17,6 +17,8 @@ def unwanted(
     generations: Sequence[Generation], ended: Collection[tuple[str, int]]
 ) -> frozenset[tuple[str, int]]:
     """Return what must not be served for long: what is revoked or is to be, and whatever has its key or its leaf."""
+    if not ended:
+        return frozenset()
     keys = spent_keys(generations, ended)
     # What was issued by 0.1.0 tells no key.
     leaves = {g.fingerprint for g in generations if (g.certificate, g.number) in ended}

@@ -95,7 +95,8 @@ def why(certificate: Certificate, observed: Observed, now: datetime) -> Reason |
     """Return why to order, if ever it were possible."""
     name = certificate.name
     generations = observed.generations.get(name, ())
-    ended = {g for g in (*observed.revoked, *observed.revocations) if g[0] == name}
+    named = ((g.certificate, g.number) for g in generations)
+    ended = {one for one in named if one in observed.revoked or one in observed.revocations}
     reason = why_issue(
         certificate,
         generations,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -44,7 +44,7 @@ _FINGERPRINT = select(_MADE.fingerprint).where(
     _MADE.certificate == _CERTIFICATE, _MADE.number == bindparam("number")
 )
 _EVERY = select(tables.generations).order_by(_MADE.certificate, _MADE.number)
-_COUNTS = select(_MADE.certificate, func.count()).group_by(_MADE.certificate)
+_OF_SOME = _EVERY.where(_MADE.certificate.in_(bindparam("grown", expanding=True)))
 _FULFIL = delete(tables.asked).where(_WISH.certificate == _CERTIFICATE, _WISH.at <= bindparam("at"))
 _REPORTED = union_all(
     select(func.max(_SAID.generation)).where(_SAID.certificate == _CERTIFICATE),
@@ -95,23 +95,23 @@ def record_copy(db: Connection, generation: Generation) -> None:
 
 def generations(db: Connection) -> dict[str, tuple[Generation, ...]]:
     """Return every generation ever issued, by certificate, ascending by number."""
-    return _generations(db, _EVERY)
+    return _generations(db, _EVERY, {})
 
 
 def more_generations(
-    db: Connection, known: Mapping[str, tuple[Generation, ...]]
+    db: Connection, known: Mapping[str, tuple[Generation, ...]], grown: Collection[str | None]
 ) -> dict[str, tuple[Generation, ...]]:
-    """Return every generation ever issued when some are known, and rows were only added since."""
-    counted = {certificate: len(generations) for certificate, generations in known.items()}
-    grown = [name for name, count in db.execute(_COUNTS) if counted.get(name) != count]
-    if len(grown) > MOST_NAMED:
+    """Return every generation ever issued when some are known, and rows were added for certificates only since."""
+    if None in grown or len(grown) > MOST_NAMED:
         return generations(db)
-    return {**known, **_generations(db, _EVERY.where(_MADE.certificate.in_(grown)))}
+    return {**known, **_generations(db, _OF_SOME, {"grown": list(grown)})}
 
 
-def _generations(db: Connection, query: Select[Any]) -> dict[str, tuple[Generation, ...]]:
+def _generations(
+    db: Connection, query: Select[Any], values: Mapping[str, object]
+) -> dict[str, tuple[Generation, ...]]:
     found: dict[str, list[Generation]] = {}
-    for row in db.execute(query):
+    for row in db.execute(query, values):
         found.setdefault(row.certificate, []).append(_generation(row))
     return {certificate: tuple(known) for certificate, known in found.items()}
 

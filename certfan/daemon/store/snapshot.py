@@ -8,11 +8,11 @@ than one part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Table, event
+from sqlalchemy import Connection, CursorResult, Table, event
 from sqlalchemy.sql.dml import Insert, UpdateBase
 
 from certfan.daemon.store import (
@@ -58,10 +58,10 @@ _ASKED_OFTEN: Mapping[str, tuple[Callable[[Connection], Any], frozenset[Table]]]
     "epoch": (process.epoch, frozenset({tables.runs})),
     "standing": (enrolling.standing, frozenset({tables.identities})),
 }
-# What reads on: it gets what is known, and returns that with the rows added since.
-_GROWING: Mapping[str, Callable[[Connection, Any], Any]] = {
+# What reads on: it gets what is known, and returns that with the rows that were added since for certificates.
+_GROWING: Mapping[str, Callable[[Connection, Any, Collection[str | None]], Any]] = {
     "generations": issued.more_generations,
-    "spends": spending.more_spends,
+    "spends": lambda db, known, _: spending.more_spends(db, known),
 }
 _ALL = {**_PARTS, **_ASKED_OFTEN}
 _READ_BY: Mapping[Any, list[str]] = {
@@ -71,12 +71,13 @@ _READ_BY: Mapping[Any, list[str]] = {
 
 
 class Snapshot:
-    """What the facts of one database were when last read; hears of every write on `db`, rolled back or not."""
+    """What the facts of one database were when last read; hears of every write on `db`."""
 
     def __init__(self, db: Connection) -> None:
         self._known: dict[str, Any] = {}
-        self._grown: set[str] = set()  # of what is known, the parts that rows were added to
-        event.listen(db.engine, "before_execute", self._written)
+        # Of what is known, the parts that rows were added to, and for which certificates; None: who knows.
+        self._grown: dict[str, set[str | None]] = {}
+        event.listen(db.engine, "after_execute", self._written)
 
     def read(self, db: Connection) -> StoreFacts:
         """Return the facts as this transaction sees them; what it hands out cannot be changed."""
@@ -86,9 +87,11 @@ class Snapshot:
         """Return one part as this transaction sees it."""
         if name in self._known and name not in self._grown:
             return self._known[name]
-        found = _GROWING[name](db, self._known[name]) if name in self._grown else _ALL[name][0](db)
+        if name in self._grown:
+            found = _GROWING[name](db, self._known[name], self._grown.pop(name))
+        else:
+            found = _ALL[name][0](db)
         self._known[name] = MappingProxyType(found) if isinstance(found, dict) else found
-        self._grown.discard(name)
         return self._known[name]
 
     def known(self, name: str) -> Any:
@@ -100,11 +103,20 @@ class Snapshot:
         self._known.clear()
         self._grown.clear()
 
-    def _written(self, _db: Connection, statement: object, *_: object) -> None:
-        if isinstance(statement, UpdateBase):
+    def _written(
+        self,
+        _db: Connection,
+        statement: object,
+        _many: object,
+        values: Mapping[str, Any],
+        _options: object,
+        result: CursorResult[Any],
+    ) -> None:
+        # A statement that found no row has changed nothing; of many at once the engine does not say.
+        if isinstance(statement, UpdateBase) and result.rowcount != 0:
             for name in _READ_BY.get(statement.table, ()):
                 if name in _GROWING and name in self._known and isinstance(statement, Insert):
-                    self._grown.add(name)
+                    self._grown.setdefault(name, set()).add(values.get("certificate"))
                 else:
                     self._known.pop(name, None)
-                    self._grown.discard(name)
+                    self._grown.pop(name, None)
