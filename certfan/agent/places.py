@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from certfan import log, pki
 from certfan.agent.bundled import Bundled
@@ -19,6 +19,8 @@ from certfan.agent.installer import Installer, Laid
 from certfan.agent.shelf import Shelf
 from certfan.core.model import Custody
 from certfan.errors import BundleInvalid, CertfanError, InstallFailed
+
+PATIENCE = timedelta(seconds=5)  # with a silent share: services wait for us, and a copy is as good
 
 
 class Places:
@@ -102,7 +104,8 @@ async def opened(
     if config.install is not Install.IN_PLACE or config.share is None:
         yield Places(config, installer, bundled, clock)
         return
-    shelf = Shelf(config.share, bundled.consumer, config.install_to / ".certfan-share-worker.lock")
+    lock = config.install_to / ".certfan-share-worker.lock"
+    shelf = Shelf(config.share, bundled.consumer, lock, patience=PATIENCE)
     try:
         yield Places(config, installer, bundled, clock, shelf)
     finally:

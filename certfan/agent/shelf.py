@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 from certfan.share_worker.client import ShareWorker
+
+PATIENCE = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,10 @@ class Shelf:
         *,
         share_id: str | None = None,
         require_mount: bool = False,
+        patience: timedelta = PATIENCE,
     ) -> None:
         self._consumer = consumer
+        self._patience = patience
         self._worker = ShareWorker(
             path, lock=lock, writable=False, sentinel_id=share_id, require_mount=require_mount
         )
@@ -48,7 +53,9 @@ class Shelf:
     async def find(self, certificate: str, generation: int, bundle: str = "") -> Found:
         """Do as `read`, and tell where the path of the share leads to it now."""
         which = {"certificate": certificate, "generation": generation, "bundle": bundle}
-        answer = await self._worker.call("read", {"consumer": self._consumer, **which})
+        answer = await self._worker.call(
+            "read", {"consumer": self._consumer, **which}, patience=self._patience
+        )
         return Found(answer.files, answer.header["generations"])
 
     async def stop(self) -> None:
