@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from certfan.protocol import manifest
+from certfan.share_worker.tree import Folder
 from tests.real.share_scenarios import SCENARIOS
-from tests.unit.share_parts import NAME, WEB1, Place, bundle, is_whole, make_place, read_live
+from tests.unit.share_parts import NAME, WEB1, Place, bundle, is_whole, make_place, read_live, sealed
 
 pytestmark = [
     pytest.mark.real,
@@ -75,10 +77,10 @@ async def _traced(place: Place, log: Path, *words: str) -> asyncio.subprocess.Pr
     return tracer
 
 
-async def _trace_of_publish(place: Place, log: Path, number: int) -> list[list[str]]:
+async def _trace_of_publish(place: Place, log: Path, number: int, files: dict[str, bytes]) -> list[list[str]]:
     """Return the calls of each thread, the worker's own first, then one thread a file; those that fsync a folder last."""
     tracer = await _traced(place, log)
-    await place.share.publish(WEB1, NAME, number, bundle(number))
+    await place.share.publish(WEB1, NAME, number, files)
     tracer.terminate()
     await tracer.communicate()
     own, others = log.with_name(f"{log.name}.{place.pid}"), sorted(log.parent.glob(f"{log.name}.*"))
@@ -97,7 +99,7 @@ async def test_no_byte_of_a_file_is_written_before_owner_and_mode_are_final(
     before = os.umask(umask)
     try:
         place = make_place(tmp_path)
-        traces = await _trace_of_publish(place, tmp_path / "trace", 1)
+        traces = await _trace_of_publish(place, tmp_path / "trace", 1, bundle(1))
         await place.share.stop()
     finally:
         os.umask(before)
@@ -142,12 +144,24 @@ def _points(traces: list[list[str]], folder: Path) -> list[tuple[str, ...]]:
 
 @pytest.mark.sweep
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("sealing", [False, True])
 async def test_killed_at_any_system_call_of_a_publish_the_next_one_completes(
-    place: Place, tmp_path: Path
+    place: Place, tmp_path: Path, sealing: bool
 ) -> None:
-    """SIGKILL at the n-th call, for each n: what services read is whole, and the next publish makes all of it."""
-    await place.share.publish(WEB1, NAME, 1, bundle(1))
-    traces = await _trace_of_publish(place, tmp_path / "trace", 2)
+    """SIGKILL at the n-th call, for each n: what services read is whole, and the next publish makes all of it.
+
+    Each publish is the next generation, or the next sealing of the same one.
+    """
+
+    def contents(publish: int) -> tuple[int, dict[str, bytes]]:
+        return (7, sealed(7, f"sealing {publish}")) if sealing else (publish, bundle(publish))
+
+    def folder(publish: int) -> Folder:
+        number, files = contents(publish)
+        return Folder(number, manifest.bundle_of(files))
+
+    await place.share.publish(WEB1, NAME, *contents(1))
+    traces = await _trace_of_publish(place, tmp_path / "trace", *contents(2))
     points = _points(traces, Path("GENERATION"))
     chosen = (
         points
@@ -156,22 +170,23 @@ async def test_killed_at_any_system_call_of_a_publish_the_next_one_completes(
     )
     live = 2
     for number, point in enumerate(chosen, start=3):
-        words = [word.replace("GENERATION", str(place.files(number))) for word in point]
+        where = place.files(number).with_name(str(folder(number)))
+        words = [word.replace("GENERATION", str(where)) for word in point]
         tracer = await _traced(place, tmp_path / "trace", *words)
-        call = asyncio.create_task(place.share.publish(WEB1, NAME, number, bundle(number)))
+        call = asyncio.create_task(place.share.publish(WEB1, NAME, *contents(number)))
         async with asyncio.timeout(20):
             await asyncio.wait({call})
             assert call.exception() is not None, point
             await tracer.communicate()
         found = read_live(place.root / "web1")
-        assert found in (bundle(live), bundle(number)), point
-        await place.share.publish(WEB1, NAME, number, bundle(number))
-        assert bundle(number) == read_live(place.root / "web1"), point
+        assert found in (contents(live)[1], contents(number)[1]), point
+        await place.share.publish(WEB1, NAME, *contents(number))
+        assert contents(number)[1] == read_live(place.root / "web1"), point
         live = number
     print(f"\nkilled at {len(chosen)} of {len(points)} points")
     seen = await place.share.look()
 
-    assert seen.published[NAME, "web1"] == frozenset(range(1, live + 1))
+    assert seen.published[NAME, "web1"] == frozenset(map(folder, range(1, live + 1)))
     assert len(chosen) >= len(points) // 10
     assert len(points) > 50
     assert is_whole(read_live(place.root / "web1") or {})

@@ -30,6 +30,18 @@ def bundle(number: int, size: int = 1500) -> dict[str, bytes]:
     }
 
 
+def sealed(number: int, sealing: str) -> dict[str, bytes]:
+    """Return a bundle whose key file is `privkey.hpke`, other bytes for each sealing."""
+    files = bundle(number)
+    del files["privkey.pem"]
+    files["privkey.hpke"] = (f"{sealing} {number}\n".encode() * 1500)[:1500]
+    document = json.loads(files["manifest.json"])
+    del document["files"]["privkey.pem"]
+    sha = hashlib.sha256(files["privkey.hpke"]).hexdigest()
+    document["files"]["privkey.hpke"] = {"size": 1500, "sha256": sha}
+    return files | {"manifest.json": json.dumps(document).encode()}
+
+
 def is_whole(files: Mapping[str, bytes]) -> bool:
     """Whether these are all the files of one generation."""
     facts = json.loads(files["manifest.json"])["files"]
@@ -43,7 +55,7 @@ def read_live(consumer: Path) -> dict[str, bytes] | None:
     except FileNotFoundError:
         return None
     try:
-        return {name: _read(name, fd) for name in bundle(0)}
+        return {name: _read(name, fd) for name in sorted(os.listdir(fd))}
     finally:
         os.close(fd)
 

@@ -27,7 +27,7 @@ from tests.unit.apply_parts import NOW as TODAY
 from tests.unit.apply_parts import WWW, Machine
 from tests.unit.daemon_parts import Daemon, certificate_of, running_daemon
 from tests.unit.planner_parts import NOW, make_certificate, make_desired, make_generation
-from tests.unit.share_parts import NAME, WEB1, Place, bundle, make_place
+from tests.unit.share_parts import NAME, WEB1, Place, make_place, sealed
 from tests.unit.test_apply import boots
 
 OLD, NEW = pki.make_sealing_key(), pki.make_sealing_key()
@@ -41,16 +41,6 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 
 
 # On the share
-
-
-def sealed(number: int, sealing: str) -> dict[str, bytes]:
-    """Return a bundle whose key file is `privkey.hpke`, of that sealing."""
-    plain = bundle(number)
-    key = f"{sealing} {number}".encode()
-    facts = plain["manifest.json"].replace(b"privkey.pem", b"privkey.hpke").decode()
-    del plain["privkey.pem"]
-    size = facts.replace('"privkey.hpke": {"size": 1500', f'"privkey.hpke": {{"size": {len(key)}')
-    return plain | {"privkey.hpke": key, "manifest.json": size.encode()}
 
 
 def folder(number: int, sealing: str) -> Folder:

@@ -7,13 +7,23 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from certfan import pki
-from certfan.core.model import Authority, Certificate, Consumer, Desired, Generation, Identifier, KeyType
+from certfan.core.model import (
+    Authority,
+    Certificate,
+    Consumer,
+    Custody,
+    Desired,
+    Generation,
+    Identifier,
+    KeyType,
+)
 from certfan.core.share_audit import Difference
 from certfan.core.steps import Observed
 from certfan.daemon.bundles import Bundles
@@ -25,6 +35,8 @@ from certfan.daemon.state import StateFolder
 from certfan.daemon.status import app
 from certfan.daemon.store import Store, StoreFacts
 from certfan.errors import ShareUnavailable
+from certfan.protocol import manifest
+from certfan.share_worker.tree import Folder
 from tests.unit.share_parts import MAIL1, NAME, WEB1, Place, make_place, now, read_live, set_up_at
 from tests.unit.status_parts import DOORS
 
@@ -307,3 +319,28 @@ async def test_publishing_goes_on_while_the_share_is_verified(house: House) -> N
     await house.audit.verify(progress, uid=0)
 
     assert f"../generations/{NAME}/4" == house.place.pointer()
+
+
+async def test_of_a_sealed_key_only_the_present_bundle_is_as_it_should_be(house: House) -> None:
+    """Open folders and an earlier sealing are told; a lost volume gets what the consumer can open, and nothing open."""
+    certificate = replace(DESIRED.certificates[NAME], custody=Custody.SEALED, consumers=("web1",))
+    house.desired = replace(DESIRED, certificates={NAME: certificate}, consumers={"web1": WEB1})
+    await house.store.add_consumer("web1", now())
+    keys = [pki.sealing_public(pki.make_sealing_key()) for _ in range(2)]
+    bundles = [house.bundles.pack("web1", NAME, 3, sealing_key=key) for key in keys]
+    await house.store.tell_sealing_key("web1", keys[1])
+    for files in bundles:
+        await house.place.share.publish(WEB1, NAME, 3, files)
+    earlier, present = (Folder(3, manifest.bundle_of(files)) for files in bundles)
+    told = [line for line in await house.verify() if line.startswith("web1/")]
+    shutil.rmtree(house.place.root)
+    house.place.root.mkdir(mode=0o755)
+    set_up_at(house.place.root)
+    lost = await house.verify()
+
+    assert {f"{G}/{name}" for name in ("1", "2", "3", earlier)} == {line.partition(" ")[0] for line in told}
+    assert all("no bundle of use" in line for line in told)
+    assert f"{G}/{present} is missing" in lost
+    assert [] == await house.rebuild()
+    assert [] == await house.verify()
+    assert [str(present)] == [path.name for path in (house.place.root / G).iterdir()]
