@@ -55,13 +55,17 @@ class Batches:
 
     async def finish(self) -> None:
         """Return when all that was asked is done."""
-        while self._at_work is not None:
-            await asyncio.wait([self._at_work])
+        while self._waiting or self._at_work is not None:
+            if self._at_work is None:
+                await asyncio.sleep(0)
+            else:
+                await asyncio.wait([self._at_work])
 
     def _put(self, futures: list[asyncio.Future[Any]], call: Call) -> None:
         self._waiting.append((futures, call))
-        if self._at_work is None:
-            self._begin()
+        if self._at_work is None and len(self._waiting) == 1:
+            # Not at once: what others ask in this turn of the loop is committed along.
+            asyncio.get_running_loop().call_soon(self._begin)
 
     def _begin(self) -> None:
         batch, self._waiting = self._waiting, []
