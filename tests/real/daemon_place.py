@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -312,10 +313,13 @@ class Daemon:
         """Return as soon as the question has a true answer; NotInTime ends with what the daemon said last."""
 
         def asked() -> object:
+            begun = time.monotonic()
             with contextlib.suppress(OSError, ValueError):  # it is just starting
-                return question()
+                if answer := question():
+                    return answer
             if self._process is not None and self._process.poll() is not None:
                 raise machine.NotInTime(f"the daemon ended before {what}")
+            time.sleep(2 * (time.monotonic() - begun))  # it has better things to do than to answer us
             return False
 
         try:
