@@ -1,12 +1,17 @@
 """The share on real GlusterFS: an unprivileged daemon writes, consumers see their own folder only."""
 
+import base64
 import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from certfan import pki
 from tests.lab import machine
 from tests.lab.farm import Farm
 from tests.lab.vm import Vm
@@ -60,6 +65,34 @@ async def main():
     except CertfanError as why:
         print(why.code, why.text)
     await shelf.stop()
+asyncio.run(main())
+"""
+SEALER = """
+from certfan import pki
+from certfan.core.model import Custody
+from certfan.daemon.share import Share
+from certfan.protocol import manifest
+async def main():
+    share = Share(Path("/srv/le"), Path("/tmp/daemon/sealer.lock"), lambda: datetime.now(UTC))
+    ca = pki.InternalCA.create("story", datetime.now(UTC))
+    signer = ca.issue_signer(datetime.now(UTC))
+    for name, (key, cert) in json.load(sys.stdin).items():
+        pair = pki.load_pair(key.encode(), cert.encode())
+        facts = {"fleet": "story", "consumer": "web1", "certificate": name, "generation": 1}
+        signed = {"signer_key_pem": signer.key_pem, "signer_cert_pem": signer.cert_pem}
+        if name.startswith("open"):
+            files = manifest.pack(pair, pair.key_pem, custody=Custody.SHARE, **facts, **signed)
+            await share.publish(WEB1, name, 1, files)
+            continue
+        bundles = []
+        for _ in range(3):  # enrolled anew twice
+            public = pki.sealing_public(pki.make_sealing_key())
+            sealed = manifest.seal_key(pair.key_pem, public, **facts)
+            files = manifest.pack(pair, sealed, custody=Custody.SEALED, **facts, **signed)
+            await share.publish(WEB1, name, 1, files)
+            bundles.append(manifest.bundle_of(files))
+        await share.retire("web1", name, 1, bundles[0])
+    await share.stop()
 asyncio.run(main())
 """
 
@@ -128,6 +161,67 @@ def test_a_consumer_can_neither_write_nor_see_another_ones_folder(farm: Farm, pu
 def test_a_stranger_on_the_consumer_cannot_read_the_key(farm: Farm, publisher: Publisher) -> None:
     """Without the consumer's group the folder does not even open."""
     assert "Permission denied" in _out(farm.web1, *_as(STRANGER, STRANGER, "cat", KEY))
+
+
+def _forms(key_pem: bytes) -> dict[str, list[bytes]]:
+    """Return what a private key could be found by: PEM line by line, the number that all DER holds, base64 of either."""
+    key = serialization.load_pem_private_key(key_pem, password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    secret = key.private_numbers().private_value.to_bytes(32, "big")
+    return {
+        "PEM": key_pem.splitlines()[1:3],  # what follows is the public key, which every certificate shows
+        "DER": [secret],
+        "base64": [
+            base64.b64encode(bytes(shift) + data)[4:-4]
+            for shift in range(3)
+            for data in (secret, key_pem[76:130])
+        ],
+        "hex": [secret.hex().encode(), secret.hex().upper().encode()],
+    }
+
+
+def _found(key_pem: bytes, data: bytes) -> list[str]:
+    return [form for form, needles in _forms(key_pem).items() if any(needle in data for needle in needles)]
+
+
+def test_nothing_of_a_sealed_key_is_ever_in_a_brick(farm: Farm, publisher: Publisher) -> None:
+    """Both bricks' disks raw, with gluster's own folders, the journal and what was removed, and gluster's state and logs."""
+    keys = {
+        name: pki.make_placeholder([name], datetime.now(UTC))
+        for name in ("open.example.test", "sealed.example.test")
+    }
+    said = json.dumps({name: [key.decode(), cert.decode()] for name, (key, cert) in keys.items()})
+    argv = _as(DAEMON, DAEMON, PYTHON, "-c", PARTS + SEALER)
+    farm.cert.run(argv, input=said)
+    machine.run(["sync"])
+    searched = 0
+    found: dict[str, set[str]] = {name: set() for name in keys}
+    for vm in (farm.host, farm.cert):
+        disk = farm.gluster.brick(vm).with_suffix(".img")
+        state = [
+            path
+            for folder in ("var/lib/glusterd", "var/log/glusterfs")
+            for path in (vm.path / folder).rglob("*")
+        ]
+        for path in (disk, *(path for path in state if path.is_file())):
+            data = path.read_bytes()
+            searched += len(data)
+            for name, (key, _) in keys.items():
+                found[name] |= {f"{vm.name}: {form}" for form in _found(key, data)}
+
+    assert found["sealed.example.test"] == set()
+    assert found["open.example.test"] >= {"host: PEM", "cert: PEM"}
+    assert searched > 100 << 20
+    key = keys["sealed.example.test"][0]
+    der = serialization.load_pem_private_key(key, password=None).private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    # Each form is found where it is.
+    assert "PEM" in _found(key, key)
+    assert "DER" in _found(key, der)
+    assert "base64" in _found(key, base64.b64encode(b"x" + der))
+    assert "base64" in _found(key, base64.b64encode(key))
+    assert "hex" in _found(key, der.hex().encode())
 
 
 def test_a_stopped_volume_is_named_and_heals(farm: Farm, publisher: Publisher) -> None:
