@@ -649,6 +649,50 @@ def test_a_new_key_that_the_authority_refuses_holds_up_no_order() -> None:
     assert [] == issues(plan(wanted(make_certificate()), observed, NOW + DAY))
 
 
+# When the plan wakes
+
+ALONE = {(WWW, "web1"): 0}  # offered already, so that only the order has an instant
+
+
+def wakes(observed: Observed, certificate: Certificate = WITH_FALLBACK) -> datetime | None:
+    return plan(wanted(certificate), replace(observed, share_up=False), NOW).wake_at
+
+
+def test_the_plan_wakes_for_the_fallback() -> None:
+    """At the instant from which on it may be asked, long before the first authority's back-off ends."""
+    observed = Observed(attempts=failed(NOW - 7 * HOUR), offered=ALONE)
+
+    assert NOW + 5 * HOUR == wakes(observed)
+
+
+def test_the_plan_wakes_for_a_request_from_the_future() -> None:
+    """Made before the clock was set back, it counts once the clock is there; so does each other thing that lifts."""
+    later = NOW + 7 * MINUTE
+    held = Observed(attempts=failed(NOW - MINUTE), offered=ALONE)
+    silent = Observed(attempts=failed(NOW - MINUTE, problem=SILENT), offered=ALONE)
+    mended = {WWW: PathCheck(at=NOW, problem=None, mended_at=later)}
+
+    assert later == wakes(replace(held, asked={WWW: later}))
+    assert later == wakes(replace(held, config_changed={WWW: later}))
+    assert later == wakes(replace(silent, answered={"ca": later}))
+    assert later == wakes(replace(held, checks=mended))
+
+
+def test_the_plan_wakes_where_a_window_begins_and_ends() -> None:
+    """Inside it the order is exempt, so a limit holds it only until then, or from then on."""
+    old = (make_generation(issued_at=NOW - 70 * DAY),)
+    full = Ledger.of(Limits(certificates_per_set=Limit(0, 7 * DAY)), [], domains=lambda name: name)
+    observed = Observed(generations={WWW: old}, ledgers={"ca": full}, offered={(WWW, "web1"): 1})
+    soon = replace(info(HOUR, 2 * HOUR), chosen=NOW - DAY, ask_again_at=NOW + 9 * HOUR)
+    ahead = replace(observed, renewals={WWW: soon})
+    inside = replace(observed, renewals={WWW: info(-HOUR, 2 * HOUR)})
+
+    assert ([], NOW + HOUR) == (issues(plan(wanted(WITH_FALLBACK), ahead, NOW)), wakes(ahead))
+    assert [WWW] == issues(plan(wanted(WITH_FALLBACK), ahead, NOW + HOUR))
+    assert [WWW] == issues(plan(wanted(WITH_FALLBACK), inside, NOW + 2 * HOUR - SECOND))
+    assert [] == issues(plan(wanted(WITH_FALLBACK), inside, NOW + 2 * HOUR))
+
+
 # Reasons
 
 

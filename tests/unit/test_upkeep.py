@@ -170,6 +170,15 @@ def test_a_generation_is_revoked_when_every_endpoint_proves_a_newer_one_with_ano
     assert [] == revokes(replace(to_revoke(FIRST, OTHER_KEY), proofs=two))
 
 
+def test_an_older_generation_is_no_successor() -> None:
+    """Whoever shows what came before has not got the new one; the plan looks again when its proof grows stale."""
+    newest = replace(to_revoke(FIRST, OTHER_KEY, proven=f"{WWW}@1"), revocations={(WWW, 2): wish()})
+    waiting = replace(newest, share_up=False, offered={PLACE: 2}, in_flight=frozenset({(WWW,)}))
+
+    assert [] == revokes(newest)
+    assert NOW + 10 * MINUTE == plan(DESIRED, waiting, NOW + 6 * MINUTE).wake_at
+
+
 def test_every_consumer_counts() -> None:
     """One that has proven nothing holds the revocation up."""
     desired = make_desired(make_certificate(consumers=("web1", "mail1")))
