@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from certfan.core import deployment, issuance, orders, renewal, tries, upkeep
+from certfan.core import deployment, issuance, orders, renewal, room, tries, upkeep
 from certfan.core.agent_steps import Aftermath, Marks
-from certfan.core.model import Revocation, RevocationReason
+from certfan.core.model import Identifier, Revocation, RevocationReason
 from certfan.core.tries import Verdict
 from tests.unit.world import World
 from tests.unit.world_authority import Ca
@@ -338,7 +338,7 @@ def bustle(world: World) -> bool:
     return bool(begun) or any(moved)
 
 
-def settle(world: World, rounds: int = 2000) -> None:
+def settle(world: World, rounds: int = 700) -> None:
     """Let time pass from wake to wake until every endpoint is proven; Broken when it does not come to that."""
     heal(world)
     for _ in range(100):
@@ -544,6 +544,12 @@ PLANTED: dict[str, tuple[str, Any]] = {
         "certfan.core.orders._authorities",
         lambda certificate, *_: [certificate.authority, *certificate.fallback],
     ),
+    "two orders for the same names are under way": (
+        "certfan.core.room.Room.has",
+        lambda room, certificate, authority: HAS_ROOM(
+            room, replace(certificate, identifiers=(Identifier(certificate.name),)), authority
+        ),
+    ),
     "what is in trouble takes every place": ("certfan.core.room.has_failed", lambda *_: False),
     "our own check is not waited for": ("certfan.core.orders._held_by_path", lambda *_: None),
     "our own check is good for ever": ("certfan.core.orders.is_fresh", lambda *_: True),
@@ -584,6 +590,7 @@ PLANTED: dict[str, tuple[str, Any]] = {
 }
 ORDER_MACHINE, JUDGE = issuance.next_move, tries.verdict
 AFTERMATH, REPAIRS = deployment.aftermath, deployment._needs_repair
+HAS_ROOM = room.Room.has
 HELD_BY_LEDGER, WHY_ISSUE = orders._held_by_ledger, orders.why_issue
 RENEWAL_INFO, IS_SUCCEEDED = renewal.renewal_info, upkeep.is_succeeded
 
@@ -596,6 +603,7 @@ FOCUS = {
     "orders under way are not counted": ("rename", "ask", "crash"),
     "a limit's end wakes nobody": ("rename", "ask"),
     "every renewal counts as suggested": ("windows", "advance"),
+    "two orders for the same names are under way": ("rename", "look_daemon"),
     "an instant is drawn anew at each answer": ("advance",),
     "a clock in doubt renews": ("jump", "advance"),
     "an open order is left for the first authority": ("ca_refuses", "advance"),

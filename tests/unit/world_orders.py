@@ -151,6 +151,11 @@ class AtAuthorities:
         name, authority = step.certificate, step.authority
         there, certificate = self._moving_at(authority), self.desired.certificates[name]
         must(len(there) < CAP, "an authority's cap holds")
+        others = (self.desired.certificates[other] for other in self._orders_at(authority))
+        must(
+            all(other.identifiers != certificate.identifiers for other in others),
+            "no two orders for the same names are under way",
+        )
         if self._is_troubled(name, authority):
             troubled = sum(self._is_troubled(other, authority) for other in there)
             must(troubled < CAP // 2, "what is in trouble takes half of the places")
