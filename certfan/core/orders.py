@@ -1,4 +1,4 @@
-"""Which certificates are to be ordered, where, and what holds an order up: one answer for the plan and the status."""
+"""Which of the orders that nothing holds up are begun now: the most urgent that each authority's caps and limits leave room for."""
 
 from __future__ import annotations
 
@@ -6,47 +6,27 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from certfan.core.attempts import UNREACHABLE
-from certfan.core.issuance import Issuance
-from certfan.core.keys import unwanted
 from certfan.core.ledger import Ledger
-from certfan.core.looks import checked_identifiers, is_fresh, looks
-from certfan.core.model import Attempt, Certificate, Desired, Generation, Problem, Reason
-from certfan.core.policy import (
-    LONGEST_ORDER_WAIT,
-    ORDER_DELAYS,
-    attempt_holds,
-    holding_instants,
-    leafs_deadline,
-    renewal_instant,
-    why_issue,
-)
+from certfan.core.looks import checked_identifiers, looks
+from certfan.core.model import Certificate, Desired, Generation
+from certfan.core.policy import LONGEST_ORDER_WAIT, holding_instants, renewal_instant
 from certfan.core.room import STANDING_STILL, Room, has_failed
-from certfan.core.steps import Issue, Observed, RollAccountKey, Wish
-from certfan.core.subjects import order_subject, rollover_subject
+from certfan.core.standing import (
+    PATH,
+    fallback_instant,
+    has_open_order,
+    is_same_set,
+    is_suggested,
+    lifts,
+    names_of,
+    open_order_at,
+    standing,
+    whom_to_ask,
+)
+from certfan.core.steps import Issue, Observed, Wish
+from certfan.core.subjects import order_subject
 
 NEVER = datetime.min.replace(tzinfo=UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """What holds an order up; `until` None: until somebody has done something."""
-
-    code: str
-    why: str
-    until: datetime | None = None
-    hint: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """A certificate that is to be ordered: why, at which authority, and what holds it up."""
-
-    reason: Reason
-    authority: str
-    holding: Holding | None
-    exempt: bool = field(default=False, kw_only=True)  # the authority itself suggested to renew now
-    instead_of: Problem | None = field(default=None, kw_only=True)  # why not the config's authority
 
 
 def orders(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
@@ -67,208 +47,6 @@ def orders(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish
     yield from (instant for at in observed.moved.values() for instant in (at, at + STANDING_STILL))
     yield from _begun(due, desired, observed, now)
     yield from looks(desired, observed, wanted, now)
-
-
-def standing(
-    certificate: Certificate, desired: Desired, observed: Observed, now: datetime
-) -> Standing | None:
-    """Return how a certificate stands; None when nothing is to be ordered for it."""
-    name = certificate.name
-    reason = why(certificate, observed, now)
-    if reason is None or name in observed.rolled_back:
-        return None
-    authority, attempt = _authority(certificate, desired, observed, now)
-    is_exempt = reason is Reason.RENEWAL_DUE and _is_suggested(name, authority, observed, now)
-    holding = (
-        _held_by_attempt(attempt)
-        or _held_by_account(authority, observed, now)
-        or _held_by_ledger(certificate, authority, observed, now, exempt=is_exempt)
-        or _held_by_path(certificate, authority, observed, now)
-    )
-    instead_of = None
-    if authority != certificate.authority and (first := observed.attempts.get(name)) is not None:
-        instead_of = first.problem
-    return Standing(reason, authority, holding, exempt=is_exempt, instead_of=instead_of)
-
-
-def why(certificate: Certificate, observed: Observed, now: datetime) -> Reason | None:
-    """Return why to order, if ever it were possible."""
-    name = certificate.name
-    generations = observed.generations.get(name, ())
-    named = ((g.certificate, g.number) for g in generations)
-    ended = {one for one in named if one in observed.revoked or one in observed.revocations}
-    reason = why_issue(
-        certificate,
-        generations,
-        now,
-        asked_at=observed.asked.get(name),
-        revoked=unwanted(generations, ended),
-        renewal=observed.renewals.get(name),
-        clock_trusted=observed.clock_trusted,
-    )
-    # An order that is open is finished: giving it up would cost another one.
-    return reason or (Reason.ASKED_FOR if has_open_order(certificate, observed) else None)
-
-
-def has_open_order(certificate: Certificate, observed: Observed) -> bool:
-    """Whether an order for exactly the wanted names is open, that has not become a generation."""
-    order = observed.open_orders.get(certificate.name)
-    if order is None or frozenset(order.identifiers) != frozenset(certificate.identifiers):
-        return False
-    return all(g.number < order.generation for g in observed.generations.get(certificate.name, ()))
-
-
-def open_order_at(authority: str, certificate: Certificate, observed: Observed) -> Issuance | None:
-    """Return the order that goes on at an authority; any other is given up there, and a new one begun."""
-    order = observed.open_orders.get(certificate.name)
-    if order is None or order.authority != authority or order.order_url is None:
-        return None
-    return order if has_open_order(certificate, observed) else None
-
-
-# Where
-
-
-def _authority(
-    certificate: Certificate, desired: Desired, observed: Observed, now: datetime
-) -> tuple[str, Attempt | None]:
-    """Return whom to ask, and the failed attempt that still forbids it.
-
-    It is the first of the certificate's authorities that may be asked now; a fallback only after all before it
-    have failed for long. An order that is open goes on where it is.
-    """
-    held: list[tuple[str, Attempt]] = []
-    for name in _authorities(certificate, desired, observed):
-        attempt = observed.attempts.get(order_subject(certificate, name))
-        lifts = _lifts(certificate, name, attempt, observed)
-        if attempt is None or not attempt_holds(attempt, now, LONGEST_ORDER_WAIT, lifts):
-            return name, None
-        held.append((name, attempt))
-        if now < fallback_instant(certificate, attempt, observed):
-            break
-    return min(held, key=lambda one: one[1].not_before)
-
-
-def _authorities(certificate: Certificate, desired: Desired, observed: Observed) -> list[str]:
-    known = [certificate.authority, *(a for a in certificate.fallback if a in desired.authorities)]
-    begun = observed.open_orders.get(certificate.name)
-    if has_open_order(certificate, observed) and begun is not None and begun.authority in known:
-        # Only when it may be asked: an order that is stuck there holds up no other authority.
-        attempt = observed.attempts.get(order_subject(certificate, begun.authority))
-        if attempt is None:
-            return [begun.authority]
-    return known
-
-
-def fallback_instant(certificate: Certificate, attempt: Attempt, observed: Observed) -> datetime:
-    """Return from when on the next authority may be asked: earlier than configured when the deadline is near."""
-    since = min(attempt.since or attempt.at, attempt.at)  # the clock may have been set back meanwhile
-    instant = since + certificate.fallback_after
-    generations = observed.generations.get(certificate.name, ())
-    if generations:
-        deadline = leafs_deadline(generations[-1].not_before, generations[-1].not_after)
-        instant = min(instant, max(since, since + (deadline - since) / 2))
-    return instant
-
-
-def _lifts(
-    certificate: Certificate, authority: str, attempt: Attempt | None, observed: Observed
-) -> tuple[datetime | None, ...]:
-    """Return what may have freed an attempt: somebody asked, the config changed, or its cause went away."""
-    name = certificate.name
-    code = attempt.problem.code if attempt is not None else ""
-    # A path that comes and goes (one broken machine of several) must not wear the authority out: from the daily
-    # step on only somebody's word frees a try.
-    is_early = attempt is not None and attempt.failures < len(ORDER_DELAYS)
-    return (
-        observed.asked.get(name),
-        observed.config_changed.get(name),
-        observed.answered.get(authority) if code == UNREACHABLE else None,
-        _mended_at(certificate, observed) if code == "challenge.failed" and is_early else None,
-    )
-
-
-def _mended_at(certificate: Certificate, observed: Observed) -> datetime | None:
-    checks = (observed.checks.get(i) for i in checked_identifiers(certificate))
-    return max((c.mended_at for c in checks if c is not None and c.mended_at is not None), default=None)
-
-
-# What holds it up
-
-PATH, LIMIT = "challenge.self_check_failed", "authority.limit"
-
-
-def _held_by_attempt(attempt: Attempt | None) -> Holding | None:
-    if attempt is None:
-        return None
-    return Holding(attempt.problem.code, attempt.problem.detail, attempt.not_before, attempt.problem.hint)
-
-
-def awaits_key(authority: str, observed: Observed, now: datetime) -> bool:
-    """Whether our account there gets a new key now; one that it would not take holds up nothing until its next try."""
-    if RollAccountKey(authority).key in observed.in_flight:
-        return True
-    attempt = observed.attempts.get(rollover_subject(authority))
-    return authority in observed.rollovers and not attempt_holds(attempt, now, LONGEST_ORDER_WAIT)
-
-
-def _held_by_account(authority: str, observed: Observed, now: datetime) -> Holding | None:
-    if not awaits_key(authority, observed, now):
-        return None
-    return Holding("authority.account", f"the account at {authority} gets a new key first")
-
-
-def _held_by_ledger(
-    certificate: Certificate, authority: str, observed: Observed, now: datetime, *, exempt: bool
-) -> Holding | None:
-    ledger = observed.ledgers.get(authority)
-    if ledger is None or open_order_at(
-        authority, certificate, observed
-    ):  # an open one is among what was spent
-        return None
-    held = ledger.held(
-        names_of(certificate), now, exempt=exempt, same_set=is_same_set(certificate, authority, observed)
-    )
-    if held is None:
-        return None
-    hint = f"it waits by itself; fewer orders, or another authority for {certificate.name}, help sooner"
-    return Holding(LIMIT, f"{authority}: {held.why}", held.until, hint)
-
-
-def _held_by_path(
-    certificate: Certificate, authority: str, observed: Observed, now: datetime
-) -> Holding | None:
-    """Return what our own look at the way of the challenge says; a challenge that was answered needs none."""
-    begun = open_order_at(authority, certificate, observed)
-    if not observed.self_check or (begun is not None and begun.answered):
-        return None
-    for identifier in checked_identifiers(certificate):
-        check = observed.checks.get(identifier)
-        if check is None or not is_fresh(check, now):
-            return Holding(PATH, f"our own check of {identifier} comes first")
-        if check.problem is not None:
-            return Holding(PATH, check.problem.detail, hint=check.problem.hint)
-    return None
-
-
-def names_of(certificate: Certificate) -> frozenset[str]:
-    """Return the identifiers as the ledger counts them."""
-    return frozenset(map(str, certificate.identifiers))
-
-
-def is_same_set(certificate: Certificate, authority: str, observed: Observed) -> bool:
-    """Whether the authority has issued for exactly these identifiers before, so that it counts less."""
-    wanted = frozenset(certificate.identifiers)
-    generations = observed.generations.get(certificate.name, ())
-    return any(g.authority == authority and g.identifiers == wanted for g in generations)
-
-
-def _is_suggested(name: str, authority: str, observed: Observed, now: datetime) -> bool:
-    """Whether the authority that issued it has now inside its window, which frees the order from its limits."""
-    info, generations = observed.renewals.get(name), observed.generations.get(name, ())
-    if info is None or not generations or generations[-1].authority != authority:
-        return False
-    return info.number == generations[-1].number and info.start <= now < info.end
 
 
 # What is begun
@@ -317,11 +95,8 @@ def under_way(desired: Desired, observed: Observed, now: datetime) -> Iterator[U
     """
     flying = {key[0] for key in observed.in_flight if len(key) == 1}
     for name in sorted({*observed.open_orders, *flying}):
-        certificate, begun, in_flight = (
-            desired.certificates.get(name),
-            observed.open_orders.get(name),
-            name in flying,
-        )
+        certificate, begun = desired.certificates.get(name), observed.open_orders.get(name)
+        in_flight = name in flying
         fits = certificate is not None and has_open_order(certificate, observed)
         if begun is not None and (in_flight or (fits and begun.order_url is not None)):
             names, is_sent = frozenset(map(str, begun.identifiers)), begun.order_url is not None
@@ -329,9 +104,9 @@ def under_way(desired: Desired, observed: Observed, now: datetime) -> Iterator[U
                 name, begun.authority, names, in_flight=in_flight, is_sent=is_sent, exempt=begun.exempt
             )
         if in_flight and certificate is not None:
-            authority, _ = _authority(certificate, desired, observed, now)
+            authority, _ = whom_to_ask(certificate, desired, observed, now)
             if not fits or begun is None or begun.authority != authority:
-                exempt = _is_suggested(name, authority, observed, now)
+                exempt = is_suggested(name, authority, observed, now)
                 yield UnderWay(
                     name, authority, names_of(certificate), in_flight=True, is_sent=False, exempt=exempt
                 )
@@ -380,5 +155,5 @@ def _order_instants(certificate: Certificate, desired: Desired, observed: Observ
         if attempt is not None:
             yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
             yield fallback_instant(certificate, attempt, observed)
-            yield from (at for at in _lifts(certificate, authority, attempt, observed) if at)
+            yield from (at for at in lifts(certificate, authority, attempt, observed) if at)
     yield from (at for facts in (observed.asked, observed.config_changed) if (at := facts.get(name)))

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from certfan.core.attempts import UNREACHABLE
 from certfan.core.model import Attempt, Desired, Generation
-from certfan.core.orders import awaits_key, orders_in_flight, under_way
+from certfan.core.orders import orders_in_flight, under_way
 from certfan.core.policy import (
     JITTER,
     LONGEST_ASK_WAIT,
@@ -18,6 +18,7 @@ from certfan.core.policy import (
 )
 from certfan.core.renewal import LATEST_ASK, USUAL_ASK
 from certfan.core.room import stands_still
+from certfan.core.standing import awaits_key
 from certfan.core.steps import AskRenewal, Observed, Revoke, RollAccountKey, TidyOrders, Wish
 from certfan.core.subjects import (
     order_subject,

@@ -28,8 +28,8 @@ from certfan.core.model import (
     Problem,
     RenewalInfo,
 )
-from certfan.core.orders import PATH, names_of
 from certfan.core.plan import CheckPath, Issue, Observed, Step, plan
+from certfan.core.standing import PATH, names_of
 from certfan.core.subjects import subject_of
 from tests.unit.planner_parts import DAY, HOUR, MINUTE, NOW, make_certificate, make_generation
 

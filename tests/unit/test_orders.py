@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certfan.core import orders
 from certfan.core.issuance import Issuance
 from certfan.core.ledger import Ledger, Spend, SpendKind
 from certfan.core.model import (
@@ -30,15 +29,15 @@ from certfan.core.model import (
     Revocation,
     RevocationReason,
 )
-from certfan.core.orders import Standing, standing
 from certfan.core.plan import CheckPath, Issue, Observed, Plan, RollAccountKey, plan
+from certfan.core.standing import PATH, Holding, Standing, fallback_instant, standing, why
 from certfan.core.subjects import order_subject, path_subject, rollover_subject
 from tests.unit.planner_parts import DAY, HOUR, MINUTE, NOW, WWW, make_certificate, make_generation
 
 SECOND = timedelta(seconds=1)
 REFUSED = Problem("challenge.failed", "404 at 192.0.2.1", "look there")
 SILENT = Problem("authority.unreachable", "no answer")
-OWN = Problem(orders.PATH, "nothing listens on 192.0.2.1:80", "start it")
+OWN = Problem(PATH, "nothing listens on 192.0.2.1:80", "start it")
 LIMITS = Limits(orders=Limit(3, 3 * HOUR), certificates_per_set=Limit(2, 7 * DAY))
 WITH_FALLBACK = replace(make_certificate(), fallback=("second", "third"), fallback_after=12 * HOUR)
 
@@ -121,7 +120,7 @@ def test_a_hold_says_why_and_until_when() -> None:
     """The failure itself, its hint, and the end of its back-off."""
     found = stands(make_certificate(), Observed(attempts=failed(NOW)))
 
-    assert orders.Holding("challenge.failed", REFUSED.detail, NOW + DAY, "look there") == found.holding
+    assert Holding("challenge.failed", REFUSED.detail, NOW + DAY, "look there") == found.holding
 
 
 def test_fallbacks_are_tried_in_their_order() -> None:
@@ -161,10 +160,10 @@ def test_a_near_deadline_shortens_the_wait_for_a_fallback() -> None:
     young = (make_generation(issued_at=NOW - 61 * DAY),)  # replaced by day 83: 22 days left
     (attempt,) = failed(NOW).values()
 
-    assert NOW + 11 * DAY == orders.fallback_instant(patient, attempt, Observed(generations={WWW: young}))
+    assert NOW + 11 * DAY == fallback_instant(patient, attempt, Observed(generations={WWW: young}))
     late = (make_generation(issued_at=NOW - 89 * DAY),)
-    assert NOW == orders.fallback_instant(patient, attempt, Observed(generations={WWW: late}))
-    assert NOW + 30 * DAY == orders.fallback_instant(patient, attempt, Observed())
+    assert NOW == fallback_instant(patient, attempt, Observed(generations={WWW: late}))
+    assert NOW + 30 * DAY == fallback_instant(patient, attempt, Observed())
 
 
 def test_failing_since_the_future_is_failing_since_the_last_failure() -> None:
@@ -521,17 +520,17 @@ def test_an_order_waits_for_our_own_check() -> None:
     good = PathCheck(at=NOW, problem=None)
     bad = PathCheck(at=NOW, problem=OWN, failures=1)
 
-    def held(check: PathCheck | None, now: datetime = NOW, *, is_on: bool = True) -> orders.Holding | None:
+    def held(check: PathCheck | None, now: datetime = NOW, *, is_on: bool = True) -> Holding | None:
         checks = {WWW: check} if check is not None else {}
         return stands(make_certificate(), Observed(checks=checks, self_check=is_on), now).holding
 
-    first = orders.Holding(orders.PATH, f"our own check of {WWW} comes first")
+    first = Holding(PATH, f"our own check of {WWW} comes first")
     assert first == held(None)
     assert held(good) is None
     assert held(good, NOW + 10 * MINUTE - SECOND) is None
     assert first == held(good, NOW + 10 * MINUTE)
     assert first == held(good, NOW - SECOND)
-    assert orders.Holding(orders.PATH, OWN.detail, hint="start it") == held(bad)
+    assert Holding(PATH, OWN.detail, hint="start it") == held(bad)
     assert held(bad) == held(bad, NOW + DAY)
     assert held(bad, is_on=False) is None
 
@@ -706,7 +705,7 @@ def test_what_is_to_be_revoked_gets_a_successor_with_another_key() -> None:
 
     def reason(*generations: Any) -> Reason | None:
         observed = Observed(generations={WWW: generations}, revocations={(WWW, 1): wish})
-        return orders.why(make_certificate(), observed, NOW)
+        return why(make_certificate(), observed, NOW)
 
     assert Reason.REVOKED is reason(first)
     assert Reason.REVOKED is reason(first, same_key)

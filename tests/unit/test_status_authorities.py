@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from certfan.core import orders
 from certfan.core.issuance import Issuance
 from certfan.core.ledger import Ledger, Spend, SpendKind
 from certfan.core.model import (
@@ -29,6 +28,7 @@ from certfan.core.model import (
     RevocationReason,
 )
 from certfan.core.plan import Issue, plan
+from certfan.core.standing import PATH
 from certfan.daemon.status.model import CertificateView, Next, Page, State, StateOfThings, Verdict
 from certfan.daemon.status.view import view
 from certfan.daemon.store import AccountFact
@@ -43,7 +43,7 @@ LIMITS = Limits(
 REFUSED = Problem(
     "authority.refused", "authority pebble refused new order: caa", "let the CAA records allow it"
 )
-BROKEN = Problem(orders.PATH, "http://www.test/: answered 404", "look at the vhost")
+BROKEN = Problem(PATH, "http://www.test/: answered 404", "look at the vhost")
 DESIRED = Desired(
     {
         "pebble": Authority("pebble", "https://ca.int/dir", limits=LIMITS),
@@ -245,7 +245,7 @@ def test_a_broken_path_is_a_problem_weeks_before_the_renewal_and_once_for_its_na
 
     page, off = view(due(seen={"self_check": True}, **known)), view(due(**known))
 
-    assert [NAME] == [one.subject for one in page.problems if one.code == orders.PATH]
+    assert [NAME] == [one.subject for one in page.problems if one.code == PATH]
     for certificate in page.certificates:
         (path,) = certificate.broken_paths
         assert (NAME, NOW - DAY, NOW - MINUTE, BROKEN) == (

@@ -31,8 +31,9 @@ from certfan.core.model import (
     Revocation,
     RevocationReason,
 )
-from certfan.core.orders import PATH, orders
+from certfan.core.orders import orders
 from certfan.core.plan import Observed, RollAccountKey
+from certfan.core.standing import PATH
 from certfan.core.subjects import (
     path_subject,
     renewal_subject,

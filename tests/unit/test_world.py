@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from certfan.core import deployment, issuance, orders, renewal, room, tries, upkeep
+from certfan.core import deployment, issuance, renewal, room, standing, tries, upkeep
 from certfan.core.agent_steps import Aftermath, Marks
 from certfan.core.model import Identifier, Revocation, RevocationReason
 from certfan.core.tries import Verdict
@@ -456,7 +456,7 @@ STEPS = (
 
 # Each bug, by the function it replaces, and the promise that it breaks first.
 PLANTED: dict[str, tuple[str, Any]] = {
-    "an order does not wait for its time": ("certfan.core.orders.attempt_holds", lambda *_: False),
+    "an order does not wait for its time": ("certfan.core.standing.attempt_holds", lambda *_: False),
     "a failed pair does not wait for its time": (
         "certfan.core.tries.next_apply",
         lambda failures, at, **_: at,
@@ -520,10 +520,10 @@ PLANTED: dict[str, tuple[str, Any]] = {
         lambda _desired, observed, _others: observed.ledgers.items(),
     ),
     "a limit's end wakes nobody": (
-        "certfan.core.orders._held_by_ledger",
+        "certfan.core.standing._held_by_ledger",
         lambda *args, **kw: replace(held, until=None) if (held := HELD_BY_LEDGER(*args, **kw)) else None,
     ),
-    "every renewal counts as suggested": ("certfan.core.orders._is_suggested", lambda *_: True),
+    "every renewal counts as suggested": ("certfan.core.standing.is_suggested", lambda *_: True),
     "an instant is drawn anew at each answer": (
         "tests.unit.world_orders.renewal_info",
         lambda generation, window, _, now, *, dice: RENEWAL_INFO(generation, window, None, now, dice=dice),
@@ -533,15 +533,15 @@ PLANTED: dict[str, tuple[str, Any]] = {
         lambda newest, _: newest.issued_at,
     ),
     "a clock in doubt renews": (
-        "certfan.core.orders.why_issue",
+        "certfan.core.standing.why_issue",
         lambda *args, **kw: WHY_ISSUE(*args, **{**kw, "clock_trusted": True}),
     ),
     "a fallback is asked at once": (
-        "certfan.core.orders.fallback_instant",
+        "certfan.core.standing.fallback_instant",
         lambda _certificate, attempt, _: attempt.at,
     ),
     "an open order is left for the first authority": (
-        "certfan.core.orders._authorities",
+        "certfan.core.standing._authorities",
         lambda certificate, *_: [certificate.authority, *certificate.fallback],
     ),
     "two orders for the same names are under way": (
@@ -551,8 +551,8 @@ PLANTED: dict[str, tuple[str, Any]] = {
         ),
     ),
     "what is in trouble takes every place": ("certfan.core.room.has_failed", lambda *_: False),
-    "our own check is not waited for": ("certfan.core.orders._held_by_path", lambda *_: None),
-    "our own check is good for ever": ("certfan.core.orders.is_fresh", lambda *_: True),
+    "our own check is not waited for": ("certfan.core.standing._held_by_path", lambda *_: None),
+    "our own check is good for ever": ("certfan.core.standing.is_fresh", lambda *_: True),
     "a failed check is not repeated": (
         "certfan.core.looks._look_again_after",
         lambda *_, **__: timedelta(days=999),
@@ -581,9 +581,9 @@ PLANTED: dict[str, tuple[str, Any]] = {
         ),
     ),
     "an account key is changed under an order": ("certfan.core.upkeep.under_way", lambda *_: ()),
-    "an order begins while the account key changes": ("certfan.core.orders.awaits_key", lambda *_: False),
+    "an order begins while the account key changes": ("certfan.core.standing.awaits_key", lambda *_: False),
     "a refused account key holds up every order": (
-        "certfan.core.orders.awaits_key",
+        "certfan.core.standing.awaits_key",
         lambda authority, observed, _: authority in observed.rollovers,
     ),
     "upkeep that failed is never done": ("certfan.core.upkeep.attempt_holds", lambda *_: True),
@@ -591,7 +591,7 @@ PLANTED: dict[str, tuple[str, Any]] = {
 ORDER_MACHINE, JUDGE = issuance.next_move, tries.verdict
 AFTERMATH, REPAIRS = deployment.aftermath, deployment._needs_repair
 HAS_ROOM = room.Room.has
-HELD_BY_LEDGER, WHY_ISSUE = orders._held_by_ledger, orders.why_issue
+HELD_BY_LEDGER, WHY_ISSUE = standing._held_by_ledger, standing.why_issue
 RENEWAL_INFO, IS_SUCCEEDED = renewal.renewal_info, upkeep.is_succeeded
 
 

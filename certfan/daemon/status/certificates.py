@@ -8,7 +8,7 @@ from datetime import datetime
 from certfan.core import policy
 from certfan.core.looks import checked_identifiers
 from certfan.core.model import Certificate, Generation, Problem, Reason, RenewalInfo
-from certfan.core.orders import LIMIT, PATH, Standing, standing
+from certfan.core.standing import LIMIT, PATH, Standing, standing
 from certfan.core.subjects import order_subject
 from certfan.daemon.status.authorities import revocations
 from certfan.daemon.status.model import (

@@ -14,9 +14,9 @@ from typing import Any
 
 from certfan.core.ledger import Used
 from certfan.core.model import Desired, Endpoint, Problem
-from certfan.core.orders import Holding
 from certfan.core.plan import Key, Observed, Step
 from certfan.core.policy import Urgency
+from certfan.core.standing import Holding
 from certfan.daemon.store.facts import AccountFact, ConfigFact, Run, StoreFacts
 
 
