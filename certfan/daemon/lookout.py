@@ -28,6 +28,7 @@ SHARE_DOWN = timedelta(seconds=3)
 SHARE_SWEEP = timedelta(hours=1)
 GLANCE = timedelta(seconds=2)  # with its patience: what happened to the share is told within 5 s
 AUTHORITY_DOWN = timedelta(seconds=15)
+LEAP = 1_000_000  # generations; a restored state folder lags behind its share by a few
 AT_SHARE: Key = ("share",)
 
 
@@ -83,11 +84,14 @@ class Lookout:
         """When authorities that had been silent answered again."""
         return dict(self._answered)
 
-    def highest(self, certificate: str) -> int:
-        """Return the highest number that the share shows of a certificate, 0 for none."""
+    def highest(self, certificate: str, *, known: int) -> int:
+        """Return the highest number that the share shows of a certificate, 0 for none.
+
+        Root on a consumer can plant any number in its folder; one that is out of reach of what we know is none.
+        """
         seen = [f for where, all_ in self._published.items() if where[0] == certificate for f in all_]
         seen += [folder for where, folder in self._live.items() if where[0] == certificate]
-        return max((folder.number for folder in seen), default=0)
+        return max((folder.number for folder in seen if folder.number <= known + LEAP), default=0)
 
     def put(self, where: Where, folder: Folder) -> None:
         """Take in what was just published."""

@@ -169,7 +169,7 @@ class Reconciler:
     async def _do(self, step: Step) -> None:
         match step:
             case Issue():
-                floor = self._out.highest(step.certificate)
+                floor = await self._on_the_share(step.certificate)
                 await self._is.issuer.issue(self._is.desired(), step, floor=floor)
             case CheckPath() | AskRenewal() | Revoke() | TidyOrders() | RollAccountKey():
                 await self._is.upkeep.do(self._is.desired(), step)
@@ -197,7 +197,11 @@ class Reconciler:
 
     async def _floor(self, certificate: str) -> int:
         """Return the highest number seen of a certificate by the share or a consumer, or before it was forgotten."""
-        return max(self._out.highest(certificate), await self._is.store.reported_number(certificate))
+        reported = await self._is.store.reported_number(certificate)
+        return max(await self._on_the_share(certificate), reported)
+
+    async def _on_the_share(self, certificate: str) -> int:
+        return self._out.highest(certificate, known=await self._is.store.highest_number(certificate))
 
     async def _roll_back(self, step: RollBack) -> None:
         name = step.certificate

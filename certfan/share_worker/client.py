@@ -32,6 +32,7 @@ _LEAVES: dict[str, type[CertfanError]] = {
 }
 _PATIENCE = timedelta(seconds=10)
 _STOPPING = 0.5  # seconds, twice: for an idle child to end at EOF, then for a killed one
+_HUNG = 1.0  # seconds without a sign of life, after which no end is waited for
 
 
 class ShareWorker:
@@ -102,11 +103,14 @@ class ShareWorker:
             return _opened(await self._asked(child, request, patience))
 
     async def stop(self) -> None:
-        """End the child: EOF, then SIGKILL. Takes a second at most, hung or not."""
+        """End the child: EOF, then SIGKILL. Takes a second at most, and next to nothing when it hangs."""
         child, self._child = self._child, None
         if child is None:
             return
         child.close()
+        if child.silent_for() > _HUNG:
+            child.abandon()  # in the kernel nothing reaches it, and whoever restarts us waits for every moment
+            return
         await child.gone()
         child.kill()
         await child.gone()

@@ -12,6 +12,7 @@ DISCONNECTED = frozenset({errno.ENOTCONN, errno.ESTALE, errno.ECONNABORTED})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _PLANTED = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST})
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
+CHANGED_BY_OTHERS = _PLANTED | _DENIED
 
 
 def where_to_look(root: str) -> str:
@@ -34,8 +35,11 @@ def translate(why: OSError, root: str) -> ShareError:
         return ShareFull(f"share {root} is full{at}: {said}", subject=root, hint=hint)
     if why.errno == errno.EROFS:
         return unavailable(f"mounted read-only{at}", root)
+    if why.errno == errno.EIO:
+        hint = f"{where_to_look(root)}; gluster volume heal VOLUME info split-brain; dmesg"
+        return unavailable(f"{said}{at}", root, hint)
     if why.errno in _PLANTED:
-        return tampered(f"{name or 'an entry'} is not what certfan made: {said}", root)
+        return tampered(f"{name or 'an entry'} is not what certfan made: {said}", root, subject=name)
     if why.errno in _DENIED:
         return unavailable(f"{said}{at}", root, hint="run as root: certfan share setup")
     return unavailable(f"{said}{at}", root)

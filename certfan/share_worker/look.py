@@ -90,10 +90,8 @@ def glance(root: int, path: str, consumers: Iterable[str]) -> dict[str, Any]:
                 for inner in (tree.GENERATIONS, tree.LIVE):
                     with own(inner, at, make=False):
                         pass
-        except FileNotFoundError:
-            problems[name] = _problem(no_folder(name))
-        except NotADirectoryError as why:
-            problems[name] = _problem(translate(why, path))
+        except (FileNotFoundError, NotADirectoryError) as why:
+            problems[name] = _problem(no_folder(name, why))
         except (ShareTampered, PermissionTooOpen) as why:
             problems[name] = _problem(why)
     is_full = room.f_bavail * room.f_frsize < _ROOM or (room.f_files and not room.f_favail)

@@ -13,9 +13,16 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from certfan import files
-from certfan.errors import BundleInvalid, GenerationLive, PermissionTooOpen, ShareTampered, ShareUnavailable
+from certfan.errors import (
+    BundleInvalid,
+    GenerationLive,
+    PermissionTooOpen,
+    ShareError,
+    ShareTampered,
+    ShareUnavailable,
+)
 from certfan.share_worker import tree
-from certfan.share_worker.faults import tampered
+from certfan.share_worker.faults import CHANGED_BY_OTHERS, tampered
 from certfan.share_worker.place import SENTINEL
 
 _OTHERS = 0o007
@@ -49,10 +56,10 @@ def publish(
     try:
         with own_consumer(root, consumer) as at:
             _publish_at(at, consumer, certificate, folder, contents, modes=modes, gid=gid)
-    except FileNotFoundError as why:
+    except (FileNotFoundError, NotADirectoryError) as why:
         if why.filename != consumer:
             raise
-        raise no_folder(consumer) from None
+        raise no_folder(consumer, why) from None
 
 
 def _publish_at(
@@ -77,8 +84,10 @@ def _publish_at(
             files.replace_symlink(certificate, f"../{tree.GENERATIONS}/{certificate}/{folder}", dir_fd=live)
 
 
-def no_folder(consumer: str) -> ShareUnavailable:
-    """Say that root has not made a consumer's folder yet."""
+def no_folder(consumer: str, why: OSError) -> ShareError:
+    """Say that root has not made a consumer's folder yet, or that something else has its name."""
+    if isinstance(why, NotADirectoryError):
+        return tampered(f"{consumer} on the share is no folder", subject=consumer)
     return ShareUnavailable(
         f"the share has no folder {consumer}/", subject=consumer, hint="run as root: certfan share setup"
     )
@@ -160,7 +169,7 @@ def sweep(root: int, beat: Callable[[], None], before: float) -> int:
     """Remove what an interrupted operation left behind, older than `before` (seconds since 1970); say how much."""
     swept = 0
     for consumer in filter(tree.is_name, tree.entries(root)):
-        # Another folder of the admin, or one that was tampered with: a look shows it, a sweep keeps off.
+        # Another folder or file of the admin, or one that was tampered with: a look shows it, a sweep keeps off.
         ours = contextlib.suppress(FileNotFoundError, NotADirectoryError, ShareTampered, PermissionTooOpen)
         with ours, own_consumer(root, consumer) as at:
             swept += _sweep_temporaries(at, before) + _sweep_consumer(at, beat, before)
@@ -171,9 +180,11 @@ def sweep(root: int, beat: Callable[[], None], before: float) -> int:
 def own_consumer(root: int, consumer: str) -> Iterator[int]:
     """Open `<consumer>/`, provided it is ours and closed to others.
 
+    What is met below it, and is not as we made it, is that consumer's trouble alone.
+
     Raises:
         PermissionTooOpen: others may look into it.
-        ShareTampered: it belongs to someone else, or others may write to it.
+        ShareTampered: it, or something below it, is not as we made it.
     """
     with own(tree.checked(consumer), root, make=False) as fd:
         mode = stat.S_IMODE(os.fstat(fd).st_mode)
@@ -183,7 +194,15 @@ def own_consumer(root: int, consumer: str) -> Iterator[int]:
                 subject=consumer,
                 hint="run as root: certfan share setup",
             )
-        yield fd
+        try:
+            yield fd
+        except OSError as why:
+            if why.errno not in CHANGED_BY_OTHERS:
+                raise
+            raise tampered(
+                f"{why.filename or 'an entry'} in folder {consumer}/ on the share is not what certfan made: {why.strerror}",
+                subject=consumer,
+            ) from None
 
 
 @contextlib.contextmanager
@@ -193,8 +212,14 @@ def own(name: str, at: int, *, make: bool = True) -> Iterator[int]:
     Raises:
         ShareTampered: it belongs to someone else, or others may write to it.
     """
-    with tree.folder(name, at, make=make) as fd:
-        about = os.fstat(fd)
+    with contextlib.ExitStack() as stack:
+        try:
+            fd = stack.enter_context(tree.folder(name, at, make=make))
+            about = os.fstat(fd)
+        except PermissionError:
+            about = os.stat(name, dir_fd=at, follow_symlinks=False)
+            if about.st_uid == os.geteuid():
+                raise
         if about.st_uid != os.geteuid():
             raise tampered(
                 f"folder {name}/ on the share belongs to uid {about.st_uid}, not to {os.geteuid()}",

@@ -1,10 +1,13 @@
 """What happens to the share's mount, played in a mount namespace of its own: python -m tests.real.share_scenarios NAME FOLDER."""
 
 import asyncio
+import fcntl
+import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ import pytest
 from certfan.daemon.share import Share
 from certfan.errors import ShareFull, ShareUnavailable
 from tests.unit.share_parts import NAME, WEB1, bundle, now, read_live, set_up_at
+
+_SHUT_DOWN = 0x8004587D  # FS_IOC_GOINGDOWN
 
 
 def _run(*argv: str | Path) -> None:
@@ -95,7 +100,70 @@ async def bare_copy(folder: Path) -> None:
     await share.stop()
 
 
-SCENARIOS = {scenario.__name__: scenario for scenario in (read_only, full, unmounted, bare_copy)}
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[Path]:
+    """Mount an ext4 of four MiB of its own; `root` is the share on it."""
+    image = folder / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(4 << 20)
+    _run("mkfs.ext4", "-q", "-m0", image)
+    with _mounted(folder, "-o", "loop", image) as root:
+        yield root
+
+
+async def full_disk(folder: Path) -> None:
+    """A real small file system without a block left: said and told at a glance, the old one stays, and it heals."""
+    with _small_disk(folder) as root:
+        share = Share(root, folder / "lock", now, require_mount=True)
+        await share.publish(WEB1, NAME, 1, bundle(1))
+        await share.glance(["web1"])
+        assert share.problem is None
+        with (root / "fill").open("wb", buffering=0) as fill, suppress(OSError):
+            while True:
+                fill.write(bytes(1024))
+        with pytest.raises(ShareFull, match="is full"):
+            await share.publish(WEB1, NAME, 2, bundle(2))
+        await share.glance(["web1"])
+        assert share.problem is not None
+        assert share.problem.code == "share.full"
+        assert f"df -h {root}" in share.problem.hint
+        assert share.is_up
+        assert not (root / "web1/generations" / NAME / "2").exists()
+        await share.retire("web1", NAME, 3)  # removing goes on: that is what makes room
+        (root / "fill").unlink()
+        await share.publish(WEB1, NAME, 2, bundle(2))
+        await share.glance(["web1"])
+        assert share.problem is None
+        assert bundle(2) == read_live(root / "web1")
+        await share.stop()
+
+
+async def dead_disk(folder: Path) -> None:
+    """The disk answers everything with EIO: named with where to look; mounted again, nothing that was published is lost."""
+    with _small_disk(folder) as root:
+        share = Share(root, folder / "lock", now, require_mount=True)
+        await share.publish(WEB1, NAME, 1, bundle(1))
+        fd = os.open(root, os.O_RDONLY)
+        fcntl.ioctl(fd, _SHUT_DOWN, struct.pack("I", 2))  # as a power cut: not even the journal is written
+        os.close(fd)
+        with pytest.raises(ShareUnavailable, match="Input/output error"):
+            await share.publish(WEB1, NAME, 2, bundle(2))
+        assert share.problem is not None
+        assert "dmesg" in share.problem.hint
+        _run("umount", "-l", root)
+        await share.stop()
+        _run("mount", "-o", "loop", folder / "disk.img", root)
+        await share.glance(["web1"])
+        assert share.problem is None
+        assert bundle(1) == read_live(root / "web1")
+        await share.publish(WEB1, NAME, 2, bundle(2))
+        assert bundle(2) == read_live(root / "web1")
+        await share.stop()
+
+
+SCENARIOS = {
+    scenario.__name__: scenario for scenario in (read_only, full, full_disk, dead_disk, unmounted, bare_copy)
+}
 
 if __name__ == "__main__":
     asyncio.run(SCENARIOS[sys.argv[1]](Path(sys.argv[2])))

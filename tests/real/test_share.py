@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from certfan.agent.shelf import Shelf
+from certfan.errors import BundleInvalid, ShareUnavailable
 from certfan.protocol import manifest
 from certfan.share_worker.tree import Folder
 from tests.real.share_scenarios import SCENARIOS
@@ -58,6 +60,10 @@ def test_the_mount_changes(scenario: str, tmp_path: Path) -> None:
 async def _traced(place: Place, log: Path, *words: str) -> asyncio.subprocess.Process:
     """Attach strace to the running worker and all its threads to come; return when it is attached."""
     await place.share.look()
+    return await _attached(place.pid, log, *words)
+
+
+async def _attached(pid: int, log: Path, *words: str) -> asyncio.subprocess.Process:
     tracer = await asyncio.create_subprocess_exec(
         "strace",
         "-a0",
@@ -68,7 +74,7 @@ async def _traced(place: Place, log: Path, *words: str) -> asyncio.subprocess.Pr
         f"trace={_CALLS}",
         *words,
         "-p",
-        str(place.pid),
+        str(pid),
         stderr=asyncio.subprocess.PIPE,
     )
     assert tracer.stderr is not None
@@ -190,3 +196,35 @@ async def test_killed_at_any_system_call_of_a_publish_the_next_one_completes(
     assert len(chosen) >= len(points) // 10
     assert len(points) > 50
     assert is_whole(read_live(place.root / "web1") or {})
+
+
+@pytest.mark.parametrize("error", ["ESTALE", "ENOENT"])
+async def test_a_reader_outlives_what_another_mount_changed(place: Place, tmp_path: Path, error: str) -> None:
+    """One failing call, whichever it is, costs a second try; a call that fails every time is told as what it is."""
+    await place.share.publish(WEB1, NAME, 1, bundle(1))
+    shelf = Shelf(place.root, "web1", tmp_path / "shelf.lock")
+    await shelf.read(NAME, 1)
+    inside = ["-P", str(place.files(1)), *(word for name in bundle(1) for word in ("-P", name))]
+    for nth in range(1, 7):
+        tracer = await _attached(
+            _pid(shelf), tmp_path / "trace", *inside, "-e", f"inject=openat:error={error}:when={nth}"
+        )
+        found = await shelf.read(NAME, 1)
+        tracer.terminate()
+        await tracer.communicate()
+        assert bundle(1) == found, nth
+    tracer = await _attached(
+        _pid(shelf), tmp_path / "trace", *inside, "-e", f"inject=openat:error={error}:when=1+"
+    )
+    with pytest.raises(ShareUnavailable if error == "ESTALE" else BundleInvalid):
+        await shelf.read(NAME, 1)
+    tracer.terminate()
+    await tracer.communicate()
+
+    assert bundle(1) == await shelf.read(NAME, 1)
+    await shelf.stop()
+
+
+def _pid(shelf: Shelf) -> int:
+    assert shelf._worker.pid is not None
+    return shelf._worker.pid

@@ -152,3 +152,14 @@ async def test_a_clock_that_was_ahead_puts_no_look_off(post: Post) -> None:
 
     assert await post.told() == ["share.swept"]
     assert post.ca.calls["look"] == asked + 1
+
+
+async def test_a_planted_number_does_not_use_up_the_numbers(post: Post) -> None:
+    """Root on web1 makes a folder of the highest number there is: the next generation is not one more than that."""
+    share = post.place.share
+    await share.publish(WEB1, NAME, 7, bundle(7))
+    await share.publish(WEB1, NAME, 10**17, bundle(8))
+    await post.look()
+
+    assert post.lookout.highest(NAME, known=5) == 7
+    assert post.lookout.highest(NAME, known=10**17) == 10**17

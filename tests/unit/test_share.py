@@ -303,6 +303,32 @@ async def test_a_share_that_was_replaced_under_its_path_is_opened_again(place: P
     assert f"../generations/{NAME}/2" == place.pointer()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give things away")
+@pytest.mark.parametrize("uid", [None, 12345])
+@pytest.mark.parametrize("below", ["generations", f"generations/{NAME}", f"generations/{NAME}/1", "live"])
+async def test_a_neighbour_that_spoils_its_folder_spoils_no_other(
+    place: Place, below: str, uid: int | None
+) -> None:
+    """Whatever root on web1 makes of its folder, of another owner or no folder at all: mail1 gets its keys."""
+    await place.share.publish(WEB1, NAME, 1, bundle(1))
+    spoilt = place.root / "web1" / below
+    if uid is None:
+        spoilt.rename(spoilt.with_name("aside"))
+        spoilt.write_text("no folder")
+    else:
+        os.chown(spoilt, uid, -1)
+    with pytest.raises((ShareTampered, PermissionTooOpen)) as caught:
+        await place.share.publish(WEB1, NAME, 1, bundle(1))
+    await place.share.glance(["web1", "mail1"])
+    await place.share.publish(MAIL1, NAME, 1, bundle(1))
+    await place.share.sweep()
+    seen = await place.share.look()
+
+    assert str(place.root) != caught.value.subject
+    assert place.share.is_up
+    assert {1} == {folder.number for folder in seen.published[NAME, "mail1"]}
+
+
 async def test_a_glance_tells_what_is_wrong_with_one_folder(place: Place) -> None:
     """Open to others, another owner's, a planted symlink, gone: each is told by its consumer, the share is up."""
     await place.share.publish(WEB1, NAME, 1, bundle(1))
