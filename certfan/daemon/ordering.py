@@ -44,7 +44,8 @@ GONE = frozenset({404, 410})
 BELIEVED_LOST = timedelta(hours=1)
 ACME_ERROR = "urn:ietf:params:acme:error:"
 # What an authority says of `replaces` that it will not take: the same order is good without it.
-NOT_REPLACED = frozenset({"alreadyReplaced", "conflict", "malformed", "unauthorized"})
+# Pebble 2.10 says serverInternal of a certificate that it does not know, at every retry.
+NOT_REPLACED = frozenset({"alreadyReplaced", "conflict", "malformed", "serverInternal", "unauthorized"})
 
 
 class Memory:

@@ -75,7 +75,7 @@ async def test_a_renewal_says_what_it_replaces(place: Place) -> None:
     assert [None, await certid(place, 1)] == [order.replaces for order in place.ca.orders.values()]
 
 
-@pytest.mark.parametrize("kind", ["alreadyReplaced", "malformed", "unauthorized"])
+@pytest.mark.parametrize("kind", ["alreadyReplaced", "malformed", "serverInternal", "unauthorized"])
 async def test_what_cannot_be_replaced_is_ordered_without_saying_so(place: Place, kind: str) -> None:
     """It costs no attempt, and is then counted as the plain order that it is."""
     await place.issue()
