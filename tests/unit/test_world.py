@@ -413,6 +413,7 @@ def test_every_history_ends_with_all_proven(actions: list[Action]) -> None:
 
 
 @pytest.mark.sweep
+@pytest.mark.timeout(900)
 def test_seeded_histories_end_with_all_proven(capsys: pytest.CaptureFixture[str]) -> None:
     """Seeded histories reach every kind of step, and all of them settle."""
     sweep = os.environ.get("CERTFAN_SWEEP") == "all"

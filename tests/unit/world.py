@@ -6,6 +6,7 @@ loses what is in memory and keeps what is durable. Nothing here asks the planner
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -90,7 +91,11 @@ class World(AtAuthorities):
 
     @now.setter
     def now(self, shown: datetime) -> None:
-        """Let time pass until they show that."""
+        """Let time pass until they show that; what was to begin at once has begun by then."""
+        if shown > self.now + timedelta(seconds=1):
+            for task in [one for one in self.tasks if isinstance(one.step, plan.Issue)]:
+                if inspect.getgeneratorstate(task.work) == inspect.GEN_CREATED:
+                    self.run(task)
         self.true = shown - self.skew
 
     # What the planners see
@@ -260,7 +265,7 @@ class World(AtAuthorities):
         if isinstance(step, plan.Issue) and problem.code == "authority.unreachable":
             self.earliest[subject] = self.now + SILENCE
             return
-        self.failures[subject] = self.failures[subject] + 1 if before is not None else 1
+        self.failures[subject] += 1
         delays = PATIENCE[type(step)]
         wait = delays[min(self.failures[subject], len(delays)) - 1]
         told = min(problem.not_before, self.now + DAY) if problem.not_before is not None else self.now

@@ -68,6 +68,7 @@ class AtAuthorities:
     tasks: list[Task]
     blocked: set[str]
     earliest: dict[str, datetime]
+    failures: Counter[str]
     done: Counter[str]
 
     def __init__(self) -> None:
@@ -115,6 +116,7 @@ class AtAuthorities:
             self.daemon.attempts.pop(subject, None)
             self.earliest.pop(subject, None)
             self.failing_since.pop(subject, None)
+            self.failures.pop(subject, None)
 
     def order_subjects(self, name: str) -> Iterator[str]:
         certificate = self.desired.certificates[name]
