@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,6 +12,15 @@ from tests.lab.fleet import ENDPOINTS, NAME, Fleet
 from tests.real.share_faults import gluster, pointer, settled
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    """A farm of its own: a volume that has been through every fault may still be healing when a brick is cut off."""
+    with Fleet(probe_interval=5).up() as up:
+        up.add_certificate()
+        up.wait_proven()
+        yield up
 
 
 def test_web1_boots_from_the_hosts_brick_while_the_cert_vm_is_off(fleet: Fleet) -> None:
