@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 
+from certfan.core.looks import checked_identifiers
 from certfan.core.model import Authority, Certificate, Desired, Problem
 from certfan.daemon.config import Config
 from certfan.daemon.config_watch import ConfigWatch, Loaded
@@ -88,6 +89,8 @@ class Configured:
         wanted = self.config.desired
         await self._store.note_definitions(_definitions(wanted), now)
         await self._store.keep_wanted(wanted.certificates.keys(), wanted.consumers.keys())
+        checked = {i for one in wanted.certificates.values() for i in checked_identifiers(one)}
+        await self._store.keep_checks(checked)
 
 
 def _definitions(wanted: Desired) -> dict[str, str]:

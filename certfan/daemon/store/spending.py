@@ -78,11 +78,6 @@ def ask_rollover(db: Connection, authority: str, now: datetime) -> None:
     put(db, tables.rollovers, {"authority": authority}, {"asked_at": now})
 
 
-def drop_rollover(db: Connection, authority: str) -> None:
-    """Forget that it was; repeatable."""
-    db.execute(delete(tables.rollovers).where(tables.rollovers.c.authority == authority))
-
-
 def rollovers(db: Connection) -> frozenset[str]:
     """Return the authorities whose account is to get a new key."""
     return frozenset(db.execute(select(tables.rollovers.c.authority)).scalars())
