@@ -39,7 +39,7 @@ def check(
 
     With --order, try each certificate NAME (default: every one) afterwards; nothing of these orders is kept.
     """
-    from certfan.daemon.config import load
+    from certfan.daemon.config.loading import load
 
     if not order and (names or authority):
         raise click.UsageError("NAME and --authority belong to --order")

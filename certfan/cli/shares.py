@@ -32,8 +32,8 @@ def setup(ctx: click.Context, config: Path, user: str, only_lines: bool, as_json
 
     As root, or as the daemon's user; repeatable.
     """
-    from certfan.daemon.config import load
-    from certfan.daemon.share_setup import advice
+    from certfan.daemon.config.loading import load
+    from certfan.daemon.share.setup import advice
 
     found = load(config)
     if only_lines:
@@ -89,7 +89,7 @@ def _set_up(found: Any, user: str) -> dict[str, Any]:
     import asyncio
     from dataclasses import asdict
 
-    from certfan.daemon.share_setup import advice, set_up_share, volume_checks
+    from certfan.daemon.share.setup import advice, set_up_share, volume_checks
 
     uid = _uid(user)
     if os.geteuid() not in {0, uid}:

@@ -15,9 +15,9 @@ from certfan.core.model import Attempt, Authority, Desired
 from certfan.core.plan import Key, Where
 from certfan.core.policy import holds
 from certfan.core.upkeep import silent_authorities
-from certfan.daemon.accounts import Accounts
+from certfan.daemon.issuing.accounts import Accounts
 from certfan.daemon.journal import Journal
-from certfan.daemon.share import Share
+from certfan.daemon.share.share import Share
 from certfan.daemon.timekeeper import Timekeeper
 from certfan.errors import CertfanError, ShareError
 from certfan.loop import Loop

@@ -14,33 +14,33 @@ from pathlib import Path
 
 from certfan import __version__, log, systemd, tls
 from certfan.core.model import Authority
-from certfan.daemon.accounts import Accounts
-from certfan.daemon.actions import AdminActions
 from certfan.daemon.authority import AcmeAuthority, make_account_key
-from certfan.daemon.authority_actions import AuthorityActions
-from certfan.daemon.board import Noticeboard
-from certfan.daemon.bundles import Bundles
 from certfan.daemon.ca import open_ca
 from certfan.daemon.challenges.http01 import Responder
 from certfan.daemon.challenges.pathcheck import PathChecker
 from certfan.daemon.channel import Channel
-from certfan.daemon.config import Config, load
-from certfan.daemon.configured import Configured
+from certfan.daemon.config.loading import Config, load
 from certfan.daemon.deadlines import Deadlines
-from certfan.daemon.enroller import Enroller
-from certfan.daemon.issuer import Issuer
+from certfan.daemon.desk.actions import AdminActions
+from certfan.daemon.desk.authority_actions import AuthorityActions
+from certfan.daemon.desk.board import Noticeboard
+from certfan.daemon.desk.configured import Configured
+from certfan.daemon.desk.enroller import Enroller
+from certfan.daemon.issuing.accounts import Accounts
+from certfan.daemon.issuing.issuer import Issuer
+from certfan.daemon.issuing.upkeep import Upkeep
 from certfan.daemon.journal import Journal
 from certfan.daemon.listeners import Listener
 from certfan.daemon.lookout import Lookout
+from certfan.daemon.publishing.bundles import Bundles
+from certfan.daemon.publishing.share_audit import ShareAudit
 from certfan.daemon.reconciler import Parts, Reconciler
-from certfan.daemon.share import Share
-from certfan.daemon.share_audit import ShareAudit
+from certfan.daemon.share.share import Share
 from certfan.daemon.state import StateFolder
 from certfan.daemon.status import app
 from certfan.daemon.status.model import StateOfThings
 from certfan.daemon.store import Event, Store
 from certfan.daemon.timekeeper import Timekeeper
-from certfan.daemon.upkeep import Upkeep
 from certfan.loop import Loop
 
 STALLED = timedelta(minutes=3)  # a reconciler that has not ticked for that long hangs

@@ -41,19 +41,19 @@ from certfan.core.plan import (
 from certfan.core.room import outdated
 from certfan.core.shown import shown
 from certfan.core.subjects import subject_of
-from certfan.daemon.bundles import Bundles
-from certfan.daemon.domains import registered_domain
-from certfan.daemon.forgetting import Forgetting
-from certfan.daemon.issuer import Issuer
+from certfan.daemon.issuing.domains import registered_domain
+from certfan.daemon.issuing.issuer import Issuer
+from certfan.daemon.issuing.upkeep import Upkeep
 from certfan.daemon.journal import Journal
 from certfan.daemon.lookout import Lookout
 from certfan.daemon.observing import remembered
-from certfan.daemon.rollback import RollBacks
-from certfan.daemon.share import Share
+from certfan.daemon.publishing.bundles import Bundles
+from certfan.daemon.publishing.forgetting import Forgetting
+from certfan.daemon.publishing.rollback import RollBacks
+from certfan.daemon.share.share import Share
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store, StoreFacts
 from certfan.daemon.timekeeper import Timekeeper
-from certfan.daemon.upkeep import Upkeep
 from certfan.errors import CertfanError, InternalError
 from certfan.loop import Loop
 from certfan.protocol import manifest

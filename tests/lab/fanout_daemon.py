@@ -16,14 +16,14 @@ from sqlalchemy import Connection
 
 from certfan import log, tls
 from certfan.core.model import NOTHING_DESIRED, Generation, Identifier, KeyType
-from certfan.daemon.board import Noticeboard
-from certfan.daemon.bundles import Bundles
 from certfan.daemon.ca import open_ca
 from certfan.daemon.channel import Channel
-from certfan.daemon.enroller import Enroller
+from certfan.daemon.desk.board import Noticeboard
+from certfan.daemon.desk.enroller import Enroller
 from certfan.daemon.journal import Journal
 from certfan.daemon.listeners import Listener
 from certfan.daemon.main import calm_collector, now
+from certfan.daemon.publishing.bundles import Bundles
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store, deploying
 from certfan.daemon.store.store import transaction

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from certfan.core.model import Consumer
-from certfan.daemon.share import Share
-from certfan.daemon.share_setup import set_up_share
+from certfan.daemon.share.setup import set_up_share
+from certfan.daemon.share.share import Share
 
 SIZES = {"privkey.pem": 241, "cert.pem": 1310, "chain.pem": 1790, "fullchain.pem": 3100}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from certfan.daemon.share import Share
+from certfan.daemon.share.share import Share
 from certfan.errors import ShareFull, ShareUnavailable
 from tests.unit.share_parts import NAME, WEB1, bundle, now, read_live, set_up_at
 

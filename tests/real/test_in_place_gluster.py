@@ -150,7 +150,7 @@ def test_with_the_cert_vm_off_web1_boots_on_the_hosts_brick_and_nothing_is_lost(
 
     assert (alone, on_one_brick) == (serials, serials)
     laid = [json.loads(line[line.index("{") :]) for line in booted.splitlines() if "pair.laid" in line]
-    assert [(one["certificate"], one["generation"]) for one in laid] == [(NAME, number)]
+    assert [one["generation"] for one in laid if one["certificate"] == NAME] == [number]
     assert (after["generation"], after["serial"]) == (number, view["serial"])
     assert web1.pointer() == mounted(number + 1)
     wait_until(lambda: _pending_heals(fleet) == 0, "both bricks to be alike again", 60)

@@ -39,11 +39,11 @@ def bundle(number):
     return files | {"manifest.json": json.dumps({"files": facts}).encode(), "manifest.sig": b"signed"}
 """
 SETUP = """
-from certfan.daemon.share_setup import set_up_share
+from certfan.daemon.share.setup import set_up_share
 asyncio.run(set_up_share(Path("/srv/le"), [WEB1, MAIL1], uid=4700, lock=Path("/run/setup.lock"), require_mount=True))
 """
 PUBLISHER = """
-from certfan.daemon.share import Share
+from certfan.daemon.share.share import Share
 async def main():
     share = Share(Path("/srv/le"), Path("/tmp/daemon/share.lock"), lambda: datetime.now(UTC))
     for line in sys.stdin:
@@ -70,7 +70,7 @@ asyncio.run(main())
 SEALER = """
 from certfan import pki
 from certfan.core.model import Custody
-from certfan.daemon.share import Share
+from certfan.daemon.share.share import Share
 from certfan.protocol import manifest
 async def main():
     share = Share(Path("/srv/le"), Path("/tmp/daemon/sealer.lock"), lambda: datetime.now(UTC))

@@ -27,7 +27,7 @@ def bundle(number):
 # Publishes so many generations of a name of its own, as the daemon does, then takes everything away again.
 PUBLISHER = r"""
 from certfan.core.model import Consumer
-from certfan.daemon.share import Share
+from certfan.daemon.share.share import Share
 async def main(name, count, gid):
     share = Share(Path("/srv/le"), Path("/tmp/hammer.lock"), lambda: datetime.now(UTC), require_mount=True)
     began = time.monotonic()

@@ -18,7 +18,7 @@ from certfan.agent.link import Link
 from certfan.daemon.ca import CaFolder, open_ca
 from certfan.daemon.channel import Channel
 from certfan.daemon.channel.board import Identity
-from certfan.daemon.enroller import Enroller
+from certfan.daemon.desk.enroller import Enroller
 from certfan.daemon.listeners import Listener
 from certfan.daemon.store import IdentityFact, Store
 from certfan.errors import CertfanError

@@ -15,15 +15,15 @@ from certfan.agent.enrolment import enrol
 from certfan.agent.identity import Trust
 from certfan.agent.link import Link
 from certfan.core.model import Authority, Certificate, Consumer, Desired, Generation, Identifier, KeyType
-from certfan.daemon.actions import AdminActions
-from certfan.daemon.board import Noticeboard
-from certfan.daemon.bundles import Bundles
 from certfan.daemon.ca import CaFolder, open_ca
 from certfan.daemon.channel import Channel
-from certfan.daemon.enroller import Enroller
+from certfan.daemon.desk.actions import AdminActions
+from certfan.daemon.desk.board import Noticeboard
+from certfan.daemon.desk.enroller import Enroller
 from certfan.daemon.journal import Journal
 from certfan.daemon.listeners import Listener
 from certfan.daemon.observing import remembered
+from certfan.daemon.publishing.bundles import Bundles
 from certfan.daemon.state import StateFolder
 from certfan.daemon.status import app
 from certfan.daemon.status.model import StateOfThings

@@ -10,7 +10,7 @@ from typing import Any
 
 from certfan import pki
 from certfan.core.model import Generation, Identifier, KeyType
-from certfan.daemon.actions import AdminActions
+from certfan.daemon.desk.actions import AdminActions
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Event, Store

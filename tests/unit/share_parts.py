@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from certfan.core.model import Consumer
-from certfan.daemon.share import Share
+from certfan.daemon.share.share import Share
 from certfan.share_worker.setup import set_up
 
 NAME = "www.example.org"

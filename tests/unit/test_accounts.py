@@ -11,8 +11,8 @@ import pytest
 
 from certfan import pki
 from certfan.core.model import Authority
-from certfan.daemon.accounts import Accounts
 from certfan.daemon.authority import make_account_key
+from certfan.daemon.issuing.accounts import Accounts
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store

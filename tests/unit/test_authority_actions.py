@@ -24,11 +24,11 @@ from certfan.core.model import (
     Revocation,
     RevocationReason,
 )
-from certfan.daemon import config
-from certfan.daemon.accounts import Accounts
 from certfan.daemon.authority import make_account_key
-from certfan.daemon.authority_actions import AuthorityActions, how_to_stage
-from certfan.daemon.issuer import Issuer
+from certfan.daemon.config import loading as config
+from certfan.daemon.desk.authority_actions import AuthorityActions, how_to_stage
+from certfan.daemon.issuing.accounts import Accounts
+from certfan.daemon.issuing.issuer import Issuer
 from certfan.daemon.status.model import as_json
 from certfan.errors import (
     ActionRefused,

@@ -14,7 +14,7 @@ from certfan.core.agent_steps import Apply, Outcome, TryState, Why
 from certfan.core.model import Attempt, Deployment, DeploymentState, Problem
 from certfan.core.plan import Issue, Observed, plan
 from certfan.core.tries import failed, setback
-from certfan.daemon.board import Noticeboard
+from certfan.daemon.desk.board import Noticeboard
 from certfan.daemon.journal import Journal
 from certfan.daemon.store import Store
 from certfan.errors import ConfigInvalid, EnrolmentRefused, NotAllowed, NotAuthenticated

@@ -24,7 +24,7 @@ from certfan.agent.liaison import LONGEST_PAUSE, SHORTEST_PAUSE, Liaison, pause_
 from certfan.agent.link import Link
 from certfan.core.model import Deployment, DeploymentState, Endpoint, Health, Proof
 from certfan.daemon.channel.waiting import Waiting
-from certfan.daemon.enroller import token_hash
+from certfan.daemon.desk.enroller import token_hash
 from certfan.daemon.store import IdentityFact, Store
 from certfan.errors import ChannelError, EnrolmentRefused, NotAllowed, NotAuthenticated
 from certfan.protocol.identity import client_context, parse_line

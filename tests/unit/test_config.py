@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from certfan.core.model import Identifier, KeyType, Limit, Limits
-from certfan.daemon import config, published
-from certfan.daemon.config_schema import identifier
+from certfan.daemon.config import loading as config
+from certfan.daemon.config.schema import identifier
+from certfan.daemon.issuing import published
 from certfan.daemon.listeners import Listener, parse_listener
 from certfan.errors import ConfigError, ConfigInvalid, ConfigTooOpen
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from certfan.daemon import config
-from certfan.daemon.config_watch import ConfigWatch, Loaded
+from certfan.daemon.config import loading as config
+from certfan.daemon.config.watch import ConfigWatch, Loaded
 
 MAIN = """
 fleet = "example"

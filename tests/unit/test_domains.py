@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from certfan.daemon.domains import registered_domain
+from certfan.daemon.issuing.domains import registered_domain
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_an_address_counts_for_itself_or_its_network(address: str, domain: str) 
 
 def test_the_list_is_read_only_when_a_name_is_asked_for() -> None:
     """A daemon whose authorities have no limit per domain never pays for it."""
-    script = "import sys, certfan.daemon.domains; print('publicsuffixlist' in sys.modules)"
+    script = "import sys, certfan.daemon.issuing.domains; print('publicsuffixlist' in sys.modules)"
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 

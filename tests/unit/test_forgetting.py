@@ -16,10 +16,10 @@ import pytest
 
 from certfan.core.model import Attempt, Deployment, DeploymentState, Generation, Identifier, Problem, Reason
 from certfan.core.plan import Clear, Forget, ForgetConsumer, Observed, Retire, Withdraw, plan
-from certfan.daemon.bundles import Bundles
 from certfan.daemon.lookout import Lookout
+from certfan.daemon.publishing.bundles import Bundles
 from certfan.daemon.reconciler import Parts, Reconciler
-from certfan.daemon.share import Share
+from certfan.daemon.share.share import Share
 from certfan.daemon.status.view import view
 from certfan.daemon.store import IdentityFact
 from certfan.daemon.timekeeper import Timekeeper

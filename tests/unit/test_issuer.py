@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from certfan import pki, tls
 from certfan.core.model import Authority, Certificate, Desired, Generation, Identifier, Reason
 from certfan.core.steps import Issue
-from certfan.daemon.accounts import Accounts
 from certfan.daemon.authority import AcmeAuthority, make_account_key
-from certfan.daemon.issuer import Issuer
+from certfan.daemon.issuing.accounts import Accounts
+from certfan.daemon.issuing.issuer import Issuer
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store

@@ -12,8 +12,8 @@ from certfan.core.ledger import SpendKind
 from certfan.core.model import Desired, Identifier, Problem, Revocation, RevocationReason
 from certfan.core.renewal import Window
 from certfan.core.steps import AskRenewal, Revoke, TidyOrders
+from certfan.daemon.issuing.upkeep import Upkeep
 from certfan.daemon.journal import Journal
-from certfan.daemon.upkeep import Upkeep
 from certfan.errors import AuthorityMalformed, AuthorityRefused, AuthoritySlow, ChallengeFailed
 from tests.unit.scripted_authority import refused
 from tests.unit.test_issuer import ISSUE, LAB, NAME, NOW, OTHER, Place, _places, clock, wanted

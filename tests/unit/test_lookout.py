@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from certfan.core.model import NOTHING_DESIRED, Attempt, Problem
-from certfan.daemon.accounts import Accounts
 from certfan.daemon.authority import make_account_key
+from certfan.daemon.issuing.accounts import Accounts
 from certfan.daemon.journal import Journal
 from certfan.daemon.lookout import AUTHORITY_DOWN, SHARE_DOWN, Lookout
 from certfan.daemon.state import StateFolder

@@ -6,7 +6,7 @@ from importlib import resources
 import pytest
 
 from certfan.core.model import NO_LIMITS, Identifier, Limit
-from certfan.daemon import published
+from certfan.daemon.issuing import published
 from tests.unit.planner_parts import DAY, HOUR
 
 LETS_ENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
@@ -15,7 +15,7 @@ NAMES = tuple(Identifier(f"h{n}.example.org") for n in range(101))
 
 
 def entries() -> list[str]:
-    text = resources.files("certfan.daemon").joinpath("published.toml").read_text()
+    text = resources.files("certfan.daemon.issuing").joinpath("published.toml").read_text()
     return sorted(tomllib.loads(text))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from certfan.agent import config as agent_config
 from certfan.cli import main
-from certfan.daemon import config as daemon_config
+from certfan.daemon.config import loading as daemon_config
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 

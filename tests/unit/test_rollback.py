@@ -24,7 +24,7 @@ from certfan.core.model import (
 from certfan.core.plan import Issue, Observed, Offer, Publish, Retire, RollBack, plan
 from certfan.core.rollback import choose
 from certfan.core.tries import Verdict, verdict
-from certfan.daemon.rollback import RollBacks
+from certfan.daemon.publishing.rollback import RollBacks
 from certfan.errors import ActionRefused, PairMismatch, UnknownName
 from tests.unit.fleet_parts import PAIRS, Cut, Fleet, PowerCut, a_fleet
 from tests.unit.planner_parts import (

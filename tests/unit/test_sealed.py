@@ -18,7 +18,7 @@ from certfan.core.agent_steps import AgentFacts, Assignment, Fetch
 from certfan.core.model import Attempt, Custody, Problem
 from certfan.core.plan import Observed, Publish, Retire, plan
 from certfan.core.shown import Asked, shown
-from certfan.daemon.bundles import Bundles
+from certfan.daemon.publishing.bundles import Bundles
 from certfan.errors import BundleInvalid, GenerationLive, NotAllowed
 from certfan.protocol import manifest
 from certfan.protocol.messages import AssignmentMessage, Report

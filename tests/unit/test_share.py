@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from certfan.daemon.share import Share
-from certfan.daemon.share_setup import set_up_share
+from certfan.daemon.share.setup import set_up_share
+from certfan.daemon.share.share import Share
 from certfan.errors import (
     BundleInvalid,
     ConfigInvalid,

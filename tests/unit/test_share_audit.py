@@ -26,11 +26,11 @@ from certfan.core.model import (
 )
 from certfan.core.share_audit import Difference
 from certfan.core.steps import Observed
-from certfan.daemon.bundles import Bundles
 from certfan.daemon.ca import open_ca
 from certfan.daemon.journal import Journal
 from certfan.daemon.listeners import Listener
-from certfan.daemon.share_audit import ShareAudit
+from certfan.daemon.publishing.bundles import Bundles
+from certfan.daemon.publishing.share_audit import ShareAudit
 from certfan.daemon.state import StateFolder
 from certfan.daemon.status import app
 from certfan.daemon.store import Store, StoreFacts

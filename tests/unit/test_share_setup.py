@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from certfan.core.model import Consumer
-from certfan.daemon.share_lines import VolumeName, lines
-from certfan.daemon.share_setup import folder_checks
+from certfan.daemon.share.lines import VolumeName, lines
+from certfan.daemon.share.setup import folder_checks
 from tests.unit.share_parts import WEB1
 
 CONFIG = """\

@@ -17,7 +17,7 @@ import pytest
 from certfan import pki
 from certfan.agent.shelf import Shelf
 from certfan.core.model import Custody
-from certfan.daemon.share import Share
+from certfan.daemon.share.share import Share
 from certfan.errors import BundleInvalid, InternalError, ShareError, ShareUnavailable
 from certfan.protocol import manifest
 from certfan.share_worker.client import ShareWorker

@@ -32,7 +32,7 @@ from certfan.core.issuance import (
     next_move,
 )
 from certfan.core.model import Identifier, Problem
-from certfan.daemon.accounts import AcmeClient
+from certfan.daemon.issuing.accounts import AcmeClient
 from certfan.errors import AuthorityMalformed, AuthorityRefused, AuthoritySlow, ChallengeFailed
 
 # A CA validates from several places; look once none of them has come for this long, twice that after a look in vain.

@@ -22,9 +22,9 @@ from certfan.core.share_audit import (
     whole_generations,
 )
 from certfan.core.steps import Observed, Where
-from certfan.daemon.bundles import Bundles
 from certfan.daemon.journal import Journal
-from certfan.daemon.share import Share, group_number
+from certfan.daemon.publishing.bundles import Bundles
+from certfan.daemon.share.share import Share, group_number
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store, StoreFacts
 from certfan.errors import CertfanError, ChainInvalid, PairMismatch, ShareError, ShareUnavailable

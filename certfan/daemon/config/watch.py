@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from certfan import log
 from certfan.core.model import Problem
-from certfan.daemon import config
-from certfan.daemon.config import Config
+from certfan.daemon.config import loading as config
+from certfan.daemon.config.loading import Config
 from certfan.errors import ConfigError, ConfigInvalid
 
 if TYPE_CHECKING:

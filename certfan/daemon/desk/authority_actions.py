@@ -24,11 +24,11 @@ from certfan.core.model import (
     RevocationReason,
 )
 from certfan.core.revocation import choose
-from certfan.daemon import published
-from certfan.daemon.accounts import Accounts
-from certfan.daemon.actions import known
-from certfan.daemon.domains import registered_domain
-from certfan.daemon.issuer import Issuer
+from certfan.daemon.desk.actions import known
+from certfan.daemon.issuing import published
+from certfan.daemon.issuing.accounts import Accounts
+from certfan.daemon.issuing.domains import registered_domain
+from certfan.daemon.issuing.issuer import Issuer
 from certfan.daemon.journal import Journal
 from certfan.daemon.status.model import AccountView, LimitUsed
 from certfan.daemon.store import Store

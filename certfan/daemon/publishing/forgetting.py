@@ -5,7 +5,7 @@ from __future__ import annotations
 from certfan.core.subjects import consumer_subject
 from certfan.daemon.journal import Journal
 from certfan.daemon.lookout import Lookout
-from certfan.daemon.share import Share
+from certfan.daemon.share.share import Share
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store
 

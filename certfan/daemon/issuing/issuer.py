@@ -17,10 +17,10 @@ from certfan.core.keys import key_to_reuse, spent_keys
 from certfan.core.model import Authority, Certificate, Desired, Generation, Problem
 from certfan.core.steps import Issue
 from certfan.core.subjects import order_subject
-from certfan.daemon.accounts import Accounts
+from certfan.daemon.issuing.accounts import Accounts
+from certfan.daemon.issuing.memory import Written
+from certfan.daemon.issuing.ordering import ACME_ERROR, Memory, Order, Tokens
 from certfan.daemon.journal import Journal
-from certfan.daemon.memory import Written
-from certfan.daemon.ordering import ACME_ERROR, Memory, Order, Tokens
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store, StoreFacts
 from certfan.errors import AuthorityMalformed, AuthorityRefused, ChainInvalid, PkiError

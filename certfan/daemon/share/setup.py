@@ -15,9 +15,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from certfan.core.model import Consumer
-from certfan.daemon.config import Config
-from certfan.daemon.share import Mount, group_number, mount_of
-from certfan.daemon.share_lines import CUSTODY, PING_TIMEOUT, VolumeName, creation, lines, placeholder
+from certfan.daemon.config.loading import Config
+from certfan.daemon.share.lines import CUSTODY, PING_TIMEOUT, VolumeName, creation, lines, placeholder
+from certfan.daemon.share.share import Mount, group_number, mount_of
 from certfan.share_worker.client import ShareWorker
 
 GLUSTERFS = "fuse.glusterfs"

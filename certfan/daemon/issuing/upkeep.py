@@ -25,9 +25,9 @@ from certfan.core.renewal import renewal_info
 from certfan.core.steps import AskRenewal, CheckPath, Revoke, RollAccountKey, TidyOrders, UpkeepStep
 from certfan.core.subjects import subject_of
 from certfan.core.upkeep import LEFTOVER_LIFE
-from certfan.daemon.accounts import Accounts, AcmeClient
+from certfan.daemon.issuing.accounts import Accounts, AcmeClient
+from certfan.daemon.issuing.ordering import ACME_ERROR, GONE, Tokens
 from certfan.daemon.journal import Journal
-from certfan.daemon.ordering import ACME_ERROR, GONE, Tokens
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store
 from certfan.errors import ActionRefused, AuthorityRefused

@@ -8,10 +8,10 @@ from datetime import datetime
 
 from certfan import pki
 from certfan.core.model import Custody, Deployment, DeploymentState, Desired, Health, Problem, Proof
-from certfan.daemon.bundles import Bundles
-from certfan.daemon.doubles import Doubles
-from certfan.daemon.enroller import Enroller
+from certfan.daemon.desk.doubles import Doubles
+from certfan.daemon.desk.enroller import Enroller
 from certfan.daemon.journal import Journal
+from certfan.daemon.publishing.bundles import Bundles
 from certfan.daemon.store import IdentityFact, Lists, Standing, Store, StoreFacts
 from certfan.errors import CertfanError, NotAllowed
 from certfan.protocol.identity import consumer_of

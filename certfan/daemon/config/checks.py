@@ -12,8 +12,8 @@ from pathlib import Path
 
 from certfan import toml
 from certfan.core.model import CERTIFICATE_NAME, Identifier
-from certfan.daemon import published
-from certfan.daemon.config_schema import CertificateTable, Fragment, Main, listeners
+from certfan.daemon.config.schema import CertificateTable, Fragment, Main, listeners
+from certfan.daemon.issuing import published
 from certfan.daemon.listeners import parse_listener
 
 

@@ -70,7 +70,7 @@ def of(directory: str) -> Published:
 
 @cache
 def _table() -> Mapping[str, Published]:
-    text = resources.files("certfan.daemon").joinpath("published.toml").read_text(encoding="utf-8")
+    text = resources.files("certfan.daemon.issuing").joinpath("published.toml").read_text(encoding="utf-8")
     return {directory: _published(entry) for directory, entry in tomllib.loads(text).items()}
 
 

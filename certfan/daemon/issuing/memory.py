@@ -8,8 +8,8 @@ from datetime import datetime
 
 from certfan.core.issuance import Issuance
 from certfan.core.model import Identifier, Problem
+from certfan.daemon.issuing.ordering import Memory
 from certfan.daemon.journal import Journal
-from certfan.daemon.ordering import Memory
 from certfan.daemon.store import Store
 
 

@@ -10,7 +10,7 @@ from certfan.core.keys import unwanted
 from certfan.core.model import Desired, Generation, Problem
 from certfan.core.rollback import choose
 from certfan.core.steps import Where
-from certfan.daemon.enroller import Enroller
+from certfan.daemon.desk.enroller import Enroller
 from certfan.daemon.journal import Journal
 from certfan.daemon.store import Store
 from certfan.errors import ActionRefused, UnknownName

@@ -24,9 +24,9 @@ from certfan.core.model import (
     Limit,
     Limits,
 )
-from certfan.daemon import published
-from certfan.daemon.config_checks import Part, certificates, default_authority, name_of, problems_of
-from certfan.daemon.config_schema import AuthorityTable, CertificateTable, Fragment, Main, listeners
+from certfan.daemon.config.checks import Part, certificates, default_authority, name_of, problems_of
+from certfan.daemon.config.schema import AuthorityTable, CertificateTable, Fragment, Main, listeners
+from certfan.daemon.issuing import published
 from certfan.daemon.listeners import Listener, parse_listener
 from certfan.errors import ConfigError, ConfigInvalid, ConfigTooOpen
 

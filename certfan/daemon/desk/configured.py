@@ -8,8 +8,8 @@ from datetime import datetime
 
 from certfan.core.looks import checked_identifiers
 from certfan.core.model import Authority, Certificate, Desired, Problem
-from certfan.daemon.config import Config
-from certfan.daemon.config_watch import ConfigWatch, Loaded
+from certfan.daemon.config.loading import Config
+from certfan.daemon.config.watch import ConfigWatch, Loaded
 from certfan.daemon.journal import Journal
 from certfan.daemon.store import Store
 

@@ -1,0 +1,1 @@
+"""From a wanted certificate to a generation, and what else authorities are asked."""
