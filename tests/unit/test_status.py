@@ -284,6 +284,20 @@ def test_problems_of_config_clock_and_share_come_first() -> None:
     assert [n.subject for n in page.problems] == ["config", "clock", "share", "web1"]
 
 
+def test_a_problem_says_since_when_and_by_when_it_must_end() -> None:
+    """The rows of one dead agent are one problem, from when it went silent to the deadline that comes first."""
+    older = dataclasses.replace(
+        proof(heard_ago=DAY, not_after=NOW + 40 * DAY), endpoint=dataclasses.replace(HTTPS, port=993)
+    )
+    of = things(proofs={WHERE: (proof(heard_ago=DAY), older)})
+
+    (problem,) = view(of).problems
+    first, second = view(of).certificates[0].endpoints
+
+    assert (problem.code, problem.since) == ("consumer.unheard", NOW - DAY + 10 * MINUTE)
+    assert problem.deadline == second.deadline < first.deadline
+
+
 def test_while_the_clock_is_in_doubt_nothing_is_shown_as_due() -> None:
     """What the plan will not begin is not announced either."""
     late = NOW + 70 * DAY

@@ -60,6 +60,7 @@ def certificate_view(certificate: Certificate, things: StateOfThings) -> Certifi
         reason=_reason(name, stands, things),
         next=_next(name, stands, renew_at, things),
         failures=attempt.failures if attempt else 0,
+        failing_since=attempt.since or attempt.at if attempt else None,
         problem=problem,
         endpoints=rows,
     )

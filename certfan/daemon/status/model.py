@@ -162,6 +162,7 @@ class CertificateView:
     reason: str | None
     next: Next
     failures: int
+    failing_since: datetime | None  # the first failure of the row
     problem: Problem | None
     endpoints: tuple[Row, ...]
 
@@ -229,12 +230,17 @@ class ConsumerView:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """A problem and the thing that has it; `subject` is what to name on the command line."""
+    """A problem and the thing that has it; `subject` is what to name on the command line.
+
+    `since` None: nobody wrote it down. `deadline` is the earliest of the endpoints that it keeps from agreeing.
+    """
 
     subject: str
     code: str
     detail: str
     hint: str
+    since: datetime | None = field(default=None, kw_only=True)
+    deadline: datetime | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

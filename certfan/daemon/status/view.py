@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
 from itertools import pairwise
 
 from certfan.core.model import Problem
@@ -61,8 +62,9 @@ def _problems(
     orphaned: tuple[Orphan, ...],
 ) -> Iterator[Needs]:
     """Yield what needs somebody: first what stops everything, last what stops one endpoint."""
+    config_since = things.config.problems_at if things.config else None
     for problem in things.config_problems:
-        yield _needs("config", problem)
+        yield _needs("config", problem, config_since)
     if things.clock_problem:
         yield _needs("clock", things.clock_problem)
     if things.share_problem:
@@ -70,21 +72,39 @@ def _problems(
     for consumer, problem in sorted(things.consumer_problems.items()):
         yield _needs(consumer, problem)
     yield from (_needs(one.name, one.problem) for one in authorities if one.problem)
-    yield from (_needs(one.name, one.problem) for one in certificates if one.problem)
+    yield from (_needs(one.name, one.problem, one.failing_since) for one in certificates if one.problem)
     yield from _revocation_problems(certificates)
     yield from _revocation_problems(orphaned)
-    # One dead agent is one problem, however many rows it has; so is one name in several certificates.
-    found = {_needs(path.identifier, path.problem): None for one in certificates for path in one.broken_paths}
-    for certificate in certificates:
-        found |= {_needs(_subject(row), row.problem): None for row in certificate.endpoints if row.problem}
-    yield from found
+    yield from _merged(
+        _needs(path.identifier, path.problem, path.since) for one in certificates for path in one.broken_paths
+    )
+    yield from _merged(
+        _needs(_subject(row), row.problem, row.since, row.deadline)
+        for one in certificates
+        for row in one.endpoints
+        if row.problem
+    )
+
+
+def _merged(those: Iterable[Needs]) -> Iterator[Needs]:
+    """One dead agent is one problem, however many rows it has; so is one name in several certificates."""
+    found: dict[tuple[str, str, str, str], Needs] = {}
+    for one in those:
+        known = found.setdefault((one.subject, one.code, one.detail, one.hint), one)
+        if known is not one:
+            found[one.subject, one.code, one.detail, one.hint] = dataclasses.replace(
+                known,
+                since=min(filter(None, (known.since, one.since)), default=None),
+                deadline=min(filter(None, (known.deadline, one.deadline)), default=None),
+            )
+    yield from found.values()
 
 
 def _revocation_problems(those: Sequence[CertificateView] | Sequence[Orphan]) -> Iterator[Needs]:
     for one in those:
         for revocation in one.revocations:
             if revocation.problem:
-                yield _needs(f"{one.name}@{revocation.generation}", revocation.problem)
+                yield _needs(f"{one.name}@{revocation.generation}", revocation.problem, revocation.asked_at)
 
 
 def _subject(row: Row) -> str:
@@ -92,8 +112,10 @@ def _subject(row: Row) -> str:
     return row.consumer if row.problem.code.startswith("consumer.") else f"{row.certificate}/{row.consumer}"
 
 
-def _needs(subject: str, problem: Problem) -> Needs:
-    return Needs(subject, problem.code, problem.detail, problem.hint)
+def _needs(
+    subject: str, problem: Problem, since: datetime | None = None, deadline: datetime | None = None
+) -> Needs:
+    return Needs(subject, problem.code, problem.detail, problem.hint, since=since, deadline=deadline)
 
 
 def _summary(
