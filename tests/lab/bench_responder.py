@@ -18,9 +18,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection, insert
 
-from certfan.daemon.main import now
 from certfan.daemon.store import Store, tables
 from certfan.daemon.store.store import transaction
+from certfan.daemon.wiring import now
 from tests.lab import machine
 from tests.lab.acme_parts import Ca, Daemon, anew_when_stuck, cpu_of, wait_while_it_grows
 from tests.lab.acme_peers import caddy, nginx

@@ -22,11 +22,12 @@ from certfan.daemon.desk.board import Noticeboard
 from certfan.daemon.desk.enroller import Enroller
 from certfan.daemon.journal import Journal
 from certfan.daemon.listeners import Listener
-from certfan.daemon.main import calm_collector, now
+from certfan.daemon.main import calm_collector
 from certfan.daemon.publishing.bundles import Bundles
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store, deploying
 from certfan.daemon.store.store import transaction
+from certfan.daemon.wiring import now
 
 FLEET, CERTIFICATE = "bench", "www.example.org"
 PATIENCE = 60  # seconds for the last acknowledgement

@@ -18,10 +18,10 @@ from sqlalchemy import Connection, insert
 
 from certfan import files, pki
 from certfan.daemon.ca import CaFolder, open_ca
-from certfan.daemon.main import now
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import IdentityFact, Store, issued, tables
 from certfan.daemon.store.store import transaction
+from certfan.daemon.wiring import now
 from tests.lab import machine
 from tests.lab.fanout_daemon import FLEET, consumer, generation
 

@@ -1,0 +1,77 @@
+"""The state of things at one instant, gathered for status, deadlines and whoever else speaks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from certfan.core.plan import Observed
+from certfan.daemon.desk.board import Noticeboard
+from certfan.daemon.desk.configured import Configured
+from certfan.daemon.reconciler import Reconciler
+from certfan.daemon.share.share import Share
+from certfan.daemon.status.model import StateOfThings
+from certfan.daemon.store import Event, Store, StoreFacts
+from certfan.daemon.timekeeper import Timekeeper
+from certfan.loop import Loop
+
+LAST_RUNS = 50
+
+
+class Showing:
+    """Asks every part what it knows."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        configured: Configured,
+        reconciler: Reconciler,
+        loop: Loop,
+        share: Share,
+        board: Noticeboard,
+        timekeeper: Timekeeper,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._store = store
+        self._configured = configured
+        self._reconciler = reconciler
+        self._loop = loop
+        self._share = share
+        self._board = board
+        self._timekeeper = timekeeper
+        self._clock = clock
+
+    async def things(self) -> StateOfThings:
+        """Return everything that the page is made from."""
+        facts, accounts = await self._store.facts(), await self._store.accounts()
+        config, desired = self._configured.config, self._configured.desired()
+        places = {name: (name, one.directory) for name, one in desired.authorities.items()}
+        observed = self.observed(facts)
+        return StateOfThings(
+            now=self._clock(),
+            fleet=config.fleet,
+            desired=desired,
+            facts=facts,
+            observed=observed,
+            accounts={name: accounts[place] for name, place in places.items() if place in accounts},
+            probe_interval=config.probe_interval,
+            config=await self._store.config(),
+            config_problems=self._configured.problems,
+            share_problem=self._share.problem,
+            clock_problem=self._timekeeper.problem,
+            consumer_problems={**self._share.folder_problems, **self._board.doubles.problems},
+            live=observed.live,
+            in_flight=self._reconciler.steps,
+            runs=tuple(await self._store.runs(LAST_RUNS)),
+        )
+
+    def observed(self, facts: StoreFacts) -> Observed:
+        """Return what the plan would now be made from."""
+        return self._reconciler.observed(self._configured.desired(), facts, self._loop.in_flight)
+
+    async def events(self, after: int, limit: int) -> tuple[Event, ...]:
+        """Return the journal from number `after` on, ascending; with `after` negative its end."""
+        if after < 0:
+            return tuple(await self._store.last_events(limit))
+        return tuple(await self._store.events(after, limit))
