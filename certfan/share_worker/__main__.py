@@ -19,7 +19,8 @@ from certfan.share_worker import frames, tree
 from certfan.share_worker.faults import DISCONNECTED, translate, unavailable
 from certfan.share_worker.look import Eye, glance, read_bundle
 from certfan.share_worker.place import Place
-from certfan.share_worker.publish import clear, forget, publish, retire, sweep
+from certfan.share_worker.publish import publish
+from certfan.share_worker.removal import clear, forget, retire, sweep
 from certfan.share_worker.setup import set_up
 from certfan.share_worker.survey import inspect, survey
 

@@ -12,7 +12,7 @@ from typing import Any
 from certfan.errors import BundleInvalid, CertfanError, PermissionTooOpen, ShareTampered
 from certfan.share_worker import tree
 from certfan.share_worker.faults import translate
-from certfan.share_worker.publish import no_folder, own, own_consumer
+from certfan.share_worker.ownership import no_folder, own, own_consumer
 
 _GONE = frozenset({errno.ENOENT, errno.ESTALE})
 _STALE_FOR = 0.3  # seconds; measured on GlusterFS 10

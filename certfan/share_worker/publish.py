@@ -1,4 +1,4 @@
-"""Changing the share: one immutable folder per generation, then one symlink. Every operation may be repeated.
+"""Publishing: one immutable folder per generation, then one symlink. It may be repeated.
 
 The process's umask is 027 (set in __main__), folders inherit their group from `<consumer>/`, which root made.
 """
@@ -9,24 +9,15 @@ import contextlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from certfan import files
-from certfan.errors import (
-    BundleInvalid,
-    GenerationLive,
-    PermissionTooOpen,
-    ShareError,
-    ShareTampered,
-    ShareUnavailable,
-)
+from certfan.errors import BundleInvalid, PermissionTooOpen
 from certfan.share_worker import tree
-from certfan.share_worker.faults import CHANGED_BY_OTHERS, tampered
-from certfan.share_worker.place import SENTINEL
+from certfan.share_worker.faults import tampered
+from certfan.share_worker.ownership import OTHERS, WRITABLE, no_folder, own, own_consumer
 
-_OTHERS = 0o007
-_WRITABLE = 0o022
 _PUBLIC_MODE = 0o644  # certificates and manifests; the folders above are closed to others
 
 
@@ -82,155 +73,6 @@ def _publish_at(
         before = tree.pointer(certificate, live)
         if before is None or (before.number <= folder.number and before != folder):
             files.replace_symlink(certificate, f"../{tree.GENERATIONS}/{certificate}/{folder}", dir_fd=live)
-
-
-def no_folder(consumer: str, why: OSError) -> ShareError:
-    """Say that root has not made a consumer's folder yet, or that something else has its name."""
-    if isinstance(why, NotADirectoryError):
-        return tampered(f"{consumer} on the share is no folder", subject=consumer)
-    return ShareUnavailable(
-        f"the share has no folder {consumer}/", subject=consumer, hint="run as root: certfan share setup"
-    )
-
-
-def retire(root: int, consumer: str, certificate: str, generation: int, bundle: str | None = None) -> None:
-    """Remove a generation, or one bundle of it, that `live/` does not point at; its keys go last. Repeatable.
-
-    Raises:
-        GenerationLive: it does point there.
-    """
-    with contextlib.suppress(FileNotFoundError), own_consumer(root, consumer) as at:
-        with tree.folder(tree.LIVE, at) as live:
-            shown = tree.pointer(tree.checked(certificate), live)
-            if shown is not None and shown.is_of(generation, bundle):
-                raise GenerationLive(
-                    f"{certificate}@{generation} is what live/ of {consumer} points at", subject=consumer
-                )
-        with tree.folder(tree.GENERATIONS, at) as generations, tree.folder(certificate, generations) as line:
-            for folder in tree.folders(line):
-                if folder.is_of(generation, bundle):
-                    tree.remove(str(folder), line)
-
-
-def clear(root: int, consumer: str, certificate: str) -> None:
-    """Remove all of a certificate from a consumer's folder: its pointer first, keys last. Nothing there is fine."""
-    with contextlib.suppress(FileNotFoundError), own_consumer(root, consumer) as at:
-        _clear(at, tree.checked(certificate))
-
-
-def forget(root: int, consumer: str) -> bool:
-    """Remove a consumer's folder with all that certfan put there; False if the emptied folder had to stay.
-
-    It stays where only root may change the share's root. Nothing there is fine. Repeatable.
-
-    Raises:
-        OSError: ENOTEMPTY or EISDIR when it holds what certfan never put there.
-    """
-    try:
-        with own_consumer(root, consumer) as at:
-            for certificate in sorted(filter(tree.is_name, _names_in(at))):
-                _clear(at, certificate)
-            for name in (tree.LIVE, tree.GENERATIONS):
-                with contextlib.suppress(FileNotFoundError):
-                    os.rmdir(name, dir_fd=at)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(SENTINEL, dir_fd=at)
-    except FileNotFoundError:
-        return True
-    try:
-        os.rmdir(consumer, dir_fd=root)
-    except PermissionError:
-        return False
-    files.sync_folder(".", dir_fd=root)
-    return True
-
-
-def _names_in(at: int) -> frozenset[str]:
-    found: set[str] = set()
-    for name in (tree.LIVE, tree.GENERATIONS):
-        with contextlib.suppress(FileNotFoundError), own(name, at, make=False) as fd:
-            found.update(tree.entries(fd))
-    return frozenset(found)
-
-
-def _clear(at: int, certificate: str) -> None:
-    with contextlib.suppress(FileNotFoundError), own(tree.LIVE, at, make=False) as live:
-        os.unlink(certificate, dir_fd=live)
-        files.sync_folder(".", dir_fd=live)
-    with contextlib.suppress(FileNotFoundError), own(tree.GENERATIONS, at, make=False) as generations:
-        with own(certificate, generations, make=False) as line:
-            for folder in tree.folders(line):
-                tree.remove(str(folder), line)
-        os.rmdir(certificate, dir_fd=generations)
-        files.sync_folder(".", dir_fd=generations)
-
-
-def sweep(root: int, beat: Callable[[], None], before: float) -> int:
-    """Remove what an interrupted operation left behind, older than `before` (seconds since 1970); say how much."""
-    swept = 0
-    for consumer in filter(tree.is_name, tree.entries(root)):
-        # Another folder or file of the admin, or one that was tampered with: a look shows it, a sweep keeps off.
-        ours = contextlib.suppress(FileNotFoundError, NotADirectoryError, ShareTampered, PermissionTooOpen)
-        with ours, own_consumer(root, consumer) as at:
-            swept += _sweep_temporaries(at, before) + _sweep_consumer(at, beat, before)
-    return swept
-
-
-@contextlib.contextmanager
-def own_consumer(root: int, consumer: str) -> Iterator[int]:
-    """Open `<consumer>/`, provided it is ours and closed to others.
-
-    What is met below it, and is not as we made it, is that consumer's trouble alone.
-
-    Raises:
-        PermissionTooOpen: others may look into it.
-        ShareTampered: it, or something below it, is not as we made it.
-    """
-    with own(tree.checked(consumer), root, make=False) as fd:
-        mode = stat.S_IMODE(os.fstat(fd).st_mode)
-        if mode & _OTHERS:
-            raise PermissionTooOpen(
-                f"folder {consumer}/ on the share has mode {mode:04o}: others may look into it",
-                subject=consumer,
-                hint="run as root: certfan share setup",
-            )
-        try:
-            yield fd
-        except OSError as why:
-            if why.errno not in CHANGED_BY_OTHERS:
-                raise
-            raise tampered(
-                f"{why.filename or 'an entry'} in folder {consumer}/ on the share is not what certfan made: {why.strerror}",
-                subject=consumer,
-            ) from None
-
-
-@contextlib.contextmanager
-def own(name: str, at: int, *, make: bool = True) -> Iterator[int]:
-    """Open a folder, made first if need be, provided it is ours and nobody else may write to it.
-
-    Raises:
-        ShareTampered: it belongs to someone else, or others may write to it.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            fd = stack.enter_context(tree.folder(name, at, make=make))
-            about = os.fstat(fd)
-        except PermissionError:
-            about = os.stat(name, dir_fd=at, follow_symlinks=False)
-            if about.st_uid == os.geteuid():
-                raise
-        if about.st_uid != os.geteuid():
-            raise tampered(
-                f"folder {name}/ on the share belongs to uid {about.st_uid}, not to {os.geteuid()}",
-                subject=name,
-            )
-        if about.st_mode & _WRITABLE:
-            raise tampered(
-                f"folder {name}/ on the share has mode {stat.S_IMODE(about.st_mode):04o}: writable by others",
-                subject=name,
-            )
-        yield fd
 
 
 def _modes(contents: Mapping[str, bytes], key_mode: int) -> dict[str, int]:
@@ -330,7 +172,7 @@ def _adopt(fd: int, number: str, contents: Mapping[str, bytes], modes: Mapping[s
 
 def _verify(fd: int, contents: Mapping[str, bytes], modes: Mapping[str, int], gid: int) -> None:
     folder = os.fstat(fd)
-    if folder.st_uid != os.geteuid() or folder.st_mode & (_OTHERS | _WRITABLE):
+    if folder.st_uid != os.geteuid() or folder.st_mode & (OTHERS | WRITABLE):
         raise PermissionTooOpen(
             f"a generation's folder has mode {stat.S_IMODE(folder.st_mode):04o}, owner {folder.st_uid}"
         )
@@ -345,38 +187,3 @@ def _verify(fd: int, contents: Mapping[str, bytes], modes: Mapping[str, int], gi
             )
         if about.st_nlink != 1:
             raise tampered(f"{name} is reachable by {about.st_nlink} names: somebody made a hard link to it")
-
-
-def _sweep_temporaries(at: int, before: float) -> int:
-    swept = _sweep_dotted(at, before)
-    with contextlib.suppress(FileNotFoundError), tree.folder(tree.LIVE, at) as live:
-        swept += _sweep_dotted(live, before)
-    return swept
-
-
-def _sweep_dotted(at: int, before: float) -> int:
-    swept = 0
-    for name in tree.entries(at):
-        about = os.stat(name, dir_fd=at, follow_symlinks=False)
-        if name.startswith(".") and about.st_mtime < before and not stat.S_ISDIR(about.st_mode):
-            os.unlink(name, dir_fd=at)
-            swept += 1
-    return swept
-
-
-def _sweep_consumer(at: int, beat: Callable[[], None], before: float) -> int:
-    swept = 0
-    with own(tree.GENERATIONS, at) as generations, own(tree.LIVE, at) as live:
-        for certificate in filter(tree.is_name, tree.entries(generations)):
-            with own(certificate, generations, make=False) as line:
-                for folder in tree.folders(line):
-                    beat()
-                    if folder != tree.pointer(certificate, live) and _is_stale(str(folder), line, before):
-                        tree.remove(str(folder), line)
-                        swept += 1
-    return swept
-
-
-def _is_stale(number: str, line: int, before: float) -> bool:
-    with tree.folder(number, line) as fd:
-        return os.fstat(fd).st_mtime < before and not tree.is_whole(fd)

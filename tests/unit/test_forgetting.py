@@ -25,7 +25,7 @@ from certfan.daemon.store import IdentityFact
 from certfan.daemon.timekeeper import Timekeeper
 from certfan.errors import ActionRefused, ShareTampered, UnknownName
 from certfan.loop import Loop
-from certfan.share_worker import publish
+from certfan.share_worker import removal
 from tests.unit.fleet_parts import Fleet, PowerCut, a_fleet
 from tests.unit.planner_parts import (
     DAY,
@@ -365,7 +365,7 @@ async def test_where_the_shares_root_is_roots_an_empty_folder_stays(
     root = os.open(small.root, os.O_RDONLY)
     with monkeypatch.context() as patch:
         patch.setattr(os, "rmdir", rmdir)
-        gone = publish.forget(root, "web1")
+        gone = removal.forget(root, "web1")
     os.close(root)
 
     assert not gone
