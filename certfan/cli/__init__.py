@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from certfan import __version__
-from certfan.cli import agents, authorities, checking, consumers, looking, shares
+from certfan.cli import agents, authorities, checking, consumers, explaining, looking, shares
 from certfan.cli.failing import Group, json_option
 from certfan.cli.options import config_option
+from certfan.errors import ConfigError
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,16 +76,20 @@ def forget(config: Path, name: str, is_consumer: bool, as_json: bool) -> None:
 @main.command()
 @config_option
 @json_option
-def reload(config: Path, as_json: bool) -> None:
-    """Make the daemon read its config now; saved changes are noticed without it."""
+@click.pass_context
+def reload(ctx: click.Context, config: Path, as_json: bool) -> None:
+    """Make the daemon read its config now; saved changes are noticed without it.
+
+    Answers when it is in force, or exits with 78 and every problem when the one before stays so.
+    """
     from certfan.cli.control import call
 
-    answer = call(config, "POST", "/api/v1/reload")
-    told = (
-        "\n".join(problem["detail"] for problem in answer["problems"])
-        or "the config in force is what is written"
-    )
-    looking.say(answer, told, as_json)
+    problems = call(config, "POST", "/api/v1/reload")["problems"]
+    refused = [problem for problem in problems if problem["code"] != "config.needs_restart"]
+    told = "\n".join(problem["detail"] for problem in problems) or "the config in force is what is written"
+    looking.say({"problems": problems, "in_force": not refused}, told, as_json)
+    if refused:
+        ctx.exit(ConfigError.exit_code)
 
 
 @main.group()
@@ -99,6 +104,8 @@ def apache() -> None:
 
 
 main.add_command(checking.check)
+main.add_command(explaining.why)
+main.add_command(explaining.plan)
 main.add_command(authorities.revoke)
 main.add_command(authorities.account)
 main.add_command(looking.status)

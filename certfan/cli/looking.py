@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ _BETWEEN_EVENTS = 1.0  # seconds
 def say(answer: Any, text: str, as_json: bool) -> None:
     """Print an answer in the form that was asked for."""
     click.echo(json.dumps(answer) if as_json else text)
+
+
+def utc_now() -> datetime:
+    """Return the wall clock, aware UTC."""
+    return datetime.now(UTC)
 
 
 def in_colour() -> bool:

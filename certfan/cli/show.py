@@ -34,8 +34,13 @@ def page_lines(page: Json, *, colour: bool = False) -> list[str]:
     lines += waiting_lines(page, now)
     lines += ["", *authority_lines(page["authorities"], now, colour)]
     rows = [row for certificate in page["certificates"] for row in certificate["endpoints"]]
-    lines += ["", *table(_HEADS, [_row(row, now) for row in rows], _VERDICT, colour)]
+    lines += ["", *endpoint_lines(rows, now, colour)]
     return [*lines, "", *_orphan_lines(page["orphans"], now)] if page["orphans"] else lines
+
+
+def endpoint_lines(rows: Sequence[Json], now: datetime, colour: bool) -> list[str]:
+    """Return a line for each endpoint: wanted, served, why they differ, by when they must agree."""
+    return table(_HEADS, [_row(row, now) for row in rows], _VERDICT, colour)
 
 
 def _lagging_line(one: Json, now: datetime, colour: bool) -> str:

@@ -38,9 +38,9 @@ def run(path: Path) -> int:
 
 async def serve(config: Config) -> None:
     """Open the state, wire the parts and run them; returns after a signal. Cancelled, every part has stopped."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop, hang_up = asyncio.Event(), asyncio.Event()
+    for number, event in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, hang_up)):
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
     with StateFolder(config.state) as state:
         store = await Store.open(state.database, now)
         try:
@@ -50,7 +50,7 @@ async def serve(config: Config) -> None:
             async with _listening(parts):
                 calm_collector()
                 systemd.notify("READY=1", f"STATUS=fleet {config.fleet}")
-                await _work(parts, stop)
+                await _work(parts, stop, hang_up)
             await journal.note("run.ended", "daemon")
             await store.end_run(now())
         finally:
@@ -84,6 +84,7 @@ async def _listening(parts: Wiring) -> AsyncIterator[None]:
         doors = app.Doors(
             things=parts.showing.things,
             events=parts.showing.events,
+            story=parts.store.story,
             alive=parts.health.alive,
             ready=parts.health.ready,
         )
@@ -95,12 +96,13 @@ async def _listening(parts: Wiring) -> AsyncIterator[None]:
         yield
 
 
-async def _work(parts: Wiring, stop: asyncio.Event) -> None:
+async def _work(parts: Wiring, stop: asyncio.Event, hang_up: asyncio.Event) -> None:
     """Reconcile until told to stop; an error of the loop itself ends the process."""
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(parts.reconciler.run(), name="reconciler"),
             group.create_task(parts.configured.run(), name="config"),
+            group.create_task(_read_again(parts, hang_up), name="SIGHUP"),
             group.create_task(parts.channel.failed(), name="channel"),
             group.create_task(parts.deadlines.run(), name="deadlines"),
             group.create_task(parts.lookout.keep_watch(parts.configured.desired), name="share"),
@@ -111,6 +113,14 @@ async def _work(parts: Wiring, stop: asyncio.Event) -> None:
         systemd.notify("STOPPING=1")
         for task in tasks:
             task.cancel()
+
+
+async def _read_again(parts: Wiring, hang_up: asyncio.Event) -> None:
+    """Read the config at each SIGHUP; who wants to know what came of it runs `certfan reload`."""
+    while True:
+        await hang_up.wait()
+        hang_up.clear()
+        await parts.configured.read_now()
 
 
 async def _renew_ca(parts: Wiring) -> None:

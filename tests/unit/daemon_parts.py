@@ -184,7 +184,7 @@ class Daemon:
             clock=self.clock,
         )
         path = str(self.folder / "control.sock")
-        doors = app.Doors(things=self.things, events=events)
+        doors = app.Doors(things=self.things, events=events, story=self.store.story)
         runner = await app.start(app.make_app(doors, actions), (Listener(path=path),))
         connector = aiohttp.UnixConnector(path)
         async with aiohttp.ClientSession("http://localhost", connector=connector) as session:

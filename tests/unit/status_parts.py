@@ -119,6 +119,10 @@ def things(
 class Admin:
     """Actions that only remember who asked for what."""
 
+    config_problems: Sequence[Problem] = (
+        Problem("config.invalid", "certfan.toml: flet: unknown key", "run: certfan check"),
+    )
+
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, int]] = []
 
@@ -146,7 +150,7 @@ class Admin:
 
     async def reload(self, *, uid: int) -> Sequence[Problem]:
         self.asked.append(("reload", "", uid))
-        return (Problem("config.invalid", "certfan.toml: flet: unknown key", "run: certfan check"),)
+        return self.config_problems
 
 
 class AuthorityAdmin:
@@ -222,9 +226,14 @@ async def _events(after: int, limit: int) -> Sequence[Event]:
     return [event for event in EVENTS if event.id > after][:limit] if after >= 0 else EVENTS[-limit:]
 
 
+async def _story(_certificate: str, _identifiers: Sequence[str], limit: int) -> Sequence[Event]:
+    return EVENTS[-limit:]
+
+
 DOORS = app.Doors(
     things=_things,
     events=_events,
+    story=_story,
     alive=lambda: {"reconciler": None},
     ready=lambda: {"http01": None, "share": "/srv/le is not mounted"},
     hosts={"cert.int"},

@@ -344,13 +344,6 @@ async def test_events_are_lines(tmp_path: Path) -> None:
     assert "abc" not in done.stdout
 
 
-async def test_reload_tells_what_is_wrong(tmp_path: Path) -> None:
-    """The problems of the file, if it was refused."""
-    done, _ = await against(tmp_path, "reload")
-
-    assert done.stdout == "certfan.toml: flet: unknown key\n"
-
-
 def test_the_apache_snippet_has_both_macros() -> None:
     """What is printed is what config/ shows."""
     done = certfan("snippet", "apache")

@@ -360,3 +360,25 @@ async def test_nobody_can_change_a_snapshot(store: Store) -> None:
 
     with pytest.raises(TypeError):
         facts.asked["x"] = NOW  # type: ignore[index]
+
+
+async def test_the_story_of_a_certificate_is_its_own(store: Store) -> None:
+    """Its generations, places, fallbacks, revocations and names; not those of a name that begins alike."""
+    subjects = [
+        WWW,
+        f"{WWW}@1",
+        f"{WWW}/web1",
+        f"{WWW} at second",
+        f"revocation of {WWW}@1",
+        "192.0.2.7",
+        "path of 192.0.2.7",
+        f"{WWW}2",
+        f"{WWW}.evil@1",
+        "www_example_org@1",
+        "192.0.2.70",
+    ]
+    await store.add_events([Event(NOW, "it.happened", subject) for subject in subjects])
+    names = [str(name) for name in NAMES]
+
+    assert subjects[:7] == [event.subject for event in await store.story(WWW, names, 100)]
+    assert subjects[5:7] == [event.subject for event in await store.story(WWW, names, 2)]

@@ -16,7 +16,8 @@ from certfan import log, toml
 from certfan.daemon.listeners import Listener, serve
 from certfan.daemon.status import authority_control, share_control
 from certfan.daemon.status.control import Actions, control_routes
-from certfan.daemon.status.model import Page, StateOfThings, as_json
+from certfan.daemon.status.model import CertificateView, Page, StateOfThings, as_json
+from certfan.daemon.status.plan_control import plan_routes
 from certfan.daemon.status.problems import as_problem, refuse_strange_host
 from certfan.daemon.status.view import view
 from certfan.daemon.store.facts import Event
@@ -28,6 +29,7 @@ _STOP_PATIENCE = 1.0  # seconds for answers under way when we stop
 
 Checks = Callable[[], Mapping[str, str | None]]
 Events = Callable[[int, int], Awaitable[Sequence[Event]]]
+Story = Callable[[str, Sequence[str], int], Awaitable[Sequence[Event]]]
 
 
 def _no_checks() -> Mapping[str, str | None]:
@@ -39,11 +41,12 @@ class Doors:
     """What the application asks when it is asked.
 
     `alive` and `ready` name checks; None is well, a text says what is wrong. `events(after, limit)` ascends;
-    with `after` negative it returns the last `limit`.
+    with `after` negative it returns the last `limit`. `story` returns those about a certificate and its identifiers.
     """
 
     things: Callable[[], Awaitable[StateOfThings]]
     events: Events
+    story: Story
     alive: Checks = _no_checks
     ready: Checks = _no_checks
     hosts: Collection[str] = field(default_factory=frozenset)  # names beside literal addresses and localhost
@@ -68,10 +71,12 @@ def make_app(
             web.get("/api/v1/status", routes.status),
             web.get("/api/v1/events", routes.events),
             web.get("/api/v1/certificates/{name}", routes.certificate),
+            web.get("/api/v1/certificates/{name}/events", routes.story),
         ]
     )
     if actions is not None:
         app.add_routes(control_routes(actions))
+        app.add_routes(plan_routes(doors.things))
     if authorities is not None:
         app.add_routes(authority_control.authority_routes(authorities))
     if shares is not None:
@@ -118,11 +123,19 @@ class _Routes:
         return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def certificate(self, request: web.Request) -> web.Response:
+        return _json(await self._certificate(request.match_info["name"]))
+
+    async def story(self, request: web.Request) -> web.Response:
+        certificate = await self._certificate(request.match_info["name"])
+        limit = min(max(_number(request, "limit", 100), 1), MAX_EVENTS)
+        found = await self._doors.story(certificate.name, certificate.identifiers, limit)
+        return _json({"events": tuple(found)})
+
+    async def _certificate(self, name: str) -> CertificateView:
         page = await self._page()
-        name = request.match_info["name"]
         for certificate in page.certificates:
             if certificate.name == name:
-                return _json(certificate)
+                return certificate
         guess = toml.did_you_mean(name, [c.name for c in page.certificates])
         raise UnknownName(
             f"no certificate {name[:100]!r}{guess}", subject=name[:100], hint="run: certfan status"

@@ -11,10 +11,12 @@ from certfan.core.model import Certificate, Generation, Problem, Reason, Renewal
 from certfan.core.standing import LIMIT, PATH, Standing, standing
 from certfan.core.subjects import order_subject
 from certfan.daemon.status.authorities import revocations
+from certfan.daemon.status.forcing import to_force
 from certfan.daemon.status.model import (
     BrokenPath,
     CertificateView,
     Next,
+    OrderUnderWay,
     PendingRevocation,
     Renewal,
     Row,
@@ -46,6 +48,8 @@ def certificate_view(certificate: Certificate, things: StateOfThings) -> Certifi
         authority=stands.authority if stands else certificate.authority,
         instead_of=stands.instead_of if stands else None,
         held=stands.holding if stands and not in_flight else None,
+        order=_order(name, things),
+        to_force=to_force(certificate, stands, rows, things),
         renewal=_renewal(info),
         broken_paths=paths,
         revocations=to_revoke,
@@ -63,6 +67,20 @@ def certificate_view(certificate: Certificate, things: StateOfThings) -> Certifi
         failing_since=attempt.since or attempt.at if attempt else None,
         problem=problem,
         endpoints=rows,
+    )
+
+
+def _order(name: str, things: StateOfThings) -> OrderUnderWay | None:
+    begun = things.observed.open_orders.get(name)
+    if begun is None:
+        return None
+    return OrderUnderWay(
+        generation=begun.generation,
+        authority=begun.authority,
+        begun_at=begun.begun_at,
+        moved_at=things.observed.moved.get(name),
+        url=begun.order_url,
+        answered=len(begun.answered),
     )
 
 

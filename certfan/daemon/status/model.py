@@ -140,6 +140,18 @@ class PendingRevocation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OrderUnderWay:
+    """An order that is open; `answered` is how many of its challenges the authority was told to try."""
+
+    generation: int
+    authority: str
+    begun_at: datetime
+    moved_at: datetime | None  # when it last got further
+    url: str | None
+    answered: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateView:
     """One certificate and all of its rows."""
 
@@ -148,6 +160,8 @@ class CertificateView:
     authority: str  # whom the next order goes to
     instead_of: Problem | None  # why that is not the config's, but a fallback
     held: Holding | None  # what an order waits for
+    order: OrderUnderWay | None
+    to_force: str  # what hurries it along, or why nothing can
     renewal: Renewal | None
     broken_paths: tuple[BrokenPath, ...]
     revocations: tuple[PendingRevocation, ...]

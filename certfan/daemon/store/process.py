@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, delete, func, insert, or_, select, update
 
 from certfan.core.clock import Reading, remembered
+from certfan.core.subjects import path_subject, renewal_subject
 from certfan.daemon.store import tables
 from certfan.daemon.store.facts import AccountFact, ConfigFact, Event, Run
 from certfan.daemon.store.rows import put
@@ -201,6 +202,22 @@ def last_events(db: Connection, count: int) -> tuple[Event, ...]:
     """Return the newest `count` events, oldest first."""
     query = select(tables.events).order_by(tables.events.c.id.desc()).limit(count)
     return tuple(_event(row) for row in reversed(db.execute(query).mappings().all()))
+
+
+_LOOKED_THROUGH = 200_000  # of the newest events, so that a certificate without a story costs no second
+
+
+def story(db: Connection, certificate: str, identifiers: Sequence[str], limit: int) -> tuple[Event, ...]:
+    """Return the newest events about a certificate, its generations, places and identifiers; oldest first."""
+    table = tables.events
+    subject = table.c.subject
+    named = [certificate, renewal_subject(certificate), *identifiers, *map(path_subject, identifiers)]
+    parts = (f"{certificate}@", f"{certificate}/", f"{certificate} at ", f"revocation of {certificate}@")
+    about = or_(subject.in_(named), *(subject.startswith(part, autoescape=True) for part in parts))
+    newest = select(func.max(table.c.id)).scalar_subquery()
+    query = select(table).where(table.c.id > newest - _LOOKED_THROUGH, about)
+    found = db.execute(query.order_by(table.c.id.desc()).limit(limit)).mappings().all()
+    return tuple(_event(row) for row in reversed(found))
 
 
 def _event(row: RowMapping) -> Event:

@@ -153,6 +153,7 @@ class Store:
     note_definitions = transaction(process.note_definitions)
     events = transaction(process.events)
     last_events = transaction(process.last_events)
+    story = transaction(process.story)
 
     begin_issuance = transaction(issuing.begin_issuance)
     record_order_url = transaction(issuing.record_order_url)
