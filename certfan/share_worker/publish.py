@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
 from certfan import files
@@ -19,6 +19,9 @@ from certfan.share_worker.faults import tampered
 from certfan.share_worker.ownership import OTHERS, WRITABLE, no_folder, own, own_consumer
 
 _PUBLIC_MODE = 0o644  # certificates and manifests; the folders above are closed to others
+_BESIDE = ThreadPoolExecutor(
+    8
+)  # six files and two folders; started once, as starting them costs more than using them
 
 
 def publish(
@@ -107,8 +110,12 @@ def _write_whole(
     try:
         with tree.folder(number, line, make=True) as fd:
             _write(fd, contents, modes, gid, parents=(line, above))
-        with tree.folder(number, line) as fd:
-            _verify(fd, contents, modes, gid)
+            durable = _BESIDE.submit(os.fsync, fd)
+            try:
+                with tree.folder(number, line) as again:
+                    _verify(again, contents, modes, gid)
+            finally:
+                durable.result()
     except BaseException:
         # What is left would be swept in an hour; a key that is too open, or a full disk, should not wait.
         with contextlib.suppress(OSError):
@@ -134,26 +141,14 @@ def _write(
         *(partial(os.fsync, folder) for folder in parents),
     )
     os.rename(temporary, tree.MANIFEST, src_dir_fd=fd, dst_dir_fd=fd)
-    os.fsync(fd)
 
 
 def _at_once(*calls: Callable[[], None]) -> None:
     """Do all side by side: what takes time is waiting for disks, and six fsyncs may share one commit of theirs."""
-    failed: list[OSError] = []
-
-    def do(call: Callable[[], None]) -> None:
-        try:
-            call()
-        except OSError as why:
-            failed.append(why)
-
-    threads = [threading.Thread(target=do, args=(call,), daemon=True) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise failed[0]
+    begun = [_BESIDE.submit(call) for call in calls]
+    wait(begun)  # all of them: whoever tidies up must not meet a file that is still being made
+    for one in begun:
+        one.result()
 
 
 def _adopt(fd: int, number: str, contents: Mapping[str, bytes], modes: Mapping[str, int], gid: int) -> None:

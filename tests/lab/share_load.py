@@ -1,12 +1,14 @@
 """What `make bench-share` runs on the cert VM: publishes bundles as the daemon does, or writes the same files plainly.
 
-`python -c` of this text: WAY ROOT CERTIFICATES CONSUMER... ; prints seconds as JSON. Nothing of the tests is imported.
+`python -c` of this text: WAY ROOT CERTIFICATES CONSUMER... ; prints seconds as JSON: on the wall, and of the CPU (of the
+worker too, its start included). Nothing of the tests is imported.
 """
 
 import asyncio
 import hashlib
 import json
 import os
+import resource
 import secrets
 import sys
 import tempfile
@@ -65,13 +67,15 @@ def floor(root: Path, names: list[str], consumers: list[str]) -> float:
 
 def main() -> None:
     way, root, count, *consumers = sys.argv[1:]
+    before = time.process_time()
     stamp = secrets.token_hex(2)
     names = [f"{stamp}-{number}.example.org" for number in range(int(count))]
     if way == "floor":
         took = floor(Path(root), names, consumers)
     else:
         took = asyncio.run(publish(Path(root), names, consumers))
-    print(json.dumps(took))
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(json.dumps([took, sum(one.ru_utime + one.ru_stime for one in used) - before]))
 
 
 main()

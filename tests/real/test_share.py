@@ -84,17 +84,26 @@ async def _attached(pid: int, log: Path, *words: str) -> asyncio.subprocess.Proc
 
 
 async def _trace_of_publish(place: Place, log: Path, number: int, files: dict[str, bytes]) -> list[list[str]]:
-    """Return the calls of each thread, the worker's own first, then one thread a file; those that fsync a folder last."""
+    """Return the calls of the worker's own thread, then those for each file, then the fsync of each folder beside it."""
     tracer = await _traced(place, log)
     await place.share.publish(WEB1, NAME, number, files)
     tracer.terminate()
     await tracer.communicate()
-    own, others = log.with_name(f"{log.name}.{place.pid}"), sorted(log.parent.glob(f"{log.name}.*"))
-    traces = [
-        [line for line in file.read_text().splitlines() if not line.startswith(("---", "+++"))]
-        for file in (own, *(file for file in others if file != own))
-    ]
-    return [traces[0], *sorted(traces[1:], key=lambda trace: trace[0].startswith("fsync"))]
+    own, others = log.with_name(f"{log.name}.{place.pid}"), log.parent.glob(f"{log.name}.*")
+    lives: list[list[str]] = []
+    for file in sorted(others):
+        lines = [line for line in file.read_text().splitlines() if not line.startswith(("---", "+++"))]
+        if file == own:
+            lives.insert(0, lines)
+            continue
+        # A thread of the pool takes one call after the other: a file from its birth to its end, or a folder's fsync.
+        at = 0
+        while at < len(lines):
+            end = next(n for n in range(at, len(lines)) if lines[n].startswith(("close", "fsync")))
+            end += lines[end].startswith("fsync") and end > at
+            lives.append(lines[at : end + 1])
+            at = end + 1
+    return [lives[0], *sorted(lives[1:], key=lambda life: life[0].startswith("fsync"))]
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
@@ -110,8 +119,8 @@ async def test_no_byte_of_a_file_is_written_before_owner_and_mode_are_final(
     finally:
         os.umask(before)
     born = {}
-    assert [1, 1] == [len(trace) for trace in traces[-2:]]
-    for trace in traces[1:-2]:
+    assert [1, 1, 1] == [len(trace) for trace in traces[-3:]]
+    for trace in traces[1:-3]:
         match = re.fullmatch(
             r'openat\(\d+, "([^"]+)", O_WRONLY\|O_CREAT\|O_EXCL\|O_NOFOLLOW\|O_CLOEXEC, 0600\) = (\d+)',
             trace[0],
@@ -127,17 +136,22 @@ async def test_no_byte_of_a_file_is_written_before_owner_and_mode_are_final(
         assert f"fchmod({fd}, {'0640' if name == 'privkey.pem' else '0644'}) = 0" == life[0]
 
 
-def _points(traces: list[list[str]], folder: Path) -> list[tuple[str, ...]]:
-    """Name every call in strace's words: of the worker itself by name and count, of a file's thread by its path."""
+def _points(traces: list[list[str]], folder: Path, place: Place) -> list[tuple[str, ...]]:
+    """Name every call in strace's words: of the worker itself by name and count, fsyncs and what is for a file by path."""
     seen: Counter[str] = Counter()
     points: list[tuple[str, ...]] = []
     for line in traces[0]:
         name = line.split("(")[0]
         seen[name] += 1
-        points.append(("-e", f"inject={name}:signal=KILL:when={seen[name]}"))
+        if name != "fsync":  # that one is done beside it too
+            points.append(("-e", f"inject={name}:signal=KILL:when={seen[name]}"))
     # The last write is the answer, sent when all is done.
     points.pop()
-    for trace in traces[1:-2]:
+    points += [
+        ("-P", str(synced), "-e", "inject=fsync:signal=KILL:when=1")
+        for synced in (folder, place.files(1).parent, place.files(1).parents[1], place.root / "web1/live")
+    ]
+    for trace in traces[1:-3]:
         file = trace[0].split('"')[1]
         if not file.startswith("."):  # a random name cannot be told in advance
             calls = [line.split("(")[0] for line in trace]
@@ -168,7 +182,7 @@ async def test_killed_at_any_system_call_of_a_publish_the_next_one_completes(
 
     await place.share.publish(WEB1, NAME, *contents(1))
     traces = await _trace_of_publish(place, tmp_path / "trace", *contents(2))
-    points = _points(traces, Path("GENERATION"))
+    points = _points(traces, Path("GENERATION"), place)
     chosen = (
         points
         if os.environ.get("CERTFAN_SWEEP") == "all"
