@@ -84,6 +84,10 @@ class Lookout:
         """When authorities that had been silent answered again."""
         return dict(self._answered)
 
+    def shows(self, certificate: str) -> bool:
+        """Whether the share shows anything of a certificate."""
+        return any(where[0] == certificate for where in (*self._published, *self._live))
+
     def highest(self, certificate: str, *, known: int) -> int:
         """Return the highest number that the share shows of a certificate, 0 for none.
 

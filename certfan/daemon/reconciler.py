@@ -201,6 +201,8 @@ class Reconciler:
         return max(await self._on_the_share(certificate), reported)
 
     async def _on_the_share(self, certificate: str) -> int:
+        if not self._out.shows(certificate):
+            return 0
         return self._out.highest(certificate, known=await self._is.store.highest_number(certificate))
 
     async def _roll_back(self, step: RollBack) -> None:

@@ -23,6 +23,7 @@ from sqlalchemy import (
 from certfan.core.model import Deployment, DeploymentState, Endpoint, Health, Proof
 from certfan.daemon.store import tables
 from certfan.daemon.store.facts import Heard, PublishedFact
+from certfan.daemon.store.prepared import run, value
 from certfan.daemon.store.rows import add, from_problem, is_there, put, to_problem
 
 NAMED = 100  # consumers that one query names
@@ -38,8 +39,8 @@ _COUNT_UP = (
     update(tables.revisions)
     .where(_REVISED.consumer == bindparam("its_consumer"))
     .values(revision=_REVISED.revision + 1)
-    .returning(_REVISED.revision)
 )
+_REVISION = select(_REVISED.revision).where(_REVISED.consumer == bindparam("its_consumer"))
 
 
 def offer(db: Connection, certificate: str, consumer: str, generation: int, now: datetime) -> int:
@@ -50,7 +51,7 @@ def offer(db: Connection, certificate: str, consumer: str, generation: int, now:
     key = {"certificate": certificate, "consumer": consumer}
     values = {"generation": generation, "offered_at": now}
     said = {"its_certificate": certificate, "its_consumer": consumer, "offered": generation}
-    if db.execute(_OFFER_ANOTHER, {**said, **values}).rowcount == 0:
+    if run(db, _OFFER_ANOTHER, {**said, **values}) == 0:
         if is_there(db, tables.assignments, key):
             return _revision(db, consumer)
         add(db, tables.assignments, {**key, **values})
@@ -168,15 +169,13 @@ def _among(consumer: Column[Any], names: Collection[str]) -> ColumnElement[bool]
 
 
 def _revision(db: Connection, consumer: str) -> int:
-    table = tables.revisions
-    return db.execute(select(table.c.revision).where(table.c.consumer == consumer)).scalar() or 0
+    return value(db, _REVISION, {"its_consumer": consumer}) or 0
 
 
 def _count_up(db: Connection, consumer: str) -> int:
-    revision = db.execute(_COUNT_UP, {"its_consumer": consumer}).scalar()
-    if revision is None:
+    if run(db, _COUNT_UP, {"its_consumer": consumer}) == 0:
         add(db, tables.revisions, {"consumer": consumer, "revision": 1})
-    return revision or 1
+    return _revision(db, consumer)
 
 
 def _is_newer(db: Connection, consumer: str, boot_id: str, sequence: int) -> bool:

@@ -23,6 +23,7 @@ from certfan.core.ledger import SpendKind
 from certfan.core.model import Generation, KeyType, Problem, RenewalInfo, Revocation, RevocationReason
 from certfan.daemon.store import spending, tables
 from certfan.daemon.store.issuing import close_issuance, open_issuance, open_issuances
+from certfan.daemon.store.prepared import rows, run, value
 from certfan.daemon.store.rows import add, identifiers_of, names_of, put
 from certfan.daemon.store.wishes import clear_order_attempts, drop_rollback
 
@@ -50,6 +51,9 @@ _REPORTED = union_all(
     select(func.max(_SAID.generation)).where(_SAID.certificate == _CERTIFICATE),
     select(_BEFORE.generation).where(_BEFORE.certificate == _CERTIFICATE),
 )
+_HIGHEST = union_all(
+    *(select(func.max(number)).where(number.table.c.certificate == _CERTIFICATE) for number in NUMBERS)
+)
 
 
 def record_generation(db: Connection, generation: Generation) -> None:
@@ -61,7 +65,7 @@ def record_generation(db: Connection, generation: Generation) -> None:
         ValueError: the number already belongs to another leaf.
     """
     same = {"certificate": generation.certificate, "number": generation.number}
-    known = db.execute(_FINGERPRINT, same).scalar()
+    known = value(db, _FINGERPRINT, same)
     if known not in {None, generation.fingerprint}:
         raise ValueError(f"{generation} is another leaf already")
     if known is None:
@@ -69,7 +73,7 @@ def record_generation(db: Connection, generation: Generation) -> None:
         _count(db, generation)
     close_issuance(db, generation.certificate, generation.number, generation.issued_at, None)
     clear_order_attempts(db, generation.certificate)
-    db.execute(_FULFIL, {"certificate": generation.certificate, "at": generation.issued_at})
+    run(db, _FULFIL, {"certificate": generation.certificate, "at": generation.issued_at})
 
 
 def _count(db: Connection, generation: Generation) -> None:
@@ -118,26 +122,13 @@ def _generations(
 
 def reported_number(db: Connection, certificate: str) -> int:
     """Return the highest number that a consumer has reported, or that it had before it was forgotten; 0 if none."""
-    known = db.execute(_REPORTED, {"certificate": certificate}).scalars()
-    return max((number for number in known if number is not None), default=0)
+    known = rows(db, _REPORTED, {"certificate": certificate})
+    return max((number for (number,) in known if number is not None), default=0)
 
 
 def highest_number(db: Connection, certificate: str) -> int:
-    """Return the highest number that any fact here names for the certificate; 0 if none does."""
-    return highest_numbers(db, certificate).get(certificate, 0)
-
-
-def highest_numbers(db: Connection, certificate: str | None = None) -> dict[str, int]:
-    """Return the highest number that any fact here names: tries, generations, offers, reports."""
-    found: dict[str, int] = {}
-    for number in NUMBERS:
-        name = number.table.c.certificate
-        query = select(name, func.max(number)).group_by(name)
-        if certificate is not None:
-            query = query.where(name == certificate)
-        for key, highest in db.execute(query):
-            found[key] = max(found.get(key, 0), highest)
-    return found
+    """Return the highest number that any fact here names: tries, generations, offers, reports; 0 if none does."""
+    return max(number or 0 for (number,) in rows(db, _HIGHEST, {"certificate": certificate}))
 
 
 def put_renewal_info(db: Connection, info: RenewalInfo) -> None:

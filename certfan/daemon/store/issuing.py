@@ -15,6 +15,7 @@ from certfan.core.ledger import SpendKind
 from certfan.core.model import Identifier, Problem
 from certfan.daemon.store import spending, tables
 from certfan.daemon.store.facts import ClosedIssuance
+from certfan.daemon.store.prepared import rows, run, value
 from certfan.daemon.store.rows import (
     add,
     from_problem,
@@ -44,10 +45,11 @@ _TRIES, _TRY = tables.issuances, tables.issuances.c
 _IS_OPEN = _TRY.closed_at.is_(None)
 _SAME_CERTIFICATE = _TRY.certificate == bindparam("certificate")
 _SAME_TRY = and_(_SAME_CERTIFICATE, _TRY.generation == bindparam("generation"))
-_OPEN, _OPEN_OF, _OPEN_TRY = (
+_OPEN, _OPEN_OF, _OPEN_TRY, _CLOSED_OF = (
     _tries(_IS_OPEN),
     _tries(_IS_OPEN, _SAME_CERTIFICATE),
     _tries(_IS_OPEN, _SAME_TRY),
+    _tries(~_IS_OPEN, _SAME_CERTIFICATE),
 )
 _OPEN_ID = select(_TRY.id).where(_IS_OPEN, _SAME_TRY)
 # A bound value that is named like a column would be a value to set.
@@ -78,7 +80,7 @@ def begin_issuance(
     """
     if known := _issuances(db, _OPEN_OF, {"certificate": certificate}):
         return known[0]
-    if generation <= (db.execute(_USED, {"certificate": certificate}).scalar() or 0):
+    if generation <= (value(db, _USED, {"certificate": certificate}) or 0):
         raise ValueError(f"{certificate}@{generation} is used up")
     begun = Issuance(
         certificate, generation, authority, tuple(identifiers), now, replaces=replaces, exempt=exempt
@@ -117,7 +119,7 @@ def record_order_url(db: Connection, certificate: str, generation: int, url: str
     if begun is None:
         raise _not_open(certificate, generation)
     change_open = {"its_certificate": certificate, "its_generation": generation, "order_url": url}
-    db.execute(_CHANGE_OPEN, change_open)
+    run(db, _CHANGE_OPEN, change_open)
     if not is_there(db, tables.orders, {"url": url}):
         row = {"url": url, "certificate": certificate, "generation": generation, "recorded_at": now}
         add(db, tables.orders, row)
@@ -176,14 +178,11 @@ def open_issuance(db: Connection, certificate: str, generation: int) -> Issuance
 
 def closed_issuances(db: Connection, certificate: str) -> tuple[ClosedIssuance, ...]:
     """Return the certificate's tries that ended, oldest first; one that was given up has its problem."""
-    table = tables.issuances
-    ended = (table.c.certificate == certificate, table.c.closed_at.is_not(None))
-    query = select(table.c.closed_at, table.c.problem).where(*ended).order_by(table.c.id)
-    how = db.execute(query).all()
-    tries = _issuances(db, _tries(*ended), {})
+    same = {"certificate": certificate}
+    how = rows(db, _CLOSED_OF.begun, same)
     return tuple(
-        ClosedIssuance(known, at, to_problem(problem))
-        for known, (at, problem) in zip(tries, how, strict=True)
+        ClosedIssuance(known, row.closed_at, to_problem(row.problem))
+        for known, row in zip(_issuances(db, _CLOSED_OF, same), how, strict=True)
     )
 
 
@@ -217,13 +216,12 @@ def close_issuance(
 ) -> None:
     """Close a try, if it is open, and forget its tokens."""
     same = {"its_certificate": certificate, "its_generation": generation}
-    closed = db.execute(_CHANGE_OPEN, {**same, "closed_at": now, "problem": from_problem(problem)})
-    if closed.rowcount:
+    if run(db, _CHANGE_OPEN, {**same, "closed_at": now, "problem": from_problem(problem)}):
         drop_tokens(db, certificate)
 
 
 def _open_id(db: Connection, certificate: str, generation: int) -> int:
-    known = db.execute(_OPEN_ID, {"certificate": certificate, "generation": generation}).scalar()
+    known = value(db, _OPEN_ID, {"certificate": certificate, "generation": generation})
     if known is None:
         raise _not_open(certificate, generation)
     return int(known)
@@ -235,9 +233,9 @@ def _not_open(certificate: str, generation: int) -> ValueError:
 
 def _issuances(db: Connection, tries: Tries, values: Mapping[str, object]) -> tuple[Issuance, ...]:
     """Return the tries that fit, in the order in which they were begun."""
-    rows = db.execute(tries.begun, values).all()
+    begun = rows(db, tries.begun, values)
     challenges = defaultdict[int, set[str]](set)
-    for issuance, url in db.execute(tries.answered, values) if rows else ():
+    for issuance, url in rows(db, tries.answered, values) if begun else ():
         challenges[issuance].add(url)
     return tuple(
         Issuance(
@@ -251,5 +249,5 @@ def _issuances(db: Connection, tries: Tries, values: Mapping[str, object]) -> tu
             replaces=row.replaces,
             exempt=row.exempt,
         )
-        for row in rows
+        for row in begun
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, func, insert, or_, select, update
 
@@ -13,7 +12,7 @@ from certfan.core.clock import Reading, remembered
 from certfan.core.subjects import path_subject, renewal_subject
 from certfan.daemon.store import tables
 from certfan.daemon.store.facts import AccountFact, ConfigFact, Event, Run
-from certfan.daemon.store.rows import put
+from certfan.daemon.store.rows import add, put
 from certfan.log import redact
 
 
@@ -178,17 +177,11 @@ def config_changed(db: Connection) -> dict[str, datetime]:
     return dict(db.execute(select(table.c.certificate, table.c.changed_at)).all())
 
 
-_INSERT_EVENTS = insert(tables.events)
-
-
 def add_events(db: Connection, events: Sequence[Event]) -> None:
     """Append to the journal, in order. Key material in fields is replaced."""
-    rows: list[dict[str, Any]] = [
-        {"at": event.at, "name": event.name, "subject": event.subject, "fields": redact(event.fields)}
-        for event in events
-    ]
-    if rows:
-        db.execute(_INSERT_EVENTS, rows)
+    for one in events:
+        row = {"at": one.at, "name": one.name, "subject": one.subject, "fields": redact(one.fields)}
+        add(db, tables.events, row)
 
 
 def events(db: Connection, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:

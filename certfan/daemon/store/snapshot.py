@@ -22,6 +22,7 @@ from certfan.daemon.store import (
     forgetting,
     issued,
     issuing,
+    prepared,
     process,
     spending,
     tables,
@@ -62,6 +63,7 @@ _ASKED_OFTEN: Mapping[str, tuple[Callable[[Connection], Any], frozenset[Table]]]
 _GROWING: Mapping[str, Callable[[Connection, Any, Collection[str | None]], Any]] = {
     "generations": issued.more_generations,
     "spends": lambda db, known, _: spending.more_spends(db, known),
+    "revoked": lambda _db, known, _: known,  # no generation is revoked when it is recorded
 }
 _ALL = {**_PARTS, **_ASKED_OFTEN}
 _READ_BY: Mapping[Any, list[str]] = {
@@ -77,7 +79,8 @@ class Snapshot:
         self._known: dict[str, Any] = {}
         # Of what is known, the parts that rows were added to, and for which certificates; None: who knows.
         self._grown: dict[str, set[str | None]] = {}
-        event.listen(db.engine, "after_execute", self._written)
+        event.listen(db.engine, "after_execute", self._executed)
+        prepared.tell(db, self._written)
 
     def read(self, db: Connection) -> StoreFacts:
         """Return the facts as this transaction sees them; what it hands out cannot be changed."""
@@ -103,7 +106,7 @@ class Snapshot:
         self._known.clear()
         self._grown.clear()
 
-    def _written(
+    def _executed(
         self,
         _db: Connection,
         statement: object,
@@ -114,9 +117,12 @@ class Snapshot:
     ) -> None:
         # A statement that found no row has changed nothing; of many at once the engine does not say.
         if isinstance(statement, UpdateBase) and result.rowcount != 0:
-            for name in _READ_BY.get(statement.table, ()):
-                if name in _GROWING and name in self._known and isinstance(statement, Insert):
-                    self._grown.setdefault(name, set()).add(values.get("certificate"))
-                else:
-                    self._known.pop(name, None)
-                    self._grown.pop(name, None)
+            self._written(statement.table, values if isinstance(statement, Insert) else None)
+
+    def _written(self, table: Any, added: Mapping[str, Any] | None) -> None:
+        for name in _READ_BY.get(table, ()):
+            if name in _GROWING and name in self._known and added is not None:
+                self._grown.setdefault(name, set()).add(added.get("certificate"))
+            else:
+                self._known.pop(name, None)
+                self._grown.pop(name, None)

@@ -6,23 +6,25 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, delete, func, select, update
+from sqlalchemy import Connection, bindparam, delete, func, select, update
 
 from certfan.core.issuance import Issuance
 from certfan.core.ledger import Spend, SpendKind
 from certfan.core.model import Leftover
 from certfan.daemon.store import tables
+from certfan.daemon.store.prepared import rows, value
 from certfan.daemon.store.rows import add, names_of, put, remove
 
 KEPT = timedelta(days=30)  # longer than any window that an authority publishes
 _FROM_THERE_ON = select(tables.spends).order_by(tables.spends.c.id).offset(bindparam("there"))
-_FIRST_AND_LAST = select(func.min(tables.spends.c.at), func.max(tables.spends.c.at))
+# Each is found by the index; asked for together they would cost a look at every row.
+_OLDEST, _NEWEST = (select(extreme(tables.spends.c.at)) for extreme in (func.min, func.max))
 
 
 def count(db: Connection, kind: SpendKind, issuance: Issuance, now: datetime) -> None:
     """Note that the authority of a try has counted something against its identifiers; older entries go."""
     table = tables.spends
-    oldest, newest = db.execute(_FIRST_AND_LAST).one()
+    oldest, newest = value(db, _OLDEST, {}), value(db, _NEWEST, {})
     if oldest is not None and oldest < now - KEPT:
         db.execute(delete(table).where(table.c.at < now - KEPT))
     if newest is not None and newest > now:
@@ -57,8 +59,8 @@ def spends(db: Connection) -> Mapping[str, tuple[Spend, ...]]:
 def more_spends(db: Connection, known: Mapping[str, tuple[Spend, ...]]) -> Mapping[str, tuple[Spend, ...]]:
     """Return what was counted when some of it is known, and rows were only added since."""
     found: dict[str, list[Spend]] = {}
-    for row in db.execute(_FROM_THERE_ON, {"there": sum(map(len, known.values()))}).mappings():
-        found.setdefault(row["authority"], []).append(_spend(row))
+    for row in rows(db, _FROM_THERE_ON, {"there": sum(map(len, known.values()))}):
+        found.setdefault(row.authority, []).append(_spend(row))
     return {**known, **{authority: (*known.get(authority, ()), *more) for authority, more in found.items()}}
 
 
@@ -83,5 +85,5 @@ def rollovers(db: Connection) -> frozenset[str]:
     return frozenset(db.execute(select(tables.rollovers.c.authority)).scalars())
 
 
-def _spend(row: RowMapping | Mapping[str, Any]) -> Spend:
-    return Spend(SpendKind(row["kind"]), row["at"], frozenset(row["names"]), row["exempt"], row["same_set"])
+def _spend(row: Any) -> Spend:
+    return Spend(SpendKind(row.kind), row.at, frozenset(row.names), row.exempt, row.same_set)

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, bindparam, delete, or_, select
 
 from certfan.core.model import Attempt
 from certfan.daemon.store import tables
+from certfan.daemon.store.prepared import run
 from certfan.daemon.store.rows import from_problem, put, remove, to_problem
 
 _SUBJECT = tables.attempts.c.subject
@@ -37,7 +38,7 @@ def clear_order_attempts(db: Connection, certificate: str) -> None:
     """Forget the failed orders of a certificate at every authority; repeatable."""
     # The underscore is the only character of a name that LIKE takes for a pattern.
     at_others = f"{certificate.replace('_', '/_')} at %"
-    db.execute(_CLEAR_ORDERS, {"certificate": certificate, "at_others": at_others})
+    run(db, _CLEAR_ORDERS, {"certificate": certificate, "at_others": at_others})
 
 
 def attempts(db: Connection) -> dict[str, Attempt]:
