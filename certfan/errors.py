@@ -51,6 +51,7 @@ CertfanError
 │   ├── DaemonNotRunning         control.daemon_not_running
 │   ├── ControlDenied            control.denied             the socket is not for this user
 │   ├── UnknownName              control.unknown_name
+│   ├── StillWaiting             control.still_waiting      what was waited for has not happened yet; it goes on
 │   └── ActionRefused            control.refused            it would do harm, or there is nothing to do it to
 └── InternalError                internal     a bug: caught only at a step boundary
 """
@@ -443,6 +444,13 @@ class UnknownName(ControlError):
     """No certificate, consumer or authority of that name."""
 
     code = "control.unknown_name"
+
+
+class StillWaiting(ControlError):
+    """What a command waited for has not happened in time; it goes on without the command."""
+
+    code = "control.still_waiting"
+    exit_code = 75
 
 
 class ActionRefused(ControlError):

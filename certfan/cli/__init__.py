@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from certfan import __version__
-from certfan.cli import agents, authorities, checking, consumers, explaining, looking, shares
+from certfan.cli import agents, authorities, checking, consumers, explaining, looking, renewing, shares
 from certfan.cli.failing import Group, json_option
 from certfan.cli.options import config_option
 from certfan.errors import ConfigError
@@ -27,20 +27,6 @@ def daemon(ctx: click.Context, config: Path) -> None:
     from certfan.daemon.main import run
 
     ctx.exit(run(config))
-
-
-@main.command()
-@config_option
-@json_option
-@click.argument("name")
-def renew(config: Path, name: str, as_json: bool) -> None:
-    """Get a new generation of certificate NAME now."""
-    from certfan.cli.control import call
-
-    answer = call(config, "POST", "/api/v1/renew", {"certificate": name})
-    looking.say(
-        answer, f"asked for a new generation of {name}; follow it with: certfan events --follow", as_json
-    )
 
 
 @main.command()
@@ -106,6 +92,7 @@ def apache() -> None:
 main.add_command(checking.check)
 main.add_command(explaining.why)
 main.add_command(explaining.plan)
+main.add_command(renewing.renew)
 main.add_command(authorities.revoke)
 main.add_command(authorities.account)
 main.add_command(looking.status)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from certfan.cli.failing import json_option
+from certfan.cli.failing import as_text, json_option
 from certfan.cli.options import config_option
+from certfan.errors import DaemonNotRunning
 
-_BETWEEN_LOOKS = 2.0  # seconds
+_BETWEEN_LOOKS = 1.0  # seconds
 _BETWEEN_EVENTS = 1.0  # seconds
 
 
@@ -37,21 +41,67 @@ def in_colour() -> bool:
 @click.command()
 @config_option
 @json_option
-@click.option("--watch", is_flag=True, help="Look again every two seconds.")
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Look again every second, with the progress of orders and fan-outs; Ctrl-C ends it.",
+)
 def status(config: Path, as_json: bool, watch: bool) -> None:
     """What needs you first; then every certificate, consumer and endpoint."""
     from certfan.cli import show
     from certfan.cli.control import call
 
+    if watch:
+        with contextlib.suppress(KeyboardInterrupt), _unwrapped():
+            _watch(config, as_json)
+        return
+    page = call(config, "GET", "/api/v1/status")
+    say(page, "\n".join(show.page_lines(page, colour=in_colour())), as_json)
+
+
+def _watch(config: Path, as_json: bool) -> None:
+    """Show the page again and again; a daemon that restarts meanwhile is waited for."""
+    from certfan.cli.control import call
+    from certfan.cli.show import page_lines
+
     while True:
-        page = call(config, "GET", "/api/v1/status")
-        text = json.dumps(page) if as_json else "\n".join(show.page_lines(page, colour=in_colour()))
-        if watch and sys.stdout.isatty():
-            click.clear()
-        click.echo(text)
-        if not watch:
-            return
+        try:
+            page = call(config, "GET", "/api/v1/status")
+        except DaemonNotRunning as error:
+            if as_json:
+                raise
+            lines = as_text(error).splitlines()
+        else:
+            lines = page_lines(page, colour=in_colour(), progress=True)
+        if as_json:
+            click.echo(json.dumps(page))
+        else:
+            _show(lines)
         time.sleep(_BETWEEN_LOOKS)
+
+
+@contextlib.contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Have a terminal cut lines that are too long, so that a page is as high as it has lines."""
+    if not sys.stdout.isatty():
+        yield
+        return
+    click.echo("\x1b[?7l", nl=False)
+    try:
+        yield
+    finally:
+        click.echo("\x1b[?7h", nl=False)
+
+
+def _show(lines: Sequence[str]) -> None:
+    """Show a page in place of the one before, as much as the terminal has room for; elsewhere one after the other."""
+    if not sys.stdout.isatty():
+        click.echo("\n".join((*lines, "")))
+        return
+    room = shutil.get_terminal_size().lines - 1
+    shown = [*lines[: room - 1], f"... {len(lines) - room + 1} more lines"] if len(lines) > room else lines
+    # Not cleared first, which would flicker: each line is overwritten, and what is left below goes.
+    click.echo("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in shown) + "\x1b[J", nl=False)
 
 
 @click.command()

@@ -8,6 +8,7 @@ from typing import Any
 
 from certfan.cli.authority_lines import authority_lines, waiting_lines
 from certfan.cli.columns import Json, clean, instant, or_dash, paint, span, table, when, when_said
+from certfan.cli.progress import progress_lines
 
 _HEADS = (
     *("CERTIFICATE", "CONSUMER", "ENDPOINT", "WANTED", "SERVED", "VERDICT"),
@@ -16,8 +17,8 @@ _HEADS = (
 _VERDICT = _HEADS.index("VERDICT")
 
 
-def page_lines(page: Json, *, colour: bool = False) -> list[str]:
-    """Return the whole page: what needs you first, then certificates, then their endpoints."""
+def page_lines(page: Json, *, colour: bool = False, progress: bool = False) -> list[str]:
+    """Return the whole page: what needs you first, what is under way, then certificates, then their endpoints."""
     now = instant(page["now"])
     assert now is not None
     summary = page["summary"]
@@ -30,6 +31,8 @@ def page_lines(page: Json, *, colour: bool = False) -> list[str]:
     for problem in page["problems"]:
         lines += ["", f"{paint('problem', colour)}: {clean(problem['subject'])}: {clean(problem['detail'])}"]
         lines += [f"  try: {clean(problem['hint']).removeprefix('run: ')}"] if problem["hint"] else []
+    if progress and (moving := progress_lines(page["certificates"], now)):
+        lines += ["", *moving]
     lines += ["", *_certificate_lines(page["certificates"], now, colour)]
     lines += waiting_lines(page, now)
     lines += ["", *authority_lines(page["authorities"], now, colour)]
