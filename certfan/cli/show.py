@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from certfan.cli.authority_lines import authority_lines, waiting_lines
@@ -99,7 +99,7 @@ def _generation(one: Json) -> str:
 
 def _row(row: Json, now: datetime) -> tuple[str, ...]:
     wanted, served = row["wanted"], row["served"]
-    age = row["proof_age"]
+    seen_at = instant(row["heard_at"]) if row["endpoint"] else None
     return (
         clean(row["certificate"]),
         clean(row["consumer"]),
@@ -111,7 +111,7 @@ def _row(row: Json, now: datetime) -> tuple[str, ...]:
         when_said(row["since"], now),
         _next(row["next"], now),
         when_said(row["deadline"], now),
-        f"{span(timedelta(seconds=age))} old" if age is not None else "-",
+        f"{span(now - seen_at)} old" if seen_at else "-",
     )
 
 
@@ -128,7 +128,7 @@ def event_line(event: Json) -> str:
     """Return one line of the journal."""
     fields = " ".join(f"{key}={value}" for key, value in event["fields"].items())
     at = event["at"].replace("T", " ").removesuffix("Z")
-    return clean(f"{at}  {event['name']:<24}  {event['subject']}  {fields}").rstrip()
+    return clean(f"{at:<23.23}  {event['name']:<24}  {event['subject']}  {fields}").rstrip()
 
 
 def consumer_lines(consumers: Sequence[Json], now: datetime, *, colour: bool = False) -> list[str]:

@@ -70,8 +70,8 @@ class Showing:
         """Return what the plan would now be made from."""
         return self._reconciler.observed(self._configured.desired(), facts, self._loop.in_flight)
 
-    async def events(self, after: int, limit: int) -> tuple[Event, ...]:
-        """Return the journal from number `after` on, ascending; with `after` negative its end."""
+    async def events(self, after: int, limit: int, subject: str = "") -> tuple[Event, ...]:
+        """Return the journal from number `after` on, ascending; with `after` negative its end; of a subject or all."""
         if after < 0:
-            return tuple(await self._store.last_events(limit))
-        return tuple(await self._store.events(after, limit))
+            return tuple(await self._store.last_events(limit, subject))
+        return tuple(await self._store.events(after, limit, subject))

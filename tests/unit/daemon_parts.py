@@ -166,8 +166,8 @@ class Daemon:
     async def control(self) -> AsyncIterator[aiohttp.ClientSession]:
         """Serve the control socket, and yield a session on it."""
 
-        async def events(after: int, limit: int) -> Sequence[Event]:
-            return await self.store.events(max(after, 0), limit)
+        async def events(after: int, limit: int, subject: str) -> Sequence[Event]:
+            return await self.store.events(max(after, 0), limit, subject)
 
         async def read_config() -> Sequence[object]:
             return ()

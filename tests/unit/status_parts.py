@@ -222,8 +222,9 @@ async def _things() -> StateOfThings:
     return things(proofs={WHERE: (proof(),)}, deployments={WHERE: (deployment(1),)}, heard={"web1": HEARD})
 
 
-async def _events(after: int, limit: int) -> Sequence[Event]:
-    return [event for event in EVENTS if event.id > after][:limit] if after >= 0 else EVENTS[-limit:]
+async def _events(after: int, limit: int, subject: str) -> Sequence[Event]:
+    found = [event for event in EVENTS if event.subject.startswith(subject)]
+    return [event for event in found if event.id > after][:limit] if after >= 0 else found[-limit:]
 
 
 async def _story(_certificate: str, _identifiers: Sequence[str], limit: int) -> Sequence[Event]:

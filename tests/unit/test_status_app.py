@@ -43,12 +43,12 @@ async def problem(response: aiohttp.ClientResponse) -> tuple[int, str, str]:
 
 
 async def test_the_page_is_served() -> None:
-    """JSON, never cached, no software's version."""
+    """JSON, kept by nobody without asking again, no software's version."""
     async with over_tcp() as (session, url), session.get(f"{url}/api/v1/status") as response:
         page = await response.json()
 
     assert page["summary"]["text"] == "1 of 1 proven"
-    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Cache-Control"] == "private, no-cache"
     assert response.headers["Server"] == "certfan"
 
 
@@ -85,7 +85,7 @@ async def test_events_are_paged_and_hold_no_secret() -> None:
 
     assert event["fields"] == {"token": "[key material removed]"}
     assert last["id"] == 2
-    assert refused == (400, "http.400", "")
+    assert refused == (400, "channel.message_invalid", "")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
@@ -94,7 +94,7 @@ async def test_the_status_listener_cannot_write(method: str) -> None:
     async with over_tcp() as (session, url):
         for path in ("/api/v1/renew", "/api/v1/consumers", "/api/v1/consumers/web1", "/api/v1/reload"):
             async with session.request(method, url + path, json={"certificate": "www.test"}) as response:
-                assert (await problem(response))[0] == 404
+                assert (await problem(response))[0] in {404, 405}
 
 
 @pytest.mark.parametrize(

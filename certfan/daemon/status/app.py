@@ -6,49 +6,45 @@ rebinding); every problem is an application/problem+json (RFC 9457) with `code` 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+import json
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 from aiohttp import web
 
-from certfan import log, toml
 from certfan.daemon.listeners import Listener, serve
 from certfan.daemon.status import authority_control, share_control
+from certfan.daemon.status.answers import answer_bytes
+from certfan.daemon.status.checks import Checks, checked, no_checks
 from certfan.daemon.status.control import Actions, control_routes
-from certfan.daemon.status.model import CertificateView, Page, StateOfThings, as_json
+from certfan.daemon.status.model import Page, StateOfThings
 from certfan.daemon.status.plan_control import plan_routes
 from certfan.daemon.status.problems import as_problem, refuse_strange_host
+from certfan.daemon.status.reading import API, ROUTES
 from certfan.daemon.status.view import view
 from certfan.daemon.store.facts import Event
-from certfan.errors import UnknownName
 
 MAX_BODY = 1 << 14
-MAX_EVENTS = 1000
 _STOP_PATIENCE = 1.0  # seconds for answers under way when we stop
 
-Checks = Callable[[], Mapping[str, str | None]]
-Events = Callable[[int, int], Awaitable[Sequence[Event]]]
+Events = Callable[[int, int, str], Awaitable[Sequence[Event]]]
 Story = Callable[[str, Sequence[str], int], Awaitable[Sequence[Event]]]
-
-
-def _no_checks() -> Mapping[str, str | None]:
-    return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doors:
     """What the application asks when it is asked.
 
-    `alive` and `ready` name checks; None is well, a text says what is wrong. `events(after, limit)` ascends;
-    with `after` negative it returns the last `limit`. `story` returns those about a certificate and its identifiers.
+    `events(after, limit, subject)` ascends; with `after` negative it returns the last `limit`, with a subject only
+    what concerns it. `story` returns the newest about a certificate and its identifiers.
     """
 
     things: Callable[[], Awaitable[StateOfThings]]
     events: Events
     story: Story
-    alive: Checks = _no_checks
-    ready: Checks = _no_checks
+    alive: Checks = no_checks
+    ready: Checks = no_checks
     hosts: Collection[str] = field(default_factory=frozenset)  # names beside literal addresses and localhost
 
 
@@ -68,10 +64,8 @@ def make_app(
             web.get("/livez", routes.livez),
             web.get("/readyz", routes.readyz),
             web.get("/metrics", routes.metrics),
-            web.get("/api/v1/status", routes.status),
-            web.get("/api/v1/events", routes.events),
-            web.get("/api/v1/certificates/{name}", routes.certificate),
-            web.get("/api/v1/certificates/{name}/events", routes.story),
+            web.get("/openapi.json", routes.openapi),
+            *(web.get(API + one.path, partial(one.handle, routes)) for one in ROUTES),
         ]
     )
     if actions is not None:
@@ -102,79 +96,41 @@ async def start(app: web.Application, listeners: Sequence[Listener]) -> web.AppR
 
 
 class _Routes:
-    """The reading routes."""
+    """The reading routes that are no dataclass, and what the others ask."""
 
     def __init__(self, doors: Doors) -> None:
         self._doors = doors
 
-    async def livez(self, request: web.Request) -> web.Response:
-        return _checked(request, self._doors.alive())
+    async def things(self) -> StateOfThings:
+        return await self._doors.things()
 
-    async def readyz(self, request: web.Request) -> web.Response:
-        return _checked(request, self._doors.ready())
+    async def events(self, after: int, limit: int, subject: str) -> Sequence[Event]:
+        return await self._doors.events(after, limit, subject)
 
-    async def status(self, _: web.Request) -> web.Response:
-        return _json(await self._page())
+    async def story(self, certificate: str, identifiers: Sequence[str], limit: int) -> Sequence[Event]:
+        return await self._doors.story(certificate, identifiers, limit)
 
-    async def metrics(self, _: web.Request) -> web.Response:
-        from certfan.daemon.status import metrics  # its library need not be there before somebody scrapes
-
-        body = metrics.exposition(await self._page())
-        return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
-
-    async def certificate(self, request: web.Request) -> web.Response:
-        return _json(await self._certificate(request.match_info["name"]))
-
-    async def story(self, request: web.Request) -> web.Response:
-        certificate = await self._certificate(request.match_info["name"])
-        limit = min(max(_number(request, "limit", 100), 1), MAX_EVENTS)
-        found = await self._doors.story(certificate.name, certificate.identifiers, limit)
-        return _json({"events": tuple(found)})
-
-    async def _certificate(self, name: str) -> CertificateView:
-        page = await self._page()
-        for certificate in page.certificates:
-            if certificate.name == name:
-                return certificate
-        guess = toml.did_you_mean(name, [c.name for c in page.certificates])
-        raise UnknownName(
-            f"no certificate {name[:100]!r}{guess}", subject=name[:100], hint="run: certfan status"
-        )
-
-    async def events(self, request: web.Request) -> web.Response:
-        after = _number(request, "after", -1)
-        limit = min(max(_number(request, "limit", 100), 1), MAX_EVENTS)
-        found = await self._doors.events(after, limit)
-        return _json({"events": tuple(found)})
-
-    async def _page(self) -> Page:
+    async def page(self) -> Page:
         return view(await self._doors.things())
 
+    async def livez(self, request: web.Request) -> web.Response:
+        return checked(request, self._doors.alive())
 
-def _checked(request: web.Request, checks: Mapping[str, str | None]) -> web.Response:
-    failed = [name for name, problem in checks.items() if problem is not None]
-    if "verbose" in request.query:
-        lines = [f"{name}: {problem or 'ok'}" for name, problem in checks.items()]
-    else:
-        lines = [f"failed: {name}" for name in failed]
-    lines.append("failed" if failed else "ok")
-    return web.Response(text="\n".join(lines) + "\n", status=503 if failed else 200)
+    async def readyz(self, request: web.Request) -> web.Response:
+        return checked(request, self._doors.ready())
 
+    async def metrics(self, request: web.Request) -> web.Response:
+        from certfan.daemon.status import metrics  # its library need not be there before somebody scrapes
 
-def _number(request: web.Request, key: str, default: int) -> int:
-    text = request.query.get(key, "")
-    if not text:
-        return default
-    if not text.isascii() or not text.isdecimal() or len(text) > 18:
-        raise web.HTTPBadRequest(text=f"{key} must be a number")
-    return int(text)
+        return answer_bytes(request, metrics.exposition(await self.page()), metrics.CONTENT_TYPE)
 
+    async def openapi(self, request: web.Request) -> web.Response:
+        from certfan.daemon.status.openapi import description
 
-def _json(value: Any) -> web.Response:
-    return web.json_response(log.redact(as_json(value)))
+        return answer_bytes(request, json.dumps(description()).encode(), "application/json")
 
 
 async def _harden(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "certfan"
-    response.headers["Cache-Control"] = "no-store"
+    response.headers.setdefault("Cache-Control", "no-store")
     response.headers["X-Content-Type-Options"] = "nosniff"

@@ -5,18 +5,18 @@ What must never come in: a decision (that is `view.py`), key material.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
 
 from certfan.core.ledger import Used
-from certfan.core.model import Desired, Endpoint, Problem
+from certfan.core.model import Desired, Problem
 from certfan.core.plan import Key, Observed, Step
 from certfan.core.policy import Urgency
 from certfan.core.standing import Holding
+from certfan.daemon.status.wire import Place, Span
+from certfan.daemon.status.wire import as_json as as_json
 from certfan.daemon.store.facts import AccountFact, ConfigFact, Run, StoreFacts
 
 
@@ -93,7 +93,7 @@ class Row:
 
     certificate: str
     consumer: str
-    endpoint: Endpoint | None
+    endpoint: Place | None
     wanted: Wanted | None
     served: Served | None
     verdict: Verdict
@@ -102,7 +102,6 @@ class Row:
     next: Next
     deadline: datetime
     urgency: Urgency
-    proof_age: timedelta | None
     heard_at: datetime | None
     problem: Problem | None
 
@@ -189,7 +188,7 @@ class LimitUsed:
     subject: str
     used: int
     count: int
-    window: timedelta
+    window: Span
     frees_at: datetime
 
     @classmethod
@@ -322,26 +321,3 @@ class Page:
     consumers: tuple[ConsumerView, ...]
     orphans: tuple[Orphan, ...]
     runs: tuple[RunView, ...]
-
-
-def as_json(value: Any) -> Any:
-    """Turn a value into what JSON can say: instants as ISO 8601 in UTC with Z, spans as whole seconds."""
-    match value:
-        case Endpoint():
-            return {"url": str(value), **{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}}
-        case datetime():
-            return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        case timedelta():
-            return round(value.total_seconds())
-        case Mapping():
-            return {str(key): as_json(inner) for key, inner in value.items()}
-        case tuple() | list() | frozenset():
-            return [as_json(inner) for inner in value]
-        case None | bool() | int() | float():
-            return value
-        case StrEnum() | str():
-            return str(value)
-        case _ if dataclasses.is_dataclass(value):
-            return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        case _:
-            return str(value)

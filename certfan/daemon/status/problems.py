@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection
+from dataclasses import dataclass
+from http import HTTPStatus
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from certfan.daemon.status.wire import encode
 from certfan.errors import (
     ActionRefused,
     CertfanError,
@@ -37,29 +40,48 @@ async def as_problem(request: web.Request, handler: Handler) -> web.StreamRespon
         return problem_document(error)
     except web.HTTPException as error:
         detail = error.text if error.status == 400 and error.text else error.reason
-        refused = _document(
-            error.status, f"http.{error.status}", detail.removeprefix(f"{error.status}: "), ""
-        )
+        refused = refusal(error.status, f"http.{error.status}", detail.removeprefix(f"{error.status}: "))
         if "Allow" in error.headers:
             refused.headers["Allow"] = error.headers["Allow"]
         return refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemDocument:
+    """A problem (RFC 9457): `code` is stable, `hint` the next command to try, `problems` all of a config's."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    hint: str
+    problems: tuple[str, ...] = ()
 
 
 def problem_document(error: CertfanError) -> web.Response:
     """Return an error as a response; 503 when waiting may help, 409 when it cannot."""
     fallback = 409 if error.retry is Retry.NEVER else 503
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), fallback)
-    problems = list(error.problems) if isinstance(error, ConfigInvalid) else None
-    return _document(status, error.code, error.text, error.hint, problems)
+    problems = error.problems if isinstance(error, ConfigInvalid) else ()
+    return refusal(status, error.code, error.text, error.hint, problems)
 
 
-def _document(
-    status: int, code: str, detail: str, hint: str, problems: list[str] | None = None
+def refusal(
+    status: int, code: str, detail: str, hint: str = "", problems: tuple[str, ...] = ()
 ) -> web.Response:
-    body = {"type": "about:blank", "status": status, "code": code, "detail": detail, "hint": hint}
-    if problems is not None:
-        body["problems"] = problems
-    return web.json_response(body, status=status, content_type="application/problem+json")
+    """Return a problem as a response."""
+    document = ProblemDocument(
+        type="about:blank",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        code=code,
+        detail=detail,
+        hint=hint,
+        problems=problems,
+    )
+    headers = {"Content-Type": "application/problem+json"}
+    return web.Response(body=encode(document), status=status, headers=headers)
 
 
 def refuse_strange_host(hosts: Collection[str]) -> Middleware:
@@ -72,7 +94,7 @@ def refuse_strange_host(hosts: Collection[str]) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not _is_known(request.headers.get("Host", ""), known):
-            return _document(421, "http.421", "this Host is not served here", "use the configured address")
+            return refusal(421, "http.421", "this Host is not served here", "use the configured address")
         return await handler(request)
 
     return check

@@ -71,7 +71,6 @@ class _Place:
             next=self._next(proof, verdict),
             deadline=deadline,
             urgency=self._urgency(verdict, since, deadline),
-            proof_age=self.things.now - heard_at(proof) if proof else None,
             heard_at=heard_at(proof) if proof else self.heard_at,
             problem=self._problem(proof, verdict),
         )

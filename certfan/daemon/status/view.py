@@ -40,7 +40,7 @@ def view(things: StateOfThings) -> Page:
     )
     authorities, orphaned = authority_views(things), orphans(things)
     problems = tuple(_problems(things, certificates, authorities, orphaned))
-    runs = _runs(things)
+    runs = run_views(things)
     return Page(
         now=things.now,
         fleet=things.fleet,
@@ -49,7 +49,7 @@ def view(things: StateOfThings) -> Page:
         config=things.config,
         certificates=certificates,
         authorities=authorities,
-        consumers=tuple(_consumer(name, things) for name in sorted(things.desired.consumers)),
+        consumers=tuple(consumer_view(name, things) for name in sorted(things.desired.consumers)),
         orphans=orphaned,
         runs=runs,
     )
@@ -161,7 +161,8 @@ def _lagging(rows: Sequence[Row]) -> tuple[Lagging, ...]:
     return tuple(sorted(found, key=lambda one: (one.deadline, one.consumer)))
 
 
-def _consumer(name: str, things: StateOfThings) -> ConsumerView:
+def consumer_view(name: str, things: StateOfThings) -> ConsumerView:
+    """Return one consumer."""
     heard = things.facts.heard.get(name)
     return ConsumerView(
         name=name,
@@ -171,8 +172,8 @@ def _consumer(name: str, things: StateOfThings) -> ConsumerView:
     )
 
 
-def _runs(things: StateOfThings) -> tuple[RunView, ...]:
-    """Newest first. Only the newest may still run; an older one without an end was cut off."""
+def run_views(things: StateOfThings) -> tuple[RunView, ...]:
+    """Return the runs, newest first. Only the newest may still run; an older one without an end was cut off."""
     before = {
         later.number: earlier.ended_at is None and earlier.boot_id != later.boot_id
         for later, earlier in pairwise(things.runs)

@@ -6,10 +6,10 @@ import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, or_, select, update
 
 from certfan.core.clock import Reading, remembered
-from certfan.core.subjects import path_subject, renewal_subject
+from certfan.core.subjects import consumer_subject, path_subject, renewal_subject
 from certfan.daemon.store import tables
 from certfan.daemon.store.facts import AccountFact, ConfigFact, Event, Run
 from certfan.daemon.store.rows import add, put
@@ -184,17 +184,17 @@ def add_events(db: Connection, events: Sequence[Event]) -> None:
         add(db, tables.events, row)
 
 
-def events(db: Connection, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
-    """Return at most `limit` events with an id above `after`, oldest first."""
+def events(db: Connection, after: int = 0, limit: int = 1000, subject: str = "") -> tuple[Event, ...]:
+    """Return at most `limit` events with an id above `after`, oldest first; of a subject only what concerns it."""
     table = tables.events
-    query = select(table).where(table.c.id > after).order_by(table.c.id).limit(limit)
+    about = (_about(subject),) if subject else ()
+    query = select(table).where(table.c.id > after, *about).order_by(table.c.id).limit(limit)
     return tuple(_event(row) for row in db.execute(query).mappings())
 
 
-def last_events(db: Connection, count: int) -> tuple[Event, ...]:
-    """Return the newest `count` events, oldest first."""
-    query = select(tables.events).order_by(tables.events.c.id.desc()).limit(count)
-    return tuple(_event(row) for row in reversed(db.execute(query).mappings().all()))
+def last_events(db: Connection, count: int, subject: str = "") -> tuple[Event, ...]:
+    """Return the newest `count` events, oldest first; of a subject only what concerns it."""
+    return _last(db, count, *((_about(subject),) if subject else ()))
 
 
 _LOOKED_THROUGH = 200_000  # of the newest events, so that a certificate without a story costs no second
@@ -202,15 +202,30 @@ _LOOKED_THROUGH = 200_000  # of the newest events, so that a certificate without
 
 def story(db: Connection, certificate: str, identifiers: Sequence[str], limit: int) -> tuple[Event, ...]:
     """Return the newest events about a certificate, its generations, places and identifiers; oldest first."""
+    return _last(db, limit, _about(certificate, identifiers))
+
+
+def _last(db: Connection, count: int, *about: ColumnElement[bool]) -> tuple[Event, ...]:
     table = tables.events
-    subject = table.c.subject
-    named = [certificate, renewal_subject(certificate), *identifiers, *map(path_subject, identifiers)]
-    parts = (f"{certificate}@", f"{certificate}/", f"{certificate} at ", f"revocation of {certificate}@")
-    about = or_(subject.in_(named), *(subject.startswith(part, autoescape=True) for part in parts))
     newest = select(func.max(table.c.id)).scalar_subquery()
-    query = select(table).where(table.c.id > newest - _LOOKED_THROUGH, about)
-    found = db.execute(query.order_by(table.c.id.desc()).limit(limit)).mappings().all()
-    return tuple(_event(row) for row in reversed(found))
+    seen = (table.c.id > newest - _LOOKED_THROUGH,) if about else ()
+    query = select(table).where(*seen, *about).order_by(table.c.id.desc()).limit(count)
+    return tuple(_event(row) for row in reversed(db.execute(query).mappings().all()))
+
+
+def _about(name: str, identifiers: Sequence[str] = ()) -> ColumnElement[bool]:
+    """What concerns a certificate concerns each of its generations and places, what a consumer each of its certificates."""
+    subject, consumer = tables.events.c.subject, tables.events.c.fields["consumer"].as_string()
+    named = [
+        name,
+        renewal_subject(name),
+        consumer_subject(name),
+        *identifiers,
+        *map(path_subject, identifiers),
+    ]
+    begun = (f"{name}@", f"{name}/", f"{name} at ", f"revocation of {name}@")
+    parts = [subject.startswith(part, autoescape=True) for part in begun]
+    return or_(subject.in_(named), *parts, subject.endswith(f"/{name}", autoescape=True), consumer == name)
 
 
 def _event(row: RowMapping) -> Event:
