@@ -11,6 +11,7 @@ CertfanError
 │   └── StoreFailed              state.store_failed         the database cannot be read or written
 ├── PkiError                     pki.*        keys, chains, signatures
 │   ├── PairMismatch             pki.pair_mismatch
+│   ├── KeyLost                  pki.key_lost               the key that was made here for a certificate is here no more
 │   ├── ChainInvalid             pki.chain_invalid
 │   ├── RequestInvalid           pki.request_invalid        a certificate signing request
 │   ├── SignatureInvalid         pki.signature_invalid
@@ -163,6 +164,12 @@ class PairMismatch(PkiError):
     """A private key does not belong to a certificate."""
 
     code = "pki.pair_mismatch"
+
+
+class KeyLost(PkiError):
+    """A certificate is for a key that this machine has made, and has not got any more."""
+
+    code = "pki.key_lost"
 
 
 class ChainInvalid(PkiError):

@@ -41,6 +41,8 @@ class Reason(StrEnum):
     MISSING = "missing"
     NAMES_CHANGED = "names_changed"
     KEY_TYPE_CHANGED = "key_type_changed"
+    CUSTODY_CHANGED = "custody_changed"
+    KEY_LOST = "key_lost"
     RENEWAL_DUE = "renewal_due"
     REVOKED = "revoked"
     NOT_PUBLISHED = "not_published"
@@ -136,6 +138,11 @@ class Certificate:
         default=None, kw_only=True
     )  # how old a key may grow; None: a new one each time
 
+    @property
+    def holder(self) -> str:
+        """The one consumer that makes its keys and alone has them; "": the daemon makes them."""
+        return self.consumers[0] if self.custody is Custody.CONSUMER else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
@@ -182,6 +189,9 @@ class Generation:
     issued_at: datetime = field(kw_only=True)  # or rolled back to, when it is a copy
     copy_of: int | None = field(default=None, kw_only=True)  # the older generation whose pair it is again
     key: str = field(default="", kw_only=True)  # SHA-256 of its SubjectPublicKeyInfo; "" when issued by 0.1.0
+    holder: str = field(
+        default="", kw_only=True
+    )  # the consumer that alone has its key; "": the daemon has it
 
     @property
     def origin(self) -> int:

@@ -6,10 +6,12 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from certfan.core.custody import fits, lost_since
 from certfan.core.ledger import Ledger
 from certfan.core.looks import checked_identifiers, looks
-from certfan.core.model import Certificate, Desired, Generation
+from certfan.core.model import Certificate, Desired, Generation, Reason
 from certfan.core.policy import LONGEST_ORDER_WAIT, holding_instants, renewal_instant
+from certfan.core.retirement import place_instants, place_waits
 from certfan.core.room import STANDING_STILL, Room, has_failed
 from certfan.core.standing import (
     PATH,
@@ -23,7 +25,7 @@ from certfan.core.standing import (
     standing,
     whom_to_ask,
 )
-from certfan.core.steps import Issue, Observed, Wish
+from certfan.core.steps import AskCsr, Issue, Observed, Wish
 from certfan.core.subjects import order_subject
 
 NEVER = datetime.min.replace(tzinfo=UTC)
@@ -40,6 +42,7 @@ def orders(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish
             continue
         if found.holding is not None and found.holding.until is not None:
             yield found.holding.until
+        yield from _asked_of_holder(certificate, found.reason, observed, now)
         if found.holding is None or found.holding.code == PATH:
             wanted.update(checked_identifiers(certificate))
         if found.holding is None and (certificate.name,) not in observed.in_flight:
@@ -47,6 +50,18 @@ def orders(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish
     yield from (instant for at in observed.moved.values() for instant in (at, at + STANDING_STILL))
     yield from _begun(due, desired, observed, now)
     yield from looks(desired, observed, wanted, now)
+
+
+def _asked_of_holder(
+    certificate: Certificate, reason: Reason, observed: Observed, now: datetime
+) -> Iterator[Wish]:
+    """Wish for the request of a consumer that makes its own keys, early: whatever holds the order up takes longer."""
+    name, where = certificate.name, (certificate.name, certificate.holder)
+    known = observed.signing_requests.get(name)
+    if certificate.holder and not fits(known, certificate, observed.generations.get(name, ())):
+        yield from place_instants(where, observed)
+        if not place_waits(where, observed, now):
+            yield AskCsr(*where, reason)
 
 
 # What is begun
@@ -150,6 +165,8 @@ def _order_instants(certificate: Certificate, desired: Desired, observed: Observ
         yield renewal_instant(generations[-1], info)
     if info is not None:
         yield from (info.start, info.end)
+    if (since := lost_since(generations, observed.lost_keys.get(name))) is not None:
+        yield since
     for authority in (certificate.authority, *certificate.fallback):
         attempt = observed.attempts.get(order_subject(certificate, authority))
         if attempt is not None:

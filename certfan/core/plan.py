@@ -14,6 +14,7 @@ from certfan.core.orders import NEVER, orders
 from certfan.core.policy import LONGEST_SHORT_WAIT, attempt_holds, holding_instants
 from certfan.core.retirement import place_instants, place_waits, retirements
 from certfan.core.steps import (
+    AskCsr,
     AskRenewal,
     CheckPath,
     Clear,
@@ -38,6 +39,7 @@ from certfan.core.steps import (
 from certfan.core.upkeep import upkeep
 
 __all__ = [
+    "AskCsr",
     "AskRenewal",
     "CheckPath",
     "Clear",
@@ -101,11 +103,14 @@ def _target(certificate: Certificate, where: Where, observed: Observed, now: dat
     """Return the generation that belongs at a consumer: the newest that is neither revoked nor expired.
 
     None also when something newer is there already: numbers only grow. A consumer that has none yet gets no
-    name beyond those wanted.
+    name beyond those wanted. What another holder's key belongs to, or the daemon's own where a consumer is to have
+    it alone, belongs nowhere.
     """
     has_one = max(observed.live.get(where, 0), observed.offered.get(where, 0))
     wanted = frozenset(certificate.identifiers)
     for newest in reversed(observed.generations.get(certificate.name, ())):
+        if newest.holder != certificate.holder:
+            continue
         is_revoked = (newest.certificate, newest.number) in observed.revoked
         if not is_revoked and now < newest.not_after and (has_one or newest.identifiers <= wanted):
             return newest if newest.number >= has_one else None

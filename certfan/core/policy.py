@@ -43,6 +43,7 @@ class IssueFacts:
     revoked: bool
     renewal: RenewalInfo | None
     clock_trusted: bool
+    key_lost: bool
 
 
 def is_asked(asked_at: datetime | None, since: datetime, now: datetime) -> bool:
@@ -63,6 +64,15 @@ def _key_type_changed(facts: IssueFacts) -> Reason | None:
     return None if facts.newest.key_type == facts.certificate.key_type else Reason.KEY_TYPE_CHANGED
 
 
+def _custody_changed(facts: IssueFacts) -> Reason | None:
+    """A key goes nowhere else: another holder of keys, or none, needs another key."""
+    return None if facts.newest.holder == facts.certificate.holder else Reason.CUSTODY_CHANGED
+
+
+def _key_lost(facts: IssueFacts) -> Reason | None:
+    return Reason.KEY_LOST if facts.key_lost else None
+
+
 def _revoked(facts: IssueFacts) -> Reason | None:
     return Reason.REVOKED if facts.revoked else None
 
@@ -76,6 +86,8 @@ CHECKS: tuple[Callable[[IssueFacts], Reason | None], ...] = (
     _revoked,
     _names_changed,
     _key_type_changed,
+    _custody_changed,
+    _key_lost,
     _asked_for,
     _renewal_due,
 )
@@ -90,6 +102,7 @@ def why_issue(
     revoked: frozenset[tuple[str, int]] = frozenset(),
     renewal: RenewalInfo | None = None,
     clock_trusted: bool = True,
+    key_lost: bool = False,
 ) -> Reason | None:
     """Return why a new generation is wanted, or None. `generations` ascend; only the newest is judged.
 
@@ -99,7 +112,7 @@ def why_issue(
         return Reason.MISSING
     newest = generations[-1]
     is_revoked = (newest.certificate, newest.number) in revoked
-    facts = IssueFacts(certificate, newest, now, asked_at, is_revoked, renewal, clock_trusted)
+    facts = IssueFacts(certificate, newest, now, asked_at, is_revoked, renewal, clock_trusted, key_lost)
     return next((reason for check in CHECKS if (reason := check(facts)) is not None), None)
 
 

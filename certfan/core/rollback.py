@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
+from certfan.core.custody import KEYS_KEPT
 from certfan.core.model import Certificate, Generation
 
 
@@ -20,7 +21,19 @@ def why_not_back_to(
         return "it is for other names than the config asks for"
     if generation.key_type != certificate.key_type:
         return f"its key is {generation.key_type}, the config asks for {certificate.key_type}"
+    if generation.holder != certificate.holder:
+        return f"its key is {_whose(generation.holder)}, and is to be {_whose(certificate.holder)}"
     return None
+
+
+def _whose(holder: str) -> str:
+    return f"that of {holder} alone" if holder else "the daemon's"
+
+
+def _is_dropped(generation: Generation, generations: Sequence[Generation]) -> bool:
+    """Whether the consumer that alone had the key may have removed it: it keeps the newest only."""
+    newer = {g.key for g in generations if g.holder == generation.holder and g.origin > generation.number}
+    return bool(generation.holder) and len(newer - {generation.key}) >= KEYS_KEPT
 
 
 def choose(
@@ -41,7 +54,12 @@ def choose(
     current = generations[-1].origin
     if to is None:
         earlier = [g for g in reversed(generations) if g.copy_of is None and g.number < current]
-        usable = (g for g in earlier if why_not_back_to(certificate, g, revoked=revoked, now=now) is None)
+        usable = (
+            g
+            for g in earlier
+            if why_not_back_to(certificate, g, revoked=revoked, now=now) is None
+            and not _is_dropped(g, generations)
+        )
         return next(usable, "no earlier generation is usable")
     by_number = {g.number: g for g in generations}
     found = by_number.get(by_number[to].origin) if to in by_number else None
@@ -50,6 +68,8 @@ def choose(
         return f"there is no generation {to} (there are {known})"
     if found.number == current:
         return f"the newest generation has the pair of {found} already"
+    if _is_dropped(found, generations):
+        return f"{found} cannot be gone back to: {found.holder} keeps its newest {KEYS_KEPT} keys only"
     if why := why_not_back_to(certificate, found, revoked=revoked, now=now):
         return f"{found} cannot be gone back to: {why}"
     return found

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from certfan.core.attempts import UNREACHABLE
+from certfan.core.custody import fits, lost_since
 from certfan.core.issuance import Issuance
 from certfan.core.keys import unwanted
 from certfan.core.looks import checked_identifiers, is_fresh
@@ -56,6 +57,7 @@ def standing(
         _held_by_attempt(attempt)
         or _held_by_account(authority, observed, now)
         or _held_by_ledger(certificate, authority, observed, now, exempt=is_exempt)
+        or _held_by_holder(certificate, observed)
         or _held_by_path(certificate, authority, observed, now)
     )
     instead_of = None
@@ -78,9 +80,16 @@ def why(certificate: Certificate, observed: Observed, now: datetime) -> Reason |
         revoked=unwanted(generations, ended),
         renewal=observed.renewals.get(name),
         clock_trusted=observed.clock_trusted,
+        key_lost=is_key_lost(name, observed, now),
     )
     # An order that is open is finished: giving it up would cost another one.
     return reason or (Reason.ASKED_FOR if has_open_order(certificate, observed) else None)
+
+
+def is_key_lost(name: str, observed: Observed, now: datetime) -> bool:
+    """Whether the newest generation is to be replaced because its holder has lost the key."""
+    since = lost_since(observed.generations.get(name, ()), observed.lost_keys.get(name))
+    return since is not None and since <= now
 
 
 def has_open_order(certificate: Certificate, observed: Observed) -> bool:
@@ -168,7 +177,7 @@ def _mended_at(certificate: Certificate, observed: Observed) -> datetime | None:
 
 # What holds it up
 
-PATH, LIMIT = "challenge.self_check_failed", "authority.limit"
+PATH, LIMIT, CSR = "challenge.self_check_failed", "authority.limit", "custody.waits_for_csr"
 
 
 def _held_by_attempt(attempt: Attempt | None) -> Holding | None:
@@ -206,6 +215,23 @@ def _held_by_ledger(
         return None
     hint = f"it waits by itself; fewer orders, or another authority for {certificate.name}, help sooner"
     return Holding(LIMIT, f"{authority}: {held.why}", held.until, hint)
+
+
+def _held_by_holder(certificate: Certificate, observed: Observed) -> Holding | None:
+    """Return that the consumer that alone is to have the key has not sent its request yet."""
+    name, holder = certificate.name, certificate.holder
+    if not holder:
+        return None
+    request = observed.signing_requests.get(name)
+    if request is not None and fits(request, certificate, observed.generations.get(name, ())):
+        if request.csr is not None:
+            return None
+        if request.problem is not None:
+            why = f"the CSR of {holder} was refused: {request.problem.detail}"
+            return Holding(CSR, why, hint=request.problem.hint)
+    return Holding(
+        CSR, f"waits for the CSR of {holder}", hint=f"run on {holder}: journalctl -u certfan-agent"
+    )
 
 
 def _held_by_path(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
+from certfan.core.custody import SigningRequest
 from certfan.core.issuance import Issuance
 from certfan.core.ledger import Ledger
 from certfan.core.model import (
@@ -36,6 +37,20 @@ class Issue:
     @property
     def key(self) -> Key:
         """One order a certificate."""
+        return (self.certificate,)
+
+
+@dataclass(frozen=True, slots=True)
+class AskCsr:
+    """Have the consumer that alone is to have the next key make it, and sign a request with it."""
+
+    certificate: str
+    consumer: str
+    reason: Reason
+
+    @property
+    def key(self) -> Key:
+        """Shared with Issue: one source of numbers at a time."""
         return (self.certificate,)
 
 
@@ -222,7 +237,17 @@ class ForgetConsumer:
 
 UpkeepStep: TypeAlias = CheckPath | AskRenewal | Revoke | TidyOrders | RollAccountKey
 Step: TypeAlias = (
-    Issue | UpkeepStep | Publish | Offer | Withdraw | Retire | RollBack | Clear | Forget | ForgetConsumer
+    Issue
+    | AskCsr
+    | UpkeepStep
+    | Publish
+    | Offer
+    | Withdraw
+    | Retire
+    | RollBack
+    | Clear
+    | Forget
+    | ForgetConsumer
 )
 Wish: TypeAlias = Step | datetime  # a rule's answer: a step, or an instant at which it may answer otherwise
 
@@ -244,6 +269,10 @@ class Observed:
     )  # by authority: it answers again, after it did not
     proofs: Mapping[Where, tuple[Proof, ...]] = field(default_factory=dict)  # the latest of each endpoint
     renewals: Mapping[str, RenewalInfo] = field(default_factory=dict)
+    signing_requests: Mapping[str, SigningRequest] = field(default_factory=dict)  # by certificate
+    lost_keys: Mapping[str, datetime] = field(
+        default_factory=dict
+    )  # of a certificate's newest: told by its holder
     revoked: frozenset[tuple[str, int]] = frozenset()
     revocations: Mapping[tuple[str, int], Revocation] = field(default_factory=dict)  # asked for, not done
     checks: Mapping[str, PathCheck] = field(default_factory=dict)  # by identifier

@@ -19,6 +19,7 @@ from certfan.core.attempts import after_failure
 from certfan.core.ledger import Ledger
 from certfan.core.model import NO_LIMITS, Desired, Problem
 from certfan.core.plan import (
+    AskCsr,
     AskRenewal,
     CheckPath,
     Clear,
@@ -41,6 +42,7 @@ from certfan.core.plan import (
 from certfan.core.room import outdated
 from certfan.core.shown import shown
 from certfan.core.subjects import subject_of
+from certfan.daemon.issuing import signing
 from certfan.daemon.issuing.domains import registered_domain
 from certfan.daemon.issuing.issuer import Issuer
 from certfan.daemon.issuing.upkeep import Upkeep
@@ -125,7 +127,7 @@ class Reconciler:
 
     def observed(self, desired: Desired, facts: StoreFacts, in_flight: frozenset[Key]) -> Observed:
         """Return what the plan looks at, besides what is desired."""
-        asked = partial(self._is.bundles.asked, sealing_keys=facts.sealing_keys)
+        asked = partial(self._is.bundles.asked, facts=facts)
         on_share = shown(desired, self._out.published, self._out.live, asked)
         return replace(
             remembered(facts),
@@ -171,6 +173,8 @@ class Reconciler:
             case Issue():
                 floor = await self._on_the_share(step.certificate)
                 await self._is.issuer.issue(self._is.desired(), step, floor=floor)
+            case AskCsr():
+                await self._ask_csr(step)
             case CheckPath() | AskRenewal() | Revoke() | TidyOrders() | RollAccountKey():
                 await self._is.upkeep.do(self._is.desired(), step)
             case Publish():
@@ -204,6 +208,11 @@ class Reconciler:
         if not self._out.shows(certificate):
             return 0
         return self._out.highest(certificate, known=await self._is.store.highest_number(certificate))
+
+    async def _ask_csr(self, step: AskCsr) -> None:
+        floor, now = await self._floor(step.certificate), self._is.clock()
+        await signing.ask(step, self._is.desired(), self._is.store, self._is.state, floor=floor, now=now)
+        self._told(step.consumer, "csr.asked", step.certificate)
 
     async def _roll_back(self, step: RollBack) -> None:
         name = step.certificate

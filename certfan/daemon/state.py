@@ -2,6 +2,7 @@
 
     certfan.lock  certfan.db  share-worker.lock  accounts/AUTHORITY{,.next,.before-TIME}.pem  ca/
     generations/CERTIFICATE/NUMBER/{privkey,cert,chain,fullchain}.pem  CONSUMER.SEALED_TO.hpke
+    generations/CERTIFICATE/NUMBER/request.pem  in the place of privkey.pem where a consumer alone has the key
 
 Every folder is 0700 and every file 0600, whatever the umask. Names are checked before a path is made of them.
 """
@@ -18,7 +19,7 @@ from certfan import files
 from certfan.core.model import CERTIFICATE_NAME, CONSUMER_NAME
 
 _SEALED, _SEALED_TO = ".hpke", re.compile(r"[0-9a-f]{8}")
-PAIR_FILES = ("privkey.pem", "cert.pem", "chain.pem", "fullchain.pem")
+PAIR_FILES = ("privkey.pem", "request.pem", "cert.pem", "chain.pem", "fullchain.pem")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # what files.write_private names its own
 
 
@@ -103,6 +104,17 @@ class StateFolder:
         A key that exists is reused: a try that was cut off goes on with the same one.
         """
         return _kept(self._folder_of(certificate, number) / "privkey.pem", make)
+
+    def generation_request(self, certificate: str, number: int, csr_pem: bytes) -> bytes:
+        """Return the request (PEM) of the consumer that has the generation's key: the one kept, else this one, durable.
+
+        Raises:
+            FileExistsError: the number has a key of the daemon's own.
+        """
+        folder = self._folder_of(certificate, number)
+        if (folder / "privkey.pem").exists():
+            raise FileExistsError(f"{certificate}@{number} has a key of its own")
+        return _kept(folder / "request.pem", lambda: csr_pem)
 
     def save_chain(
         self, certificate: str, number: int, *, cert: bytes, chain: bytes, fullchain: bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -122,10 +122,14 @@ def make_csr(key_pem: bytes, names: Sequence[str]) -> bytes:
     return builder.sign(key, signing_hash(key)).public_bytes(serialization.Encoding.DER)
 
 
-def make_csr_pem(key_pem: bytes) -> str:
-    """Return a request without names as PEM: proof of holding the key and nothing else; raises PairMismatch."""
-    csr = x509.load_der_x509_csr(make_csr(key_pem, ()))
-    return csr.public_bytes(serialization.Encoding.PEM).decode("ascii")
+def make_csr_pem(key_pem: bytes, names: Sequence[str] = ()) -> str:
+    """Return a request as PEM; without names it proves to hold the key and nothing else; raises PairMismatch."""
+    return csr_pem(make_csr(key_pem, names)).decode("ascii")
+
+
+def csr_pem(der: bytes) -> bytes:
+    """Return a request that was read as PEM."""
+    return x509.load_der_x509_csr(der).public_bytes(serialization.Encoding.PEM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +141,62 @@ class Request:
     key_type: str
 
 
+@dataclass(frozen=True, slots=True)
+class ServerRequest:
+    """A request that asks for names and nothing else; `names` are sorted, lower-case A-labels and IP addresses."""
+
+    der: bytes = field(repr=False)
+    names: tuple[str, ...]
+    key: Request
+
+
 def read_csr(pem_or_der: bytes) -> Request:
     """Parse a request and check that its own key signed it.
 
     Raises:
         RequestInvalid: it is garbage, empty, truncated, or signed by another key.
     """
+    return _read_csr(pem_or_der)[1]
+
+
+def read_server_csr(pem_or_der: bytes) -> ServerRequest:
+    """Parse a request as `make_csr` writes it: an empty subject, names, and no word more.
+
+    Raises:
+        RequestInvalid: as `read_csr`, or it asks for anything else, or its key or hash is a weak one.
+    """
+    csr, key = _read_csr(pem_or_der)
+    try:
+        extensions = [*csr.extensions]
+        attributes = [*csr.attributes]
+        is_weak = not isinstance(csr.signature_hash_algorithm, hashes.SHA256 | hashes.SHA384 | hashes.SHA512)
+        san = next((e.value for e in extensions if isinstance(e.value, x509.SubjectAlternativeName)), None)
+        names = sorted(_name(one) for one in san or ())
+        der = csr.public_bytes(serialization.Encoding.DER)
+    except UNPARSABLE as error:
+        raise RequestInvalid("certificate signing request does not parse") from error
+    if san is None or len(extensions) != 1 or len(attributes) != 1 or len(csr.subject) != 0:
+        raise RequestInvalid("certificate signing request asks for something else than names")
+    if "" in names or len(set(names)) != len(names):
+        raise RequestInvalid("certificate signing request holds a name that is none, or one twice")
+    public = csr.public_key()
+    if is_weak or (isinstance(public, rsa.RSAPublicKey) and public.public_numbers().e != 65537):
+        raise RequestInvalid("certificate signing request has a weak key or hash")
+    return ServerRequest(der, tuple(names), key)
+
+
+def _name(general: x509.GeneralName) -> str:
+    """Return a name as the config writes it, "" for a kind that no config holds."""
+    match general:
+        case x509.DNSName():
+            return general.value.lower()
+        case x509.IPAddress() if not hasattr(general.value, "netmask"):
+            return str(general.value)
+        case _:
+            return ""
+
+
+def _read_csr(pem_or_der: bytes) -> tuple[x509.CertificateSigningRequest, Request]:
     try:
         if pem_or_der.lstrip().startswith(b"-----BEGIN"):
             csr = x509.load_pem_x509_csr(pem_or_der)
@@ -155,7 +209,7 @@ def read_csr(pem_or_der: bytes) -> Request:
     if not valid:
         raise RequestInvalid("certificate signing request is not signed by its own key")
     spki = public_bytes(public)
-    return Request(spki, hashlib.sha256(spki).hexdigest(), kind_of(public))
+    return csr, Request(spki, hashlib.sha256(spki).hexdigest(), kind_of(public))
 
 
 def sign(key_pem: bytes, data: bytes) -> bytes:

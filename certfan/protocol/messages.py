@@ -41,6 +41,9 @@ Text = Annotated[str, StringConstraints(max_length=4096)]
 SealingKey = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9+/]{43}=)?$")]
 # Which sealing of a generation's key; "": it is not sealed, or nobody knows.
 Bundle = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{8})?$")]
+# A hundred names of 253 characters, and a key of 4096 bits.
+MAX_CSR = 64 << 10  # bytes
+Csr = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CSR - 1024)]
 Long = Annotated[str, StringConstraints(max_length=16384)]
 
 
@@ -108,6 +111,15 @@ def _without(data: bytes, places: Iterable[tuple[int | str, ...]], name: str) ->
     return json.dumps(document).encode()
 
 
+class RequestMessage(Message):
+    """What a consumer is to sign with a key of its own: `key` is the one (by SPKI hash) to use again, "" a new one."""
+
+    generation: Annotated[int, Field(ge=1)]
+    identifiers: Annotated[tuple[Short, ...], Field(min_length=1, max_length=1000)]
+    key_type: Short
+    key: Fingerprint = ""
+
+
 class AssignmentMessage(Message):
     """One certificate that a consumer is to have; generation 0 and no fingerprint: none is issued yet."""
 
@@ -116,6 +128,7 @@ class AssignmentMessage(Message):
     identifiers: Annotated[tuple[Short, ...], Field(max_length=1000)]
     fingerprint: Fingerprint
     bundle: Bundle = ""
+    request: RequestMessage | None = None
 
 
 class Assignments(Message):
@@ -296,6 +309,12 @@ class RenewReply(Message):
     """Who the agent is from the first use on; until then, its present identity counts too."""
 
     certificate: Text  # PEM
+
+
+class CsrMessage(Message):
+    """A signing request for one generation to be; its key never leaves the sender."""
+
+    csr: Csr  # PEM
 
 
 class BundleMessage(Message):

@@ -261,14 +261,15 @@ def _report(key: bytes) -> Report:
     )
 
 
-def test_a_bundle_is_known_by_its_sealing_and_by_none_before(daemon: Daemon) -> None:
+async def test_a_bundle_is_known_by_its_sealing_and_by_none_before(daemon: Daemon) -> None:
     """Asked for before it is sealed there is none; a key told anew has another."""
+    nothing = await daemon.store.facts()
     made = Bundles(daemon._state, lambda: daemon.ca, "home", lambda: daemon.desired)
     keys = {"web1": pki.sealing_public(OLD)}
 
-    assert made.asked(certificate_of("web1"), "web1", 1, sealing_keys={}) is None
-    assert made.asked(certificate_of("web1"), "web1", 1, sealing_keys=keys) is None
-    assert "" == made.asked(certificate_of("web2"), "web2", 1, sealing_keys={})
+    assert made.asked(certificate_of("web1"), "web1", 1, facts=nothing) is None
+    assert made.asked(certificate_of("web1"), "web1", 1, facts=replace(nothing, sealing_keys=keys)) is None
+    assert "" == made.asked(certificate_of("web2"), "web2", 1, facts=nothing)
 
 
 # On the consumer's disk

@@ -53,6 +53,9 @@ class Board(Protocol):
     async def bundle(self, consumer: str, certificate: str, generation: int) -> Mapping[str, bytes]:
         """Return the six files of what is assigned to the consumer; raises ShareError, PkiError or UnknownName."""
 
+    async def take_csr(self, consumer: str, certificate: str, generation: int, csr: bytes) -> None:
+        """Keep the CSR (PEM) of a key that the consumer has made; raises NotAllowed, RequestInvalid."""
+
     async def redeem(self, token: str, csr: bytes, sealing_key: bytes | None) -> EnrolReply:
         """Turn a one-time token into an identity; raises EnrolmentRefused, RequestInvalid."""
 

@@ -22,8 +22,10 @@ from certfan.errors import (
 )
 from certfan.protocol.identity import Caller, consumer_of
 from certfan.protocol.messages import (
+    MAX_CSR,
     MAX_REPORT,
     BundleMessage,
+    CsrMessage,
     EnrolRequest,
     Message,
     ProblemAnswer,
@@ -127,6 +129,8 @@ class Routes:
                 return await self._report(request, consumer)
             case "GET", ["v1", "bundles", certificate, generation]:
                 return await self._bundle(consumer, certificate, generation)
+            case "POST", ["v1", "requests", certificate, generation]:
+                return await self._csr(request, consumer, certificate, generation)
             case "POST", ["v1", "identity"]:
                 return await self._renew(request, caller)
         raise UnknownName(f"nothing at {request.method} {request.path[:200]}")
@@ -182,6 +186,18 @@ class Routes:
                 )
             files = await self._board.bundle(consumer, certificate, int(generation))
         return _json(BundleMessage.of(files).encode())
+
+    async def _csr(
+        self, request: web.BaseRequest, consumer: str, certificate: str, generation: str
+    ) -> web.Response:
+        if not CERTIFICATE_NAME.fullmatch(certificate) or not _is_number(generation):
+            raise UnknownName("no such request")
+        async with asyncio.timeout(self._patience):
+            sent = self._decode(CsrMessage, await _body(request, MAX_CSR))
+            await self._board.take_csr(consumer, certificate, int(generation), sent.csr.encode())
+        # What is signed is asked for no longer.
+        self._waiting.announce(consumer)
+        return web.Response(status=204)
 
     async def _renew(self, request: web.BaseRequest, caller: Caller) -> web.Response:
         async with asyncio.timeout(self._patience):

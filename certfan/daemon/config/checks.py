@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from certfan import toml
-from certfan.core.model import CERTIFICATE_NAME, Identifier
+from certfan.core.model import CERTIFICATE_NAME, Custody, Identifier
 from certfan.daemon.config.schema import CertificateTable, Fragment, Main, listeners
 from certfan.daemon.issuing import published
 from certfan.daemon.listeners import parse_listener
@@ -90,6 +90,11 @@ def _reference_problems(main: Main, parts: list[Part]) -> Iterator[str]:
             if name not in consumers:
                 guess = toml.did_you_mean(name, consumers)
                 yield f"{here}.consumers[{position}]: there is no [consumer.{name}]{guess}"
+        if table.custody is Custody.CONSUMER and len(table.consumers) > 1:
+            yield (
+                f'{here}.consumers: custody "consumer" takes exactly one, as its key never leaves it;'
+                " write a [[certificate]] with a name of its own for each"
+            )
         for position, name in enumerate(table.fallback):
             if name not in authorities:
                 guess = toml.did_you_mean(name, authorities)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
+from typing import Any
 
 from certfan import pki
+from certfan.core.custody import fits
 from certfan.core.model import Custody, Deployment, DeploymentState, Desired, Health, Problem, Proof
 from certfan.daemon.desk.doubles import Doubles
 from certfan.daemon.desk.enroller import Enroller
+from certfan.daemon.issuing.signing import CsrDesk
 from certfan.daemon.journal import Journal
 from certfan.daemon.publishing.bundles import Bundles
 from certfan.daemon.store import IdentityFact, Lists, Standing, Store, StoreFacts
@@ -20,6 +23,7 @@ from certfan.protocol.messages import (
     Assignments,
     EnrolReply,
     Report,
+    RequestMessage,
     sealing_key_of,
 )
 
@@ -54,6 +58,7 @@ class Noticeboard:
         self._desired = desired
         self._ring = ring
         self._clock = clock
+        self._csrs = CsrDesk(store, journal, desired, ring, clock)
         self.doubles = Doubles(clock)
 
     async def identity(self, serial: str) -> IdentityFact | Standing | None:
@@ -94,7 +99,7 @@ class Noticeboard:
     async def assignments(self, consumers: Collection[str]) -> Mapping[str, Assignments]:
         """Return all that each of the consumers is to have now; however many they are, in one read."""
         lists = await self._store.lists(consumers)
-        sealing_keys = (await self._store.facts()).sealing_keys
+        facts = await self._store.facts()
         said: dict[tuple[str, int], AssignmentMessage] = {}  # one certificate goes to many
         for told in lists.offered.values():
             for offer in told:
@@ -103,24 +108,43 @@ class Noticeboard:
         found = {}
         for consumer, number in lists.revisions.items():
             own = [said[offer] for offer in lists.offered.get(consumer, ())]
-            listed, mark = self._sealed(consumer, own, sealing_keys)
+            listed, mark = self._own(consumer, own, facts)
             found[consumer] = Assignments(
                 revision=f"{lists.epoch}.{number}{mark}", consumer=consumer, assignments=listed
             )
         return found
 
-    def _sealed(
-        self, consumer: str, said: list[AssignmentMessage], sealing_keys: Mapping[str, bytes]
+    def _own(
+        self, consumer: str, said: list[AssignmentMessage], facts: StoreFacts
     ) -> tuple[tuple[AssignmentMessage, ...], str]:
-        """Name the bundle of each sealed key, and mark the revision with them: sealed anew, it is another list."""
-        told = []
+        """Name the bundle of each sealed key and what is to be signed, and mark the revision: it is another list."""
+        told, marks = [], []
         for one in said:
+            own: dict[str, Any] = {}
             bundle = one.generation and self._bundles.asked(
-                one.certificate, consumer, one.generation, sealing_keys=sealing_keys
+                one.certificate, consumer, one.generation, facts=facts
             )
-            told.append(one.model_copy(update={"bundle": bundle}) if bundle else one)
-        bundles = "".join(one.bundle for one in told)
-        return tuple(told), f".{hashlib.sha256(bundles.encode()).hexdigest()[:16]}" if bundles else ""
+            if bundle:
+                own["bundle"] = bundle
+            request = self._request(consumer, one.certificate, facts)
+            if request is not None:
+                own["request"] = request
+            told.append(one.model_copy(update=own) if own else one)
+            marks.append(f"{bundle or ''}{request.model_dump_json() if request else ''}")
+        mark = "".join(marks)
+        return tuple(told), f".{hashlib.sha256(mark.encode()).hexdigest()[:16]}" if mark else ""
+
+    def _request(self, consumer: str, certificate: str, facts: StoreFacts) -> RequestMessage | None:
+        """Return what a consumer is to sign, as long as it has not."""
+        asked, wanted = facts.signing_requests.get(certificate), self._desired().certificates.get(certificate)
+        if asked is None or wanted is None or asked.csr is not None or wanted.holder != consumer:
+            return None
+        if not fits(asked, wanted, facts.generations.get(certificate, ())):
+            return None
+        names = tuple(sorted(map(str, asked.identifiers)))
+        return RequestMessage(
+            generation=asked.generation, identifiers=names, key_type=asked.key_type, key=asked.key
+        )
 
     def _assignment(self, lists: Lists, certificate: str, number: int) -> AssignmentMessage:
         for one in lists.generations.get(certificate, ()):
@@ -147,6 +171,10 @@ class Noticeboard:
         """Return the files of a bundle; that it is assigned was checked by the routes."""
         sealing_key = (await self._store.facts()).sealing_keys.get(consumer)
         return self._bundles.pack(consumer, certificate, generation, sealing_key=sealing_key)
+
+    async def take_csr(self, consumer: str, certificate: str, generation: int, csr: bytes) -> None:
+        """Keep what a consumer has signed with a key of its own."""
+        await self._csrs.take(consumer, certificate, generation, csr)
 
     async def redeem(self, token: str, csr: bytes, sealing_key: bytes | None) -> EnrolReply:
         """Turn a one-time token into an identity."""

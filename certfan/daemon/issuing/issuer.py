@@ -12,18 +12,20 @@ from datetime import datetime
 from pathlib import Path
 
 from certfan import pki, tls
+from certfan.core.custody import SigningRequest, fits
 from certfan.core.issuance import Issuance, is_spoilt
 from certfan.core.keys import key_to_reuse, spent_keys
 from certfan.core.model import Authority, Certificate, Desired, Generation, Problem
 from certfan.core.steps import Issue
 from certfan.core.subjects import order_subject
 from certfan.daemon.issuing.accounts import Accounts
+from certfan.daemon.issuing.material import Material, Stock
 from certfan.daemon.issuing.memory import Written
 from certfan.daemon.issuing.ordering import ACME_ERROR, Memory, Order, Tokens
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store, StoreFacts
-from certfan.errors import AuthorityMalformed, AuthorityRefused, ChainInvalid, PkiError
+from certfan.errors import AuthorityMalformed, AuthorityRefused, ChainInvalid, PkiError, RequestInvalid
 
 ACCOUNT_LOST = f"{ACME_ERROR}accountDoesNotExist"
 
@@ -43,6 +45,7 @@ class Issuer:
         self.tokens = Tokens()
         self._store = store
         self._state = state
+        self._stock = Stock(state)
         self._journal = journal
         self._accounts = accounts
         self._clock = clock
@@ -83,24 +86,25 @@ class Issuer:
             AuthorityError, ChallengeFailed, ChainInvalid, PairMismatch: what an order would run into.
         """
         key = await asyncio.to_thread(pki.make_key, certificate.key_type)
+        material = Material.of_key(key, certificate)
         issuance = Issuance(certificate.name, 0, authority.name, certificate.identifiers, self._clock())
-        order = await self._order(certificate, authority, issuance, key, Memory())
+        order = await self._order(certificate, authority, issuance, material, Memory())
         try:
-            pair = _matched(key, await order.carry(), certificate)
+            chain = material.matched(await order.carry(), certificate)
         finally:
             self.tokens.drop(order)
         roots = await asyncio.to_thread(_roots, authority) if authority.roots_file else None
-        pki.verify_chain(pair.fullchain_pem, names=pair.leaf.names, now=self._clock(), roots_pem=roots)
-        return pair.leaf
+        pki.verify_chain(chain.fullchain_pem, names=chain.leaf.names, now=self._clock(), roots_pem=roots)
+        return chain.leaf
 
     async def _issue(self, desired: Desired, step: Issue, floor: int) -> Generation:
         certificate, authority = desired.certificates[step.certificate], desired.authorities[step.authority]
-        issuance, key = await self._begin(certificate, step, floor)
+        issuance, material = await self._begin(certificate, step, floor)
         memory = Written(issuance, self._store, self._journal, self._clock)
-        order = await self._order(certificate, authority, issuance, key, memory)
+        order = await self._order(certificate, authority, issuance, material, memory)
         self._under_way[certificate.name] = order
         try:
-            generation = await self._keep(order, certificate, authority, key, await order.carry())
+            generation = await self._keep(order, certificate, authority, material, await order.carry())
             self.tokens.drop(order)
         except (AuthorityMalformed, ChainInvalid) as error:
             await self._give_up_spoilt(order, certificate, Problem(error.code, error.text, error.hint))
@@ -127,16 +131,15 @@ class Issuer:
         certificate: Certificate,
         authority: Authority,
         issuance: Issuance,
-        key: bytes,
+        material: Material,
         memory: Memory,
     ) -> Order:
-        csr = pki.make_csr(key, [str(i) for i in certificate.identifiers])
         client = await self._accounts.client(authority)
         # Its profile is one of the config's authority; a fallback, or a trial, knows others.
         own = certificate.profile if authority.name == certificate.authority else None
         return Order(
             client,
-            csr,
+            material.csr,
             issuance,
             memory,
             self.tokens,
@@ -145,8 +148,8 @@ class Issuer:
             preferred_chain=authority.preferred_chain,
         )
 
-    async def _begin(self, certificate: Certificate, step: Issue, floor: int) -> tuple[Issuance, bytes]:
-        """Return the open try for exactly this definition, begun now unless there is one, and its key.
+    async def _begin(self, certificate: Certificate, step: Issue, floor: int) -> tuple[Issuance, Material]:
+        """Return the open try for exactly this definition, begun now unless there is one, and what it is ordered with.
 
         The key is durable before anybody hears of it, and kept by every later try of this generation. Whatever waits
         for the disk does so in a thread: answers to challenges never wait for an order.
@@ -156,17 +159,26 @@ class Issuer:
         floor = max(floor, reported)
         generations = facts.generations.get(name, ())
         spent = spent_keys(generations, {*facts.revoked, *facts.revocations})
+        asked = self._answered(certificate, facts)
+        csr = asked.csr if asked else None
         for open_one in facts.issuances:
             if open_one.certificate != name:
                 continue
             number = open_one.generation
-            if _fits(open_one, certificate, step) and self._key_fits(certificate, number, spent):
-                return open_one, await asyncio.to_thread(self._key, certificate, number, None)
+            if _fits(open_one, certificate, step) and (asked is None or asked.generation == number):
+                going_on = await asyncio.to_thread(self._stock.begun, certificate, number, spent, csr)
+                if going_on is not None:
+                    return open_one, going_on
             problem = Problem("authority.refused", f"{name}: its definition or its authority has changed")
             await self._store.abandon_issuance(name, open_one.generation, problem, self._clock())
             await self.open()  # or its tokens would be answered, and its authorizations kept, for ever
-        like = key_to_reuse(certificate, generations, spent, self._clock())
-        number, key = await asyncio.to_thread(self._next, certificate, generations, spent, floor, like)
+        if asked is not None:
+            number, material = await self._take(certificate, asked, generations, spent, floor)
+        else:
+            like = key_to_reuse(certificate, generations, spent, self._clock())
+            number, material = await asyncio.to_thread(
+                self._next, certificate, generations, spent, floor, like
+            )
         replaces = self._predecessor(certificate, step.authority, facts)
         begun = await self._store.begin_issuance(
             name,
@@ -177,7 +189,7 @@ class Issuer:
             replaces=replaces,
             exempt=step.exempt and replaces is not None,
         )
-        return begun, key
+        return begun, material
 
     def _next(
         self,
@@ -186,42 +198,52 @@ class Issuer:
         spent: Collection[str],
         floor: int,
         like: Generation | None,
-    ) -> tuple[int, bytes]:
-        number = self._next_number(certificate, known, spent, floor)
-        return number, self._key(certificate, number, like)
+    ) -> tuple[int, Material]:
+        number = self._stock.next_number(certificate, known, spent, floor)
+        return number, self._stock.keyed(certificate, number, like)
 
-    def _key(self, certificate: Certificate, number: int, like: Generation | None) -> bytes:
-        """Have a key for a number: the one it has, that of an earlier generation, or a new one."""
+    def _answered(self, certificate: Certificate, facts: StoreFacts) -> SigningRequest | None:
+        """Return what the consumer that is to have the key alone has signed; None where the key is our own."""
+        if not certificate.holder:
+            return None
+        asked = facts.signing_requests.get(certificate.name)
+        if (
+            asked is None
+            or not asked.csr
+            or not fits(asked, certificate, facts.generations.get(asked.certificate, ()))
+        ):
+            raise RequestInvalid(
+                f"{certificate.name}: the CSR of {certificate.holder} is not here yet",
+                subject=certificate.name,
+            )
+        return asked
 
-        def make() -> bytes:
-            if like is not None:
-                earlier = self._state.read_generation(like.certificate, like.number).get("privkey.pem")
-                if earlier is not None:
-                    return earlier
-            return pki.make_key(certificate.key_type)
+    async def _take(
+        self,
+        certificate: Certificate,
+        asked: SigningRequest,
+        generations: Collection[Generation],
+        spent: Collection[str],
+        floor: int,
+    ) -> tuple[int, Material]:
+        """Return the number that a consumer's CSR was asked for, and what is ordered with it.
 
-        return self._state.generation_key(certificate.name, number, make)
-
-    def _next_number(
-        self, certificate: Certificate, known: Collection[Generation], spent: Collection[str], floor: int
-    ) -> int:
-        """Return the number above all generations; one that a failed try made a fitting key for is used."""
-        complete = [
-            number
-            for number in self._state.generation_numbers(certificate.name)
-            if "fullchain.pem" in self._state.read_generation(certificate.name, number)
-        ]
-        number = 1 + max([floor, *(g.number for g in known), *complete])
-        while not self._key_fits(certificate, number, spent):
-            number += 1
-        return number
-
-    def _key_fits(self, certificate: Certificate, number: int, spent: Collection[str]) -> bool:
-        """Whether a generation's key is of the wanted type and may be used, or is not yet made."""
-        key = self._state.read_generation(certificate.name, number).get("privkey.pem")
-        if key is None:
-            return True
-        return pki.key_type(key) == certificate.key_type and pki.public_key_hash(key) not in spent
+        Raises:
+            RequestInvalid: the number, or the key, was used meanwhile; it is asked for another one.
+        """
+        assert asked.csr is not None
+        name, number = certificate.name, asked.generation
+        is_free = number > max([floor, *(g.number for g in generations)])
+        going_on = None
+        if is_free:
+            going_on = await asyncio.to_thread(self._stock.begun, certificate, number, spent, asked.csr)
+        if going_on is None or going_on.key in spent:
+            await self._store.drop_csr(name, number)
+            raise RequestInvalid(
+                f"{name}@{number}: the number or the key that {asked.consumer} was asked for is used already",
+                subject=name,
+            )
+        return number, going_on
 
     def _predecessor(self, certificate: Certificate, authority: str, facts: StoreFacts) -> str | None:
         """Return what the authority calls the generation that the new one replaces (RFC 9773 section 5)."""
@@ -237,14 +259,19 @@ class Issuer:
         return pki.renewal_id(cert_pem) if cert_pem is not None else None
 
     async def _keep(
-        self, order: Order, certificate: Certificate, authority: Authority, key: bytes, fullchain: bytes
+        self,
+        order: Order,
+        certificate: Certificate,
+        authority: Authority,
+        material: Material,
+        fullchain: bytes,
     ) -> Generation:
-        """Verify what came, make it durable beside its key, and record it."""
+        """Verify what came, make it durable beside its key or request, and record it."""
         name, number = certificate.name, order.issuance.generation
-        pair = await self._pair(order, certificate, authority, key, fullchain)
-        leaf = pair.leaf
+        chain = await self._chain(order, certificate, authority, material, fullchain)
+        leaf = chain.leaf
         try:
-            await asyncio.to_thread(self._verify_and_save, pair, name, number, authority)
+            await asyncio.to_thread(self._verify_and_save, chain, name, number, authority)
         except PkiError as error:
             error.hint = (
                 f"check roots_file of authority {authority.name} and the clock; run: certfan renew {name}"
@@ -261,7 +288,8 @@ class Issuer:
             not_before=leaf.not_before,
             not_after=leaf.not_after,
             issued_at=self._clock(),
-            key=pki.public_key_hash(key),
+            key=material.key,
+            holder="" if material.key_pem else certificate.holder,
         )
         await self._store.record_generation(generation)
         self._journal.tell(
@@ -273,34 +301,28 @@ class Issuer:
         )
         return generation
 
-    async def _pair(
-        self, order: Order, certificate: Certificate, authority: Authority, key: bytes, fullchain: bytes
-    ) -> pki.Pair:
+    async def _chain(
+        self,
+        order: Order,
+        certificate: Certificate,
+        authority: Authority,
+        material: Material,
+        fullchain: bytes,
+    ) -> pki.Chain:
         name = certificate.name
         try:
-            return _matched(key, fullchain, certificate)
+            return material.matched(fullchain, certificate)
         except PkiError as error:  # nothing here can make it ours: the next try orders anew
             error.hint = f"{authority.name} answered with the wrong chain; tried again by itself, or run: certfan renew {name}"
             await order.give_up(Problem(error.code, error.text, error.hint))
             raise
 
-    def _verify_and_save(self, pair: pki.Pair, name: str, number: int, authority: Authority) -> None:
-        roots, names = _roots(authority), pair.leaf.names
-        pki.verify_chain(pair.fullchain_pem, names=names, now=self._clock(), roots_pem=roots)
+    def _verify_and_save(self, chain: pki.Chain, name: str, number: int, authority: Authority) -> None:
+        roots, names = _roots(authority), chain.leaf.names
+        pki.verify_chain(chain.fullchain_pem, names=names, now=self._clock(), roots_pem=roots)
         self._state.save_chain(
-            name, number, cert=pair.cert_pem, chain=pair.chain_pem, fullchain=pair.fullchain_pem
+            name, number, cert=chain.cert_pem, chain=chain.chain_pem, fullchain=chain.fullchain_pem
         )
-
-
-def _matched(key: bytes, fullchain: bytes, certificate: Certificate) -> pki.Pair:
-    """Return the chain with its key, if it is for this key and these names."""
-    pair = pki.load_pair(key, fullchain)
-    wanted = tuple(sorted(map(str, certificate.identifiers)))
-    if pair.leaf.names != wanted:
-        raise ChainInvalid(
-            f"certificate is for {', '.join(pair.leaf.names) or 'no name'}, not {', '.join(wanted)}"
-        )
-    return pair
 
 
 def _roots(authority: Authority) -> bytes:

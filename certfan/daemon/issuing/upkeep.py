@@ -135,14 +135,15 @@ class Upkeep:
         client = await self._accounts.client(_authority(desired, generation))
         files = self._state.read_generation(step.certificate, step.generation)
         der = pki.read_leaf(files["cert.pem"]).der
-        own = files["privkey.pem"] if wish.reason is RevocationReason.KEY_COMPROMISE else None
+        key_pem = files.get("privkey.pem")  # none where a consumer alone has it: our account revokes then
+        own = key_pem if wish.reason is RevocationReason.KEY_COMPROMISE else None
         try:
             await client.revoke(der, wish.reason.code, key_pem=own)
         except AuthorityRefused as error:
-            if own is not None or error.type != f"{ACME_ERROR}unauthorized":
+            if own is not None or key_pem is None or error.type != f"{ACME_ERROR}unauthorized":
                 raise
             # Another account of ours has ordered it; whoever holds its key may revoke it too.
-            await client.revoke(der, wish.reason.code, key_pem=files["privkey.pem"])
+            await client.revoke(der, wish.reason.code, key_pem=key_pem)
         await self._store.mark_revoked(step.certificate, step.generation, self._clock())
         await self._journal.warn("generation.revoked", str(generation), reason=wish.reason.value)
 

@@ -8,6 +8,7 @@ from certfan import pki
 from certfan.core.model import Custody, Desired
 from certfan.daemon.ca import CaFolder
 from certfan.daemon.state import StateFolder
+from certfan.daemon.store import StoreFacts
 from certfan.errors import NotAllowed
 from certfan.protocol import manifest
 
@@ -26,16 +27,18 @@ class Bundles:
             tuple[str, int, str, str], str
         ] = {}  # read once: a sealed key is never sealed again
 
-    def asked(
-        self, certificate: str, consumer: str, generation: int, *, sealing_keys: Mapping[str, bytes]
-    ) -> str | None:
+    def asked(self, certificate: str, consumer: str, generation: int, *, facts: StoreFacts) -> str | None:
         """Return which bundle of a generation is a consumer's now: see manifest.bundle_of.
 
-        None: its key was not sealed yet to what the consumer has.
+        None: its key was not sealed yet to what the consumer has, or is not the consumer's own as it should be.
         """
-        if self._custody(certificate) is not Custody.SEALED:
+        custody = self._custody(certificate)
+        if custody is Custody.CONSUMER:
+            issued = facts.generations.get(certificate, ())
+            return "" if any(g.number == generation and g.holder == consumer for g in issued) else None
+        if custody is not Custody.SEALED:
             return ""
-        if (sealing_key := sealing_keys.get(consumer)) is None:
+        if (sealing_key := facts.sealing_keys.get(consumer)) is None:
             return None
         sealed_to = pki.sealing_id(sealing_key)
         known = (certificate, generation, consumer, sealed_to)
@@ -53,16 +56,22 @@ class Bundles:
 
         Raises:
             PairMismatch, ChainInvalid: the state folder does not hold the generation whole.
-            NotAllowed: the key leaves this machine sealed only, and the consumer has no sealing key.
+            NotAllowed: the key leaves this machine sealed only, and the consumer has no sealing key; or the consumer is
+                to have its own, and this generation's is the daemon's.
         """
         files = self._state.read_generation(certificate, generation)
-        pair = pki.load_pair(files.get("privkey.pem", b""), files.get("fullchain.pem", b""))
         ca, custody = self._ca(), self._custody(certificate)
-        key: bytes | None = pair.key_pem
-        if custody is Custody.SEALED:
-            key = self._sealed(pair.key_pem, consumer, certificate, generation, sealing_key)
+        key: bytes | None = None
+        chain: pki.Chain | pki.Pair
+        if custody is Custody.CONSUMER:
+            chain = self._bare(files, consumer, f"{certificate}@{generation}")
+        else:
+            chain = pki.load_pair(files.get("privkey.pem", b""), files.get("fullchain.pem", b""))
+            key = chain.key_pem
+        if custody is Custody.SEALED and key is not None:
+            key = self._sealed(key, consumer, certificate, generation, sealing_key)
         return manifest.pack(
-            pair,
+            chain,
             key,
             fleet=self._fleet,
             consumer=consumer,
@@ -72,6 +81,15 @@ class Bundles:
             signer_key_pem=ca.signer_key_pem,
             signer_cert_pem=ca.signer_cert_pem,
         )
+
+    def _bare(self, files: Mapping[str, bytes], consumer: str, subject: str) -> pki.Chain:
+        if "request.pem" not in files:
+            raise NotAllowed(
+                f"key of {subject} was made here, and {consumer} is to have one of its own",
+                subject=subject,
+                hint="it is ordered anew by itself: certfan status",
+            )
+        return pki.load_chain(files.get("fullchain.pem", b""))
 
     def _sealed(
         self, key_pem: bytes, consumer: str, certificate: str, generation: int, sealing_key: bytes | None

@@ -17,6 +17,8 @@ from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store
 
+_KEY_FILES = frozenset({"privkey.pem", "request.pem"})
+
 
 class RollBacks:
     """Carries roll-backs out; each part of one may be repeated."""
@@ -63,9 +65,16 @@ class RollBacks:
     def _copy(self, old: Generation, floor: int) -> int:
         """Lay key and chain again under the next number, and return that."""
         files = self._state.read_generation(old.certificate, old.number)
-        pki.load_pair(files.get("privkey.pem", b""), files.get("fullchain.pem", b""))
-        number = self._next_number(old.certificate, floor, files)
-        self._state.generation_key(old.certificate, number, lambda: files["privkey.pem"])
+        kept = "request.pem" if old.holder else "privkey.pem"
+        if old.holder:
+            pki.load_chain(files.get("fullchain.pem", b""))
+        else:
+            pki.load_pair(files.get(kept, b""), files.get("fullchain.pem", b""))
+        number = self._next_number(old.certificate, floor, files, kept)
+        if old.holder:
+            self._state.generation_request(old.certificate, number, files[kept])
+        else:
+            self._state.generation_key(old.certificate, number, lambda: files[kept])
         self._state.save_chain(
             old.certificate,
             number,
@@ -75,7 +84,7 @@ class RollBacks:
         )
         return number
 
-    def _next_number(self, name: str, floor: int, files: Mapping[str, bytes]) -> int:
+    def _next_number(self, name: str, floor: int, files: Mapping[str, bytes], kept: str) -> int:
         """Return the number above all others; one whose folder has our key already was cut off before its record."""
         above = {
             n: self._state.read_generation(name, n) for n in self._state.generation_numbers(name) if n > floor
@@ -86,6 +95,8 @@ class RollBacks:
             if found.get("fullchain.pem", files["fullchain.pem"]) != files["fullchain.pem"]
         ]
         number = 1 + max([floor, *taken])
-        while above.get(number, {}).get("privkey.pem", files["privkey.pem"]) != files["privkey.pem"]:
+        while above.get(number, {}).keys() & _KEY_FILES - {kept} or (
+            above.get(number, {}).get(kept, files[kept]) != files[kept]
+        ):
             number += 1
         return number

@@ -117,17 +117,15 @@ class ShareAudit:
         facts, desired = await self._store.facts(), self._desired()
         published = [(p.certificate, p.consumer, p.generation) for p in await self._store.published()]
         usable = wanted_at(desired, self._observed(facts), self._clock())
-        asked = partial(self._bundles.asked, sealing_keys=facts.sealing_keys)
+        asked = partial(self._bundles.asked, facts=facts)
         return expected(desired, facts.generations, published, usable, asked)
 
     async def _bundle(
         self, consumer: str, certificate: str, folder: Folder, owner: Owner
     ) -> list[Difference]:
         place = f"{consumer}/generations/{certificate}/{folder}"
-        sealing_keys = (await self._store.facts()).sealing_keys
-        counts = folder.bundle == self._bundles.asked(
-            certificate, consumer, folder.number, sealing_keys=sealing_keys
-        )
+        known = await self._store.facts()
+        counts = folder.bundle == self._bundles.asked(certificate, consumer, folder.number, facts=known)
         if not counts and (certificate, consumer) in self._desired().pairs:
             return [Difference(place, "is no bundle of use to the consumer, and is not removed yet", _SOON)]
         try:

@@ -16,7 +16,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, 
 from certfan import files
 from certfan.errors import SchemaTooNew
 
-REVISION = "0002"  # the newest file in migrations/versions; revisions are numbers of four digits
+REVISION = "0003"  # the newest file in migrations/versions; revisions are numbers of four digits
 BUSY_TIMEOUT = 5.0  # seconds; only an admin with a shell can hold this database
 
 

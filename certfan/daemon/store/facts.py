@@ -11,6 +11,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
+from certfan.core.custody import SigningRequest
 from certfan.core.issuance import Issuance
 from certfan.core.ledger import Spend
 from certfan.core.model import (
@@ -191,3 +192,4 @@ class StoreFacts:
     rollovers: frozenset[str]  # authorities
     checks: Mapping[str, PathCheck]  # by identifier
     sealing_keys: Mapping[str, bytes]  # public ones, by consumer
+    signing_requests: Mapping[str, SigningRequest]  # by certificate

@@ -18,6 +18,7 @@ _OF_A_CERTIFICATE = (
     *(tables.issuances, tables.tokens, tables.generations, tables.renewal_infos, tables.asked),
     *(tables.rollbacks, tables.definitions, tables.assignments, tables.published, tables.deployments),
     *(tables.proofs, tables.urgencies, tables.revocations),
+    tables.signing_requests,
 )
 _OF_A_CONSUMER = (
     *(tables.assignments, tables.published, tables.deployments, tables.proofs, tables.urgencies),

@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 from certfan.core.ledger import SpendKind
 from certfan.core.model import Generation, KeyType, Problem, RenewalInfo, Revocation, RevocationReason
-from certfan.daemon.store import spending, tables
+from certfan.daemon.store import signing, spending, tables
 from certfan.daemon.store.issuing import close_issuance, open_issuance, open_issuances
 from certfan.daemon.store.prepared import rows, run, value
 from certfan.daemon.store.rows import add, identifiers_of, names_of, put
@@ -35,6 +35,7 @@ NUMBERS = (
     tables.published.c.generation,
     tables.deployments.c.generation,
     tables.forgotten.c.generation,
+    tables.signing_requests.c.generation,
 )
 
 
@@ -73,6 +74,8 @@ def record_generation(db: Connection, generation: Generation) -> None:
         _count(db, generation)
     close_issuance(db, generation.certificate, generation.number, generation.issued_at, None)
     clear_order_attempts(db, generation.certificate)
+    if generation.holder:
+        signing.drop_csr(db, generation.certificate, generation.number)
     run(db, _FULFIL, {"certificate": generation.certificate, "at": generation.issued_at})
 
 
@@ -217,6 +220,7 @@ def _generation(row: Row[Any]) -> Generation:
         issued_at=row.issued_at,
         copy_of=row.copy_of,
         key=row.key,
+        holder=row.holder,
     )
 
 
@@ -234,4 +238,5 @@ def _generation_row(generation: Generation) -> dict[str, object]:
         "issued_at": generation.issued_at,
         "copy_of": generation.copy_of,
         "key": generation.key,
+        "holder": generation.holder,
     }

@@ -24,6 +24,7 @@ from certfan.daemon.store import (
     issuing,
     prepared,
     process,
+    signing,
     spending,
     tables,
     wishes,
@@ -53,6 +54,7 @@ _PARTS: Mapping[str, tuple[Callable[[Connection], Any], frozenset[Table]]] = {
     "rollovers": (spending.rollovers, frozenset({tables.rollovers})),
     "sealing_keys": (enrolling.sealing_keys, frozenset({tables.consumers})),
     "checks": (checking.checks, frozenset({tables.checks})),
+    "signing_requests": (signing.signing_requests, frozenset({tables.signing_requests})),
 }
 # What every request on the channel asks for, kept the same way.
 _ASKED_OFTEN: Mapping[str, tuple[Callable[[Connection], Any], frozenset[Table]]] = {

@@ -25,6 +25,7 @@ from certfan.daemon.store import (
     issuing,
     lagging,
     process,
+    signing,
     spending,
     wishes,
 )
@@ -178,6 +179,11 @@ class Store:
     revoked = transaction(issued.revoked)
     put_renewal_info = transaction(issued.put_renewal_info)
     renewal_infos = transaction(issued.renewal_infos)
+
+    ask_csr = transaction(signing.ask_csr)
+    record_csr = transaction(signing.record_csr)
+    refuse_csr = transaction(signing.refuse_csr)
+    drop_csr = transaction(signing.drop_csr)
 
     spends = transaction(spending.spends)
     leftovers = transaction(spending.leftovers)

@@ -151,6 +151,21 @@ generations = _table(
     Column("copy_of", Integer),
     Column("revoked_at", Instant),
     _required("key", String, server_default=""),
+    _required("holder", String, server_default=""),
+)
+
+# What a consumer was asked to sign with a key of its own, and its answer; a row goes when there is a generation.
+signing_requests = _table(
+    "signing_requests",
+    _key("certificate", String),
+    _required("consumer", String),
+    _required("generation", Integer),
+    _required("identifiers", JSON),
+    _required("key_type", String),
+    _required("key", String),
+    _required("asked_at", Instant),
+    Column("csr", LargeBinary),  # DER
+    Column("problem", JSON(none_as_null=True)),
 )
 
 # Which generations are to be revoked; a row goes when it is done.
