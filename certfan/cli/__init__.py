@@ -7,7 +7,17 @@ from pathlib import Path
 import click
 
 from certfan import __version__
-from certfan.cli import agents, authorities, checking, consumers, explaining, looking, renewing, shares
+from certfan.cli import (
+    agents,
+    authorities,
+    checking,
+    consumers,
+    doctoring,
+    explaining,
+    looking,
+    renewing,
+    shares,
+)
 from certfan.cli.failing import Group, json_option
 from certfan.cli.options import config_option
 from certfan.errors import ConfigError
@@ -92,6 +102,7 @@ def apache() -> None:
 main.add_command(checking.check)
 main.add_command(explaining.why)
 main.add_command(explaining.plan)
+main.add_command(doctoring.doctor)
 main.add_command(renewing.renew)
 main.add_command(authorities.revoke)
 main.add_command(authorities.account)

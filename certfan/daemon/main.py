@@ -16,6 +16,7 @@ from certfan.daemon.config.loading import Config, load
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
 from certfan.daemon.status import app
+from certfan.daemon.status.doctor_control import doctor_routes
 from certfan.daemon.store import Store
 from certfan.daemon.timekeeper import Timekeeper
 from certfan.daemon.wiring import Wiring, now
@@ -90,7 +91,8 @@ async def _listening(parts: Wiring) -> AsyncIterator[None]:
         )
         status = await app.start(app.make_app(doors), parts.config.status)
         stack.push_async_callback(status.cleanup)
-        closed = app.make_app(doors, parts.actions, parts.authority_actions, parts.share_audit)
+        others = doctor_routes(parts.doctor)
+        closed = app.make_app(doors, parts.actions, parts.authority_actions, parts.share_audit, others=others)
         control = await app.start(closed, (parts.config.control,))
         stack.push_async_callback(control.cleanup)
         yield

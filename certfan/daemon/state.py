@@ -10,6 +10,7 @@ Every folder is 0700 and every file 0600, whatever the umask. Names are checked 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable
 from datetime import datetime
@@ -187,6 +188,14 @@ class StateFolder:
         with contextlib.suppress(FileNotFoundError):
             folder.rmdir()
         files.sync_folder(self._generations)
+
+    def files(self) -> list[tuple[Path, os.stat_result]]:
+        """Return everything in the folder, and the folder itself, with what the file system says of it."""
+        found = []
+        for path in (self.path, *sorted(self.path.rglob("*"))):
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path, path.lstat()))
+        return found
 
     def _folder_of(self, certificate: str, number: int) -> Path:
         if number < 1:

@@ -5,15 +5,19 @@ With main.py the only file that knows every part. What must never come in: a dec
 
 from __future__ import annotations
 
+import os
 import socket
+import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 
 from certfan import log, systemd
+from certfan.core.findings import FileSeen
 from certfan.core.model import Authority
 from certfan.daemon.authority import AcmeAuthority, make_account_key
 from certfan.daemon.ca import CaFolder, open_ca
+from certfan.daemon.challenges.caa import CaaFinder
 from certfan.daemon.challenges.http01 import Responder
 from certfan.daemon.challenges.pathcheck import PathChecker
 from certfan.daemon.channel import Channel
@@ -23,6 +27,7 @@ from certfan.daemon.desk.actions import AdminActions
 from certfan.daemon.desk.authority_actions import AuthorityActions
 from certfan.daemon.desk.board import Noticeboard
 from certfan.daemon.desk.configured import Configured
+from certfan.daemon.desk.doctor import Doctor
 from certfan.daemon.desk.enroller import Enroller
 from certfan.daemon.health import Health
 from certfan.daemon.issuing.accounts import Accounts
@@ -295,4 +300,20 @@ class Wiring:
             observed=self.showing.observed,
             look_again=self.lookout.share_moved,
             clock=now,
+        )
+
+    @cached_property
+    def doctor(self) -> Doctor:
+        """Whoever looks at everything."""
+        return Doctor(
+            things=self.showing.things,
+            look=self.accounts.look,
+            check=self.path_checker.check,
+            self_check=lambda: self.configured.config.self_check,
+            find_caa=CaaFinder().find,
+            files=lambda: [
+                FileSeen(str(path), stat.S_IMODE(seen.st_mode), seen.st_uid)
+                for path, seen in self.state.files()
+            ],
+            uid=os.geteuid(),
         )

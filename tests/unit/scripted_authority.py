@@ -193,9 +193,10 @@ class Client:
             raise refused("malformed", 404)
         return self._ca.orders[url]
 
-    async def look(self) -> None:
+    async def look(self) -> frozenset[str]:
         self._enter("look")
         self._ca.dated(self._ca.date)
+        return frozenset({"ca.test"})
 
     async def register(self) -> str:
         self._enter("register")

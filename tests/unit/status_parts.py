@@ -243,13 +243,13 @@ DOORS = app.Doors(
 
 @contextlib.asynccontextmanager
 async def control_socket(
-    folder: Path, admin: Admin, authorities: AuthorityAdmin | None = None, doors: app.Doors | None = None
+    folder: Path, admin: Admin, authorities: AuthorityAdmin | None = None, **more: Any
 ) -> AsyncIterator[Path]:
     """Serve the application on a control socket, and yield a config that names it."""
     path = folder / "control.sock"
     config = folder / "certfan.toml"
     config.write_text(f'[control]\nsocket = "{path}"\n')
-    async with serving(Listener(path=str(path)), admin, authorities, doors):
+    async with serving(Listener(path=str(path)), admin, authorities, **more):
         yield config
 
 
@@ -258,10 +258,12 @@ async def serving(
     listener: Listener,
     admin: Admin | None = None,
     authorities: AuthorityAdmin | None = None,
+    *,
     doors: app.Doors | None = None,
+    others: Sequence[web.RouteDef] = (),
 ) -> AsyncIterator[web.AppRunner]:
     """Serve the application for as long as the block runs."""
-    runner = await app.start(app.make_app(doors or DOORS, admin, authorities), (listener,))
+    runner = await app.start(app.make_app(doors or DOORS, admin, authorities, others=others), (listener,))
     try:
         yield runner
     finally:

@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "daemon.main",
         "daemon.config",
         "daemon.share.setup",
+        "daemon.offline",
         "agent.main",
         "agent.apply",
         "agent.boot",

@@ -32,7 +32,7 @@ from certfan.daemon.authority.bodies import (
 from certfan.daemon.authority.bridge import in_greenlet
 from certfan.daemon.authority.network import LoopNetwork, NoncePool, ProblemAnswered
 from certfan.daemon.authority.problems import PREFIX, refusal
-from certfan.daemon.authority.reading import TOKEN, Reader
+from certfan.daemon.authority.reading import TOKEN, Reader, caa_identities
 from certfan.daemon.authority.transport import Transport
 from certfan.errors import AuthorityMalformed, AuthorityRefused, ChainInvalid
 
@@ -151,11 +151,11 @@ class AcmeAuthority:
             )
         self._sign_with(new, uri)
 
-    async def look(self) -> None:
-        """See whether the authority answers at all: its directory is asked for anew."""
+    async def look(self) -> frozenset[str]:
+        """See whether it answers at all: its directory is asked for anew. Returns how CAA records name it."""
         self._directory = None
         async with self._patience():
-            await self._fresh_directory()
+            return caa_identities(await self._fresh_directory())
 
     async def profiles(self) -> frozenset[str]:
         """Return the names of the profiles that the authority advertises; empty when it knows none."""

@@ -183,3 +183,9 @@ class Reader:
         if name not in fields:
             return self.transport.malformed(f"{what} has no {name}")
         return self.transport.malformed(f"{name} of {what} is wrong: {fields[name]!r:.100}")
+
+
+def caa_identities(directory: Mapping[str, Any]) -> frozenset[str]:
+    """Return the domains by which CAA records name an authority (RFC 8555 section 7.1.1); empty when it says none."""
+    told = directory.get("meta", {}).get("caaIdentities")
+    return frozenset(one for one in told if isinstance(one, str)) if isinstance(told, list) else frozenset()

@@ -41,20 +41,27 @@ async def ask(resolver: dns.asyncresolver.Resolver, host: str) -> Addresses:
 async def _ask(resolver: dns.asyncresolver.Resolver, host: str, kind: str) -> Addresses:
     try:
         answer = await resolver.resolve(host, kind, search=False)
-    except dns.resolver.NXDOMAIN:
-        return Failure.NXDOMAIN
-    except dns.resolver.NoAnswer:
-        return Failure.NO_ADDRESS
-    except dns.resolver.LifetimeTimeout:
-        return Failure.DNS_TIMEOUT
-    except dns.resolver.NoNameservers as error:
-        answers = [told[4] for told in error.kwargs["errors"]]
-        failed = any(one is not None and one.rcode() == dns.rcode.SERVFAIL for one in answers)
-        return Failure.SERVFAIL if failed else Failure.DNS_FAILED
-    except dns.exception.DNSException:
-        return Failure.DNS_FAILED
+    except dns.exception.DNSException as error:
+        return failure_of(error)
     # Servers turn the records round; a problem should be told of the same address every time.
     return tuple(sorted(record.address for record in answer))
+
+
+def failure_of(error: dns.exception.DNSException) -> Failure:
+    """Return why a look-up found nothing."""
+    match error:
+        case dns.resolver.NXDOMAIN():
+            return Failure.NXDOMAIN
+        case dns.resolver.NoAnswer():
+            return Failure.NO_ADDRESS
+        case dns.resolver.LifetimeTimeout():
+            return Failure.DNS_TIMEOUT
+        case dns.resolver.NoNameservers():
+            answers = [told[4] for told in error.kwargs["errors"]]
+            failed = any(one is not None and one.rcode() == dns.rcode.SERVFAIL for one in answers)
+            return Failure.SERVFAIL if failed else Failure.DNS_FAILED
+        case _:
+            return Failure.DNS_FAILED
 
 
 class Names:

@@ -21,8 +21,8 @@ from certfan.errors import ActionRefused, AuthorityRefused
 class AcmeClient(Protocol):
     """One account at one authority; one method is one exchange. daemon.authority.AcmeAuthority is the real one."""
 
-    async def look(self) -> None:
-        """See whether the authority answers at all."""
+    async def look(self) -> frozenset[str]:
+        """See whether the authority answers at all; return the domains by which CAA records name it."""
 
     async def register(self) -> str:
         """Return the account's URL, made now unless the key has one."""
@@ -126,8 +126,10 @@ class Accounts:
             self._clients[authority] = client
             return client
 
-    async def look(self, authority: Authority) -> None:
+    async def look(self, authority: Authority) -> frozenset[str]:
         """See whether an authority answers; only its directory is asked for. Repeatable.
+
+        Returns the domains by which CAA records name it.
 
         Raises:
             AuthorityError: it does not, or not in ACME.
@@ -136,7 +138,7 @@ class Accounts:
         key = self._state.account_key(authority.name, self._make_key)
         client = known or self._connect(authority, key, None)
         try:
-            await client.look()
+            return await client.look()
         finally:
             if known is None:
                 await client.close()

@@ -7,7 +7,7 @@ rebinding); every problem is an application/problem+json (RFC 9457) with `code` 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -53,8 +53,13 @@ def make_app(
     actions: Actions | None = None,
     authorities: authority_control.Actions | None = None,
     shares: share_control.Actions | None = None,
+    *,
+    others: Iterable[web.RouteDef] = (),
 ) -> web.Application:
-    """Return the application; with `actions` it has the writing routes too, for the control socket only."""
+    """Return the application; with `actions` it has the writing routes too, for the control socket only.
+
+    `others` are more routes of the control socket.
+    """
     routes = _Routes(doors)
     app = web.Application(
         middlewares=[as_problem, refuse_strange_host(doors.hosts)], client_max_size=MAX_BODY
@@ -75,6 +80,7 @@ def make_app(
         app.add_routes(authority_control.authority_routes(authorities))
     if shares is not None:
         app.add_routes(share_control.share_routes(shares))
+    app.add_routes(others)
     app.on_response_prepare.append(_harden)
     return app
 
