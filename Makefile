@@ -33,7 +33,7 @@ test: lab        ## every test, the ones against real parts included; long sweep
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check --quiet $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/pytest tests/unit tests/real
+	$(BIN)/pytest -n 2 tests/unit tests/real
 
 sweep: lab       ## every point of every sweep
 	CERTFAN_SWEEP=all $(BIN)/pytest -m sweep -s tests

@@ -1,5 +1,6 @@
 """The volume `le`: replica 2, a brick on the host's side and one on the cert VM, isolated by sub-directory."""
 
+import re
 from pathlib import Path
 
 from tests.lab import machine
@@ -54,6 +55,18 @@ class Gluster:
         patience = ("network.ping-timeout", self._ping_timeout)
         self._command(self._host, "volume", "set", VOLUME, *patience, "auth.allow", _ALLOWED)
         self._command(self._host, "volume", "start", VOLUME)
+
+    def unhealed(self) -> int:
+        """Count what the bricks do not have alike; -1 while one of them does not tell."""
+        told = self._host.run(
+            ["gluster", "--mode=script", "volume", "heal", VOLUME, "info"], check=False
+        ).stdout
+        counts = re.findall(r"^Number of entries: (\d+)", told, re.MULTILINE)
+        return sum(map(int, counts)) if len(counts) == 2 else -1
+
+    def wait_alike(self, timeout: float = 60) -> None:
+        """Wait until whichever brick is lost nothing is lost with it."""
+        machine.wait_until(lambda: self.unhealed() == 0, "both bricks to be alike", timeout)
 
     def mount_rw(self, vm: Vm, where: str = "/srv/le") -> None:
         """Mount the whole volume, now and at every boot."""

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -101,16 +101,13 @@ def resident(vm: Vm, unit: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("consumer", ["web1", "mail1"])
 def test_an_agent_at_work_stays_within_64_mib(
-    fleet: Fleet, consumer: str, capsys: pytest.CaptureFixture[str]
+    fleet: Fleet, consumer: str, say: Callable[[str], None]
 ) -> None:
     """After deployments, proofs and reports; its share worker is a process of its own and small."""
     fleet.wait_proven()
     vm = fleet.web1 if consumer == "web1" else fleet.cert
     used = resident(vm, "certfan-agent.service")
-    with capsys.disabled():
-        print(
-            f"\n{consumer}: " + ", ".join(f"{mib / (1 << 20):.1f} MiB {what}" for what, mib in used.items())
-        )
+    say(f"{consumer}: " + ", ".join(f"{mib / (1 << 20):.1f} MiB {what}" for what, mib in used.items()))
 
     assert any("agent run" in what for what in used), used
     assert max(used.values()) <= LIMIT

@@ -1,7 +1,7 @@
 """What certfan relies on of a certificate authority, held against real ones and against the one that tests make misbehave."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -413,12 +413,14 @@ async def test_the_window_of_a_renewal_lies_in_the_certificates_life_and_moves_a
 
 @complete
 @pytest.mark.parametrize(("nonce_reject", "orders"), [(5, 20), (15, 20), (50, 200)])
-async def test_every_order_succeeds_however_many_nonces_are_refused(rig: Rig, orders: int) -> None:
+async def test_every_order_succeeds_however_many_nonces_are_refused(
+    rig: Rig, orders: int, say: Callable[[str], None]
+) -> None:
     """The library alone retries once, and loses a quarter of its orders at 25 %."""
     await rig.acme.register()
 
     pairs, restarts = await rig.issue_all([f"n{number}.example.test" for number in range(orders)], at_once=8)
-    print(f"{len(pairs)} of {orders} orders, Pebble started anew {restarts} times")
+    say(f"{len(pairs)} of {orders} orders, Pebble started anew {restarts} times")
 
     assert len({pair.leaf.serial for pair in pairs}) == orders
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -50,7 +50,9 @@ async def test_an_authority_that_takes_its_time_issues_too(tmp_path: Path) -> No
     assert (len(pairs), restarts) == (16, 0)
 
 
-async def test_a_certificate_takes_about_seven_requests(rig: Rig, pebble: PebbleServer) -> None:
+async def test_a_certificate_takes_about_seven_requests(
+    rig: Rig, pebble: PebbleServer, say: Callable[[str], None]
+) -> None:
     """newOrder, authorization, answer, authorization, finalize, order, certificate: a poll follows the hit."""
     await rig.acme.register()
     await rig.issue("warm.example.test")
@@ -60,7 +62,7 @@ async def test_a_certificate_takes_about_seven_requests(rig: Rig, pebble: Pebble
         await rig.issue(f"n{number}.example.test")
     cpu_ms = 1000 * (time.process_time() - cpu) / many
     requests = (posts_and_heads(log) - before) / many
-    print(f"{requests:.2f} requests and {cpu_ms:.1f} ms of CPU a certificate, responder and keys included")
+    say(f"{requests:.2f} requests and {cpu_ms:.1f} ms of CPU a certificate, responder and keys included")
 
     assert requests <= 10  # seven, and on a busy machine a poll more
 

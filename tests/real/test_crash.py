@@ -9,7 +9,7 @@ import random
 import sqlite3
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -229,7 +229,7 @@ def killer(fleet: Fleet) -> Iterator[Killer]:
 
 
 def test_kill_9_of_the_daemon_at_every_stage_of_an_order_changes_nothing(
-    killer: Killer, capsys: pytest.CaptureFixture[str]
+    killer: Killer, say: Callable[[str], None]
 ) -> None:
     """Killed anywhere between config and proof, it ends proven: one account, no key lost, at most one order more."""
     dice = random.Random(seed_of(2))
@@ -243,9 +243,8 @@ def test_kill_9_of_the_daemon_at_every_stage_of_an_order_changes_nothing(
             break
         runs.append(killer.run(missed[0], late=False))
     fell = Counter(run.stage for run in runs)
-    with capsys.disabled():
-        print(f"\n{len(runs)} kills of the daemon, seed {seed_of(2)}: ", end="")
-        print(", ".join(f"{stage.name.lower()} {fell[stage]}" for stage in Stage if stage or fell[stage]))
-        print(f"orders more than certificates: {sum(run.orders - 1 for run in runs)}, never two in one run")
+    stages_hit = ", ".join(f"{stage.name.lower()} {fell[stage]}" for stage in Stage if stage or fell[stage])
+    say(f"{len(runs)} kills of the daemon, seed {seed_of(2)}: {stages_hit}")
+    say(f"orders more than certificates: {sum(run.orders - 1 for run in runs)}, never two in one run")
 
     assert [] == [stage.name for stage in stages if not fell[stage]]

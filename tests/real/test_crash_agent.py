@@ -109,27 +109,22 @@ def _break(
     return fell, more
 
 
-def _tell(capsys: pytest.CaptureFixture[str], what: str, fell: Counter[Stage], more: int) -> None:
-    with capsys.disabled():
-        print(f"\n{fell.total()} kills of {what}, seed {seed_of(3)}: ", end="")
-        print(", ".join(f"{stage.name.lower()} {fell[stage]}" for stage in Stage if fell[stage]))
-        print(f"reloads more than renewals: {more}, never two in one run")
+def _tell(say: Callable[[str], None], what: str, fell: Counter[Stage], more: int) -> None:
+    stages_hit = ", ".join(f"{stage.name.lower()} {fell[stage]}" for stage in Stage if fell[stage])
+    say(f"{fell.total()} kills of {what}, seed {seed_of(3)}: {stages_hit}")
+    say(f"reloads more than renewals: {more}, never two in one run")
 
 
-def test_kill_9_of_the_agent_between_bundle_and_report(
-    fleet: Fleet, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_kill_9_of_the_agent_between_bundle_and_report(fleet: Fleet, say: Callable[[str], None]) -> None:
     """Killed anywhere, the agent goes on where it was: proven, reported, at most one reload more, Apache up."""
     agent = Short(fleet.web1, "certfan-agent.service", beside="certfan-agent.service")
     fell, more = _break(Breaker(fleet, seed_of(3)), AGENT, OF_AGENT, lambda: kill(agent.pid()))
-    _tell(capsys, "the agent", fell, more)
+    _tell(say, "the agent", fell, more)
 
     assert set(fell) >= OF_AGENT
 
 
-def test_kill_9_of_the_privileged_half_between_its_steps(
-    fleet: Fleet, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_kill_9_of_the_privileged_half_between_its_steps(fleet: Fleet, say: Callable[[str], None]) -> None:
     """Killed between laying, noting, pointing and reloading, the next request completes it: Apache never ends down."""
     half = Short(fleet.web1, "certfan-apply.service", beside="certfan-agent.service")
 
@@ -138,7 +133,7 @@ def test_kill_9_of_the_privileged_half_between_its_steps(
         assert kill(half.pid())
 
     fell, more = _break(Breaker(fleet, seed_of(3)), APPLY, OF_APPLY, end)
-    _tell(capsys, "the privileged half", fell, more)
+    _tell(say, "the privileged half", fell, more)
 
     assert set(fell) >= OF_APPLY
 
@@ -150,15 +145,14 @@ def test_kill_9_of_the_privileged_half_between_its_steps(
     ids=lambda aim: aim.name.lower(),
 )
 def test_a_power_cut_of_the_consumer_between_bundle_and_report(
-    fleet: Fleet, aim: Stage, capsys: pytest.CaptureFixture[str]
+    fleet: Fleet, aim: Stage, say: Callable[[str], None]
 ) -> None:
     """Cut off anywhere, web1 boots into an Apache that serves the last proven pair or the newer one."""
     breaker = Breaker(fleet, seed_of(3))
     former = fleet.certificate()["serial"]
     late = 0.3 if aim is Stage.INSTALLED else 0.0
     stage, _ = breaker.run(aim, late, lambda: _cut_and_boot(fleet, former, breaker.books))
-    with capsys.disabled():
-        print(f"\npower cut of web1: {stage.name.lower()} when it was cut")
+    say(f"power cut of web1: {stage.name.lower()} when it was cut")
 
     assert [] == [unit for unit in fleet.web1.failed_units() if "certfan" in unit or "apache" in unit]
 

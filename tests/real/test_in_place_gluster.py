@@ -1,13 +1,12 @@
 """In place on the real volume: web1's Apache reads its pairs below the GlusterFS mount, the cert VM's services copy."""
 
 import json
-import re
 from collections.abc import Iterator
 
 import pytest
 
 from tests.lab.fleet import ENDPOINTS, NAME, Fleet
-from tests.lab.machine import CommandFailed, wait_until
+from tests.lab.machine import wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -153,17 +152,8 @@ def test_with_the_cert_vm_off_web1_boots_on_the_hosts_brick_and_nothing_is_lost(
     assert [one["generation"] for one in laid if one["certificate"] == NAME] == [number]
     assert (after["generation"], after["serial"]) == (number, view["serial"])
     assert web1.pointer() == mounted(number + 1)
-    wait_until(lambda: _pending_heals(fleet) == 0, "both bricks to be alike again", 60)
+    fleet.farm.gluster.wait_alike()
 
 
 def _answers(fleet: Fleet) -> bool:
     return fleet.cert.run(["curl", "-sSf", f"{fleet.status_url}/readyz"], check=False).returncode == 0
-
-
-def _pending_heals(fleet: Fleet) -> int:
-    try:
-        told = fleet.farm.host.run(["gluster", "--mode=script", "volume", "heal", "le", "info"]).stdout
-    except CommandFailed:
-        return -1
-    counts = re.findall(r"Number of entries: (\d+)", told)
-    return sum(map(int, counts)) if len(counts) == 2 else -1

@@ -197,6 +197,7 @@ def test_a_vm_comes_back_from_a_power_cut_with_its_disk_mount_and_service(farm: 
 
 def test_the_share_outlives_a_power_cut_of_the_cert_vm(farm: Farm) -> None:
     """With one brick gone web1 still reads; when cert is back it writes again."""
+    farm.gluster.wait_alike()  # what was written while a brick was still booting
     farm.cert.power_cut()
     assert farm.web1.run(["cat", "/srv/le/seen"]).stdout == "by web1"
     farm.cert.boot()

@@ -29,7 +29,7 @@ def ca(daemons: Place) -> FaultyAuthority:
 
 
 def test_answers_to_challenges_never_wait_for_orders(
-    daemons: Place, ca: FaultyAuthority, capsys: pytest.CaptureFixture[str]
+    daemons: Place, ca: FaultyAuthority, say: Callable[[str], None]
 ) -> None:
     """While 30 orders run every fetch of a live token is answered rightly."""
     ca.faults.add("challenge", Stuck(), name="held.test")
@@ -43,10 +43,7 @@ def test_answers_to_challenges_never_wait_for_orders(
             begun = time.monotonic()
             assert (200, expected) == fetched(daemons.responder, "held.test", token)
             took.append(time.monotonic() - begun)
-    with capsys.disabled():
-        print(
-            f"\n{len(took)} answers while 30 orders ran: p99 {sorted(took)[len(took) * 99 // 100] * 1000:.1f} ms"
-        )
+    say(f"{len(took)} answers while 30 orders ran: p99 {sorted(took)[len(took) * 99 // 100] * 1000:.1f} ms")
 
     assert len(took) >= 30
 
@@ -131,15 +128,12 @@ def silent() -> Iterator[str]:
             one.close()
 
 
-def test_a_name_whose_authority_never_answers_delays_no_other(
-    race: Race, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_name_whose_authority_never_answers_delays_no_other(race: Race, say: Callable[[str], None]) -> None:
     """20 good names at another authority are proven as fast as without it."""
     with silent() as directory:
         other = toml("[authority.silent]", directory=directory, agree_to_terms=True)
         times = ratio(race, lambda n: [other, certificate(f"silent{n}.test", authority="silent")])
-    with capsys.disabled():
-        print(f"\nbeside a name whose authority never answers: {times:.2f} times as long")
+    say(f"beside a name whose authority never answers: {times:.2f} times as long")
 
     assert times <= MOST
 
@@ -160,18 +154,17 @@ def hang(ca: FaultyAuthority, kind: str, many: int, prefix: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", HANGS)
 def test_a_name_that_hangs_at_the_same_authority_delays_no_other(
-    race: Race, ca: FaultyAuthority, kind: str, capsys: pytest.CaptureFixture[str]
+    race: Race, ca: FaultyAuthority, kind: str, say: Callable[[str], None]
 ) -> None:
     """Although it comes first: its validation never ends, or finalize is never answered."""
     times = ratio(race, lambda number: hang(ca, kind, 1, f"{number}.{kind.replace(' ', '-')}"))
-    with capsys.disabled():
-        print(f"\nbeside one with {kind}: {times:.2f} times as long")
+    say(f"beside one with {kind}: {times:.2f} times as long")
 
     assert times <= MOST
 
 
 def test_more_names_that_hang_than_may_be_at_once_delay_the_others_by_moments(
-    race: Race, ca: FaultyAuthority, capsys: pytest.CaptureFixture[str]
+    race: Race, ca: FaultyAuthority, say: Callable[[str], None]
 ) -> None:
     """Until they are known to stand still; from then on whoever comes later is as fast as without them."""
     usual = min(race.seconds() for _ in range(2))
@@ -186,10 +179,7 @@ def test_more_names_that_hang_than_may_be_at_once_delay_the_others_by_moments(
     while min(afterwards) / usual > MOST_LATER and len(afterwards) < ROUNDS:
         afterwards.append(race.seconds())
     times = min(afterwards) / usual
-    with capsys.disabled():
-        print(
-            f"\nbeside {len(many)} that hang: {first - usual:.1f} s more, afterwards {times:.2f} times as long"
-        )
+    say(f"beside {len(many)} that hang: {first - usual:.1f} s more, afterwards {times:.2f} times as long")
 
     assert first - usual < 25
     assert times <= MOST_LATER

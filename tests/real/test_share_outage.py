@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import pytest
 
 from tests.lab import machine
 from tests.lab.fleet import ENDPOINTS, NAME, Fleet
-from tests.real.share_faults import gluster, pointer, settled
+from tests.real.share_faults import pointer, settled
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -61,14 +60,8 @@ def test_publishing_goes_on_while_the_host_is_off(fleet: Fleet) -> None:
     finally:
         fleet.farm.host.boot()
     machine.wait_until(lambda: pointer(fleet, brick="host") == before + 1, "the host's brick to heal", 60)
-    machine.wait_until(lambda: _unhealed(fleet) == 0, "everything healed", 60)
+    fleet.farm.gluster.wait_alike()
     fleet.wait_proven(before + 1, timeout=120)
 
     assert stale == before
     assert fleet.cert.run(["certfan", "share", "verify"]).stdout.endswith("as it should be\n")
-
-
-def _unhealed(fleet: Fleet) -> int:
-    told = gluster(fleet, "volume", "heal", "le", "info")
-    counts = re.findall(r"^Number of entries: (\d+)", told, re.MULTILINE)
-    return sum(map(int, counts)) if len(counts) == 2 else -1

@@ -55,41 +55,38 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     machine.pebble_program() is None or not LoopbackDns.available(), reason="pebble is not installed"
 )
 def test_killed_after_any_durable_step_the_daemon_loses_nothing(
-    pebble: tuple[Place, Pebble], capsys: pytest.CaptureFixture[str]
+    pebble: tuple[Place, Pebble], say: Callable[[str], None]
 ) -> None:
     """Whatever it was killed after: one account, one key, one certificate; two orders only if newOrder's answer was lost."""
     place, ca = pebble
     counted = Daemon(place.fresh()).killed_after(10**6)
-    _sweep("issue", counted, lambda point: _issued_in_two_lives(place, ca, point), capsys)
+    _sweep("issue", counted, lambda point: _issued_in_two_lives(place, ca, point), say)
 
     assert counted > 60
 
 
 @pytest.mark.parametrize("story", [RENEWAL, ROLLOVER, REVOCATION], ids=str)
 def test_what_comes_after_the_first_generation_loses_nothing_either(
-    stage: Stage, story: Story, capsys: pytest.CaptureFixture[str]
+    stage: Stage, story: Story, say: Callable[[str], None]
 ) -> None:
     """The same, killed while it renews by ARI, gives its account a new key, or revokes."""
     with stage.telling(story) as telling:
         counted = telling.daemon.killed_after(10**6)
         telling.check()
-    _sweep(story.name, counted, lambda point: _told_in_two_lives(stage, story, point), capsys)
+    _sweep(story.name, counted, lambda point: _told_in_two_lives(stage, story, point), say)
 
     assert counted > 40
 
 
-def _sweep(
-    name: str, counted: int, killed_after: Callable[[int], bool], capsys: pytest.CaptureFixture[str]
-) -> None:
+def _sweep(name: str, counted: int, killed_after: Callable[[int], bool], say: Callable[[str], None]) -> None:
     """Kill after every step that is asked for, and say where that cost an order."""
     seed, began = seed_of(4), time.monotonic()
     points = points_of(counted, seed)
     extra = [point for point in points if killed_after(point)]
-    with capsys.disabled():
-        print(
-            f"\n{name}: killed after {len(points)} of {counted} durable steps, seed {seed}, in"
-            f" {time.monotonic() - began:.0f} s; one order more at {extra or 'none'}"
-        )
+    say(
+        f"{name}: killed after {len(points)} of {counted} durable steps, seed {seed}, in"
+        f" {time.monotonic() - began:.0f} s; one order more at {extra or 'none'}"
+    )
 
     assert len(points) >= (counted if sweeps_all() else counted // 10)
 

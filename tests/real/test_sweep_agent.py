@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
@@ -158,7 +158,7 @@ def renewals(place: Loopback) -> Renewals:
 
 @pytest.mark.parametrize("half", Half)
 def test_killed_after_any_durable_step_a_half_of_the_agent_converges(
-    renewals: Renewals, half: Half, capsys: pytest.CaptureFixture[str]
+    renewals: Renewals, half: Half, say: Callable[[str], None]
 ) -> None:
     """Whatever it was killed after: proven and reported, at most one reload more, Apache never without an answer."""
     counted, seed = renewals.undisturbed(half), seed_of(5)
@@ -169,9 +169,10 @@ def test_killed_after_any_durable_step_a_half_of_the_agent_converges(
         assert 1 <= took <= 2, point
         if took == 2:
             more.append(point)
-    with capsys.disabled():
-        print(f"\n{half} killed after {len(points)} of {counted} durable steps, seed {seed};", end=" ")
-        print(f"one reload more at {more or 'none'}")
+    say(
+        f"{half} killed after {len(points)} of {counted} durable steps, seed {seed};"
+        f" one reload more at {more or 'none'}"
+    )
 
     assert len(points) >= (counted if sweeps_all() else counted // 10)
     assert counted >= 20

@@ -5,7 +5,7 @@ request that is not heard is dropped; an answer that is not sent meets a socket 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -64,7 +64,7 @@ class Killer:
 
 @pytest.mark.parametrize("story", MUST_HAVE, ids=str)
 def test_killed_at_any_exchange_the_daemon_loses_nothing(
-    stage: Stage, story: Story, capsys: pytest.CaptureFixture[str]
+    stage: Stage, story: Story, say: Callable[[str], None]
 ) -> None:
     """One account, one certificate a generation, one order more only if the answer to newOrder was lost."""
     seed, began = seed_of(6), time.monotonic()
@@ -74,12 +74,11 @@ def test_killed_at_any_exchange_the_daemon_loses_nothing(
     lives = [_kill_and_finish(stage, story, point) for point in points]
     killed = [life for point, life in zip(points, lives, strict=True) if len(life.moments) == point]
     extra = [life.last for life in lives if life.cost_an_order]
-    with capsys.disabled():
-        print(
-            f"\n{story}: {' '.join(kind for kind, phase in moments if phase == PHASES[0])}, each {', '.join(PHASES)}:"
-            f" killed at {len(killed)} of {len(moments)}, seed {seed}, in {time.monotonic() - began:.0f} s;"
-            f" one order more at {', '.join(extra) or 'none'}"
-        )
+    say(
+        f"{story}: {' '.join(kind for kind, phase in moments if phase == PHASES[0])}, each {', '.join(PHASES)}:"
+        f" killed at {len(killed)} of {len(moments)}, seed {seed}, in {time.monotonic() - began:.0f} s;"
+        f" one order more at {', '.join(extra) or 'none'}"
+    )
 
     assert MUST_HAVE[story] <= {kind for kind, _ in moments}
     assert len(killed) > 0.9 * len(

@@ -145,7 +145,7 @@ def _no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize(("ending", "kind"), combinations())
 def test_after_a_power_cut_at_any_step_services_start_on_what_was_last_proven(
-    tmp_path: Path, ending: str, kind: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, ending: str, kind: str, say: Callable[[str], None]
 ) -> None:
     """Whether the swap was on its way there or back; nothing is owed after it, and the repeated request ends right.
 
@@ -165,8 +165,7 @@ def test_after_a_power_cut_at_any_step_services_start_on_what_was_last_proven(
         if kind == "in place":
             machine.mount_again()
         assert is_in_order(machine, swap(machine, WWW, 2), ending), at
-    with capsys.disabled():
-        print(f"\nswap, {kind}, {ending}: {len(tried)} of {points} points cut")
+    say(f"swap, {kind}, {ending}: {len(tried)} of {points} points cut")
 
     assert points >= {"copy": 15, "forms": 25, "in place": 9}[kind]
     assert len(tried) == points or os.environ.get("CERTFAN_SWEEP") != "all"

@@ -414,14 +414,13 @@ def test_every_history_ends_with_all_proven(actions: list[Action]) -> None:
 
 @pytest.mark.sweep
 @pytest.mark.timeout(900)
-def test_seeded_histories_end_with_all_proven(capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeded_histories_end_with_all_proven(say: Callable[[str], None]) -> None:
     """Seeded histories reach every kind of step, and all of them settle."""
     sweep = os.environ.get("CERTFAN_SWEEP") == "all"
     count = 1000 if sweep else 70
     happened = run_histories(count)
 
-    with capsys.disabled():
-        print(f"\nworld: {count} histories, {happened.total()} steps: {dict(happened)}")
+    say(f"world: {count} histories, {happened.total()} steps: {dict(happened)}")
     assert set(STEPS) <= set(+happened)
 
 

@@ -1,0 +1,46 @@
+"""What every test may use: figures that are worth reading although it passed, and who runs beside whom."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Return what keeps a line for the end of the run: seeds, ratios, how often a sweep struck."""
+    return lambda line: request.node.user_properties.append(("said", line))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have said, in whichever process they ran."""
+    reports = [one for kind in ("passed", "failed") for one in terminalreporter.getreports(kind)]
+    lines = [line for one in reports for what, line in one.user_properties if what == "said"]
+    if lines:
+        terminalreporter.section("said")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+class _Together(LoadScopeScheduling):  # type: ignore[misc, unused-ignore]
+    """Each file in one process, and all files on the one fleet in the same: bringing it up costs half a minute."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "fleet" if _is_on_the_fleet(file) else file
+
+
+@functools.cache
+def _is_on_the_fleet(file: str) -> bool:
+    path = PROJECT / file
+    return path.parent.name == "real" and "(fleet: Fleet" in path.read_text().replace("\n    ", "")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Have pytest-xdist keep together what belongs together, with whichever `--dist`."""
+    return _Together(config, log)
