@@ -45,14 +45,14 @@ def main(counts: tuple[int, ...] = COUNTS) -> int:
 
 
 def _measured(volume: Volume, place: str, root: str, disk: Path, count: int) -> Figures:
-    took = {"publish": 0.0, "floor": 0.0}
-    bytes_ = {"publish": 0, "floor": 0}
+    took, used, bytes_ = ({"publish": 0.0, "floor": 0.0} for _ in range(3))
     rounds = max(1, count // AT_ONCE)
     for _ in range(rounds):
         for way in took:
             before = written(str(disk))
             argv = [PYTHON, "-c", LOAD, way, root, str(count // rounds), *CONSUMERS]
-            took[way] += json.loads(volume.cert.run(argv, timeout=600).stdout)
+            seconds, cpu = json.loads(volume.cert.run(argv, timeout=600).stdout)
+            took[way], used[way] = took[way] + seconds, used[way] + cpu
             volume.cert.run(["sync"])
             bytes_[way] += written(str(disk)) - before
     bundles = count * len(CONSUMERS)
@@ -60,6 +60,8 @@ def _measured(volume: Volume, place: str, root: str, disk: Path, count: int) -> 
         f"publishes_per_second_{place}_{count}": round(bundles / took["publish"], 1),
         f"floor_per_second_{place}_{count}": round(bundles / took["floor"], 1),
         f"vs_floor_{place}_{count}": round(took["publish"] / took["floor"], 2),
+        f"cpu_ms_per_publish_{place}_{count}": round(used["publish"] / bundles * 1000, 2),
+        f"floor_cpu_ms_{place}_{count}": round(used["floor"] / bundles * 1000, 2),
         f"bytes_per_publish_{place}_{count}": round(bytes_["publish"] / bundles),
         f"floor_bytes_{place}_{count}": round(bytes_["floor"] / bundles),
     }
