@@ -17,6 +17,7 @@ from certfan.cli import (
     looking,
     renewing,
     shares,
+    snippets,
 )
 from certfan.cli.failing import Group, json_option
 from certfan.cli.options import config_option
@@ -88,17 +89,6 @@ def reload(ctx: click.Context, config: Path, as_json: bool) -> None:
         ctx.exit(ConfigError.exit_code)
 
 
-@main.group()
-def snippet() -> None:
-    """Print what other programs' configs need."""
-
-
-@snippet.command()
-def apache() -> None:
-    """The macros le_proxy and le_sslredir for Apache 2.4."""
-    click.echo((Path(__file__).parent / "apache.conf").read_text(), nl=False)
-
-
 main.add_command(checking.check)
 main.add_command(explaining.why)
 main.add_command(explaining.plan)
@@ -110,4 +100,5 @@ main.add_command(looking.status)
 main.add_command(looking.events)
 main.add_command(consumers.consumer)
 main.add_command(shares.share)
+main.add_command(snippets.snippet)
 main.add_command(agents.agent)

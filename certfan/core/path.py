@@ -249,7 +249,7 @@ _CONNECTION = frozenset(
 _LISTEN = "let the web server listen on {socket} and the firewall let it in, or remove that {claim}"
 _EXEMPT = "except /.well-known/acme-challenge/ from the redirects there: put `Use le_proxy` into that vhost"
 _FORWARD = (
-    "put `Use le_proxy DAEMON:PORT` into the vhost of {host}; if it stands there, let the MDomain, Alias or other "
+    "put `Use le_proxy` into the vhost of {host}; if it stands there, let the MDomain, Alias or other "
     "ACME client (certbot, acme.sh) leave /.well-known/acme-challenge/ alone"
 )
 # Each failure's cause and hint, with the words of `_words`.
@@ -298,7 +298,7 @@ _TOLD = MappingProxyType(
         ),
         Failure.DENIED: (
             "answers {status}: authentication or a deny rule stands before the daemon",
-            "put `Use le_proxy DAEMON:PORT` last in the vhost of {host}, or `Require all granted` on "
+            "put `Use le_proxy` last in the vhost of {host}, or `Require all granted` on "
             "/.well-known/acme-challenge/",
         ),
         Failure.NO_DAEMON: (
@@ -316,7 +316,7 @@ _TOLD = MappingProxyType(
         ),
         Failure.ODD_STATUS: (
             "answers {status}, where a CA wants 200 or follows 301, 302, 307 and 308",
-            "put `Use le_proxy DAEMON:PORT` into the vhost of {host}",
+            "put `Use le_proxy` into the vhost of {host}",
         ),
         Failure.LOOP: ("redirects to {location}, where this check has been: a redirect loop", _EXEMPT),
         Failure.TOO_MANY: ("redirects to {location}, the 11th redirect; a CA follows 10", _EXEMPT),

@@ -1,14 +1,14 @@
 """Apache on web1 as the story has it: two macros, vhosts with an IPv4 and a bracketed IPv6 address, HSTS."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from certfan.cli.snippets import parts
 from tests.lab import machine
 from tests.lab.dns import SPARE_NAMES
 
-_SHIPPED = machine.PROJECT / "config/apache/certfan.conf"
+_HSTS = "max-age=31536000; includeSubDomains"
 _VHOSTS = """\
 <VirtualHost 10.61.0.20:80 [fd61::20]:80>
     ServerName {names}
@@ -22,7 +22,7 @@ _VHOSTS = """\
     SSLHonorCipherOrder on
     SSLCertificateFile {live}/fullchain.pem
     SSLCertificateKeyFile {live}/privkey.pem
-    Header always set Strict-Transport-Security "max-age=31536000; includeSubDomains"
+    Use le_hsts
     DocumentRoot /var/www/html
 </VirtualHost>
 """
@@ -56,8 +56,8 @@ def configure(
 ) -> None:
     """Write macros and vhosts into a VM's root; Apache starts once every site's pair is in `live`."""
     etc = root / "etc/apache2"
-    shutil.copy(_SHIPPED, etc / "conf-available/certfan.conf")
-    (etc / "sites-available/farm.conf").write_text("".join(vhosts(site, live, responder) for site in sites))
+    (etc / "conf-available/certfan.conf").write_text(parts("apache", responder, _HSTS)[""])
+    (etc / "sites-available/farm.conf").write_text("".join(vhosts(site, live) for site in sites))
     (etc / "conf-available/servername.conf").write_text("ServerName web1.int\n")
     for argv in (
         ["a2enmod", "-q", "ssl", "macro", "proxy", "proxy_http", "rewrite", "headers"],
@@ -68,8 +68,8 @@ def configure(
         machine.run(["chroot", str(root), *argv])
 
 
-def vhosts(site: Site, live: str = "/etc/certfan/live", responder: str = "cert.int:8055") -> str:
+def vhosts(site: Site, live: str = "/etc/certfan/live") -> str:
     """Return a site's text; it has no meaning without the macros that `configure` lays."""
     names = site.name + "".join(f"\n    ServerAlias {alias}" for alias in site.aliases)
-    proxy = f"Use le_proxy {responder}" if site.forwards else "# this one forgot the macro"
+    proxy = "Use le_proxy" if site.forwards else "# this one forgot the macro"
     return _VHOSTS.format(names=names, proxy=proxy, live=f"{live}/{site.certificate}")

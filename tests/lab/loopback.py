@@ -230,7 +230,7 @@ class Loopback:
 
     def _macros(self) -> str:
         """Return the macros that certfan ships for Apache, as its admin gets them."""
-        return machine.run([sys.executable, "-m", "certfan", "snippet", "apache"]).stdout
+        return self.certfan("snippet", "apache")
 
     def _start(self, name: str, *words: str, config: Path) -> None:
         self.processes[name] = machine.spawn(_argv(words, config), self._log(name))

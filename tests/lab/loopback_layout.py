@@ -155,11 +155,10 @@ class Layout:
         pair = home / "installed/live" / NAME
         if consumer == "web1":
             http, https = ([_joined(a, self.ports[role]) for a in [WEB1, *self._ipv6]] for role in _ROLES[:2])
-            responder = _joined(CERT, self.ports["responder"])
             return [
                 private.apache(
                     home / "apache2", http=http, https=https, names=self._web_names, pair=pair,
-                    responder=responder, macros=macros,
+                    macros=macros,
                 )
             ]  # fmt: skip
         addresses = [CERT, *self._ipv6]

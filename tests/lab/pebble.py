@@ -5,6 +5,7 @@ POST hangs); it picks a profile at random when an order names none; and it panic
 name in an order is a parent of a name on its blocklist, hence BLOCKED beside example.test and not below it.
 """
 
+import http.client
 import json
 import shutil
 import socket
@@ -182,9 +183,10 @@ class LoopbackDns:
 
     def tell(self, path: str, body: Mapping[str, object]) -> None:
         """Change its answers, e.g. ("/add-a", {"host": "a.example.test.", "addresses": ["127.0.0.2"]})."""
-        machine.run(
-            ["curl", "-sSf", "--data", json.dumps(body), f"http://127.0.0.1:{self._management}{path}"]
-        )
+        line = http.client.HTTPConnection("127.0.0.1", self._management, timeout=10)
+        line.request("POST", path, json.dumps(body))
+        assert line.getresponse().status == 200, path
+        line.close()
 
 
 def free_port(address: str = "127.0.0.1", *, udp: bool = False) -> int:

@@ -47,16 +47,16 @@ CustomLog {folder}/access.log short
 _VHOSTS = """\
 <VirtualHost {http}>
     ServerName {name}
-    Use le_proxy {responder}
+    Use le_proxy
     Use le_sslredir
 </VirtualHost>
 <VirtualHost {https}>
     ServerName {name}
-    Use le_proxy {responder}
+    Use le_proxy
     SSLEngine on
     SSLCertificateFile {pair}/fullchain.pem
     SSLCertificateKeyFile {pair}/privkey.pem
-    Header always set Strict-Transport-Security "max-age=31536000; includeSubDomains"
+    Use le_hsts
 </VirtualHost>
 """
 _MAIN_CF = """\
@@ -184,14 +184,13 @@ class Server:
 
 def apache(
     folder: Path, *, http: Sequence[str], https: Sequence[str], names: Sequence[str], pair: Path,
-    responder: str, macros: str,
+    macros: str,
 ) -> Server:  # fmt: skip
     """Configure Apache with a vhost a name; `http` and `https` are ADDRESS:PORT, `macros` what certfan ships."""
     folder.mkdir()
     listen = [f"Listen {one}" for one in http] + [f"Listen {one} https" for one in https]
     vhosts = [
-        _VHOSTS.format(http=" ".join(http), https=" ".join(https), name=name, responder=responder, pair=pair)
-        for name in names
+        _VHOSTS.format(http=" ".join(http), https=" ".join(https), name=name, pair=pair) for name in names
     ]
     config = folder / "apache.conf"
     text = _APACHE.format(

@@ -13,6 +13,7 @@ from pathlib import Path
 import dns.rcode
 import trustme
 
+from certfan.cli.snippets import parts
 from certfan.core.model import Identifier
 from certfan.daemon.challenges.http01 import Responder
 from certfan.daemon.challenges.pathcheck import PathChecker
@@ -20,7 +21,6 @@ from certfan.daemon.listeners import Listener
 from tests.lab import machine
 from tests.unit.tiny_dns import Zone, serving
 
-MACROS = Path(__file__).parents[2] / "certfan/cli/apache.conf"
 DAEMON = "192.0.2.55:8055"
 APACHE, NGINX = ("192.0.2.80", "2001:db8::80"), ("192.0.2.81", "2001:db8::81")
 NOBODY, DROPPED, NO_ROUTE = "2001:db8::99", "2001:db8:9::1", "3fff::1"
@@ -45,7 +45,7 @@ MODULES = [
     "md",
 ]
 
-USE = f"Use le_proxy {DAEMON}"
+USE = "Use le_proxy"
 CLOSED = "<Location />\nAuthType Basic\nAuthName x\nAuthUserFile /srv/users\nRequire valid-user\n</Location>"
 BY_HAND = f"ProxyPass {FOLDER} http://{DAEMON}{FOLDER}"  # as a wiki says it, without our macro
 PAGE = 'AliasMatch "^" /srv/www/index.html'  # an application that answers everything
@@ -150,7 +150,7 @@ def begin_servers() -> list[subprocess.Popen[bytes]]:
     trustme.CA().issue_cert("old.test").private_key_and_cert_chain_pem.write_to_path(SEAT / "pair.pem")
     lines = ["ServerName x", "PidFile /srv/apache.pid", "ErrorLog /srv/apache.log", "DocumentRoot /srv/www"]
     lines += [f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so" for name in MODULES]
-    lines += ["User www-data", "Group www-data", "DefaultRuntimeDir /srv", f"Include {MACROS}"]
+    lines += ["User www-data", "Group www-data", "DefaultRuntimeDir /srv", parts("apache", DAEMON, "")[""]]
     lines += [f"Listen {f'[{a}]' if ':' in a else a}:{port}" for a in APACHE for port in (80, 443)]
     # mod_md takes the path of a name of its own in every vhost; the authority that it asks is nowhere.
     lines += ["MDStoreDir /srv/md", "MDCertificateAuthority https://ca.test/directory", "MDomain md.test"]

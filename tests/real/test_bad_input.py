@@ -269,7 +269,7 @@ def test_a_name_that_the_authority_refuses_is_named_and_holds_up_nothing_else(
 
 def test_a_vhost_that_stops_forwarding_is_named_and_costs_no_order(fleet: Fleet, told: Told) -> None:
     """Our own look finds it before the authority could; mended, the name is ordered by itself, and once."""
-    name, line = "n48.example.test", "Use le_proxy cert.int:8055"
+    name, line = "n48.example.test", "Use le_proxy"
     broken = f"/ServerName {name}/,/<\\/VirtualHost>/s|{line}|# {line}|"
     fleet.web1.run(["cp", SITES, "/root/farm.conf"])
     try:

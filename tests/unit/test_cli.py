@@ -344,12 +344,49 @@ async def test_events_are_lines(tmp_path: Path) -> None:
     assert "abc" not in done.stdout
 
 
-def test_the_apache_snippet_has_both_macros() -> None:
-    """What is printed is what config/ shows."""
-    done = certfan("snippet", "apache")
+SNIPPETS = {
+    "apache": ("<Macro le_proxy>", "<Macro le_sslredir>", "<Macro le_hsts>"),
+    "nginx": ("location ^~ ", "return 301 ", "add_header "),
+    "haproxy": ("http-request allow ", "http-request redirect ", "http-after-response ", "backend le_proxy"),
+    "caddy": ("(le_proxy) {", "(le_sslredir) {", "(le_hsts) {"),
+}
 
-    assert done.stdout == (EXAMPLES / "apache" / "certfan.conf").read_text()
-    assert re.findall(r"<Macro (\w+)", done.stdout) == ["le_proxy", "le_sslredir"]
+
+@pytest.mark.parametrize("server", SNIPPETS)
+def test_a_snippet_has_the_configs_responder_filled_in(server: str) -> None:
+    """Where the daemon answers, and what browsers are promised; nothing is left to fill in."""
+    done = certfan("snippet", server, "--config", str(EXAMPLES / "certfan.toml"))
+
+    assert all(line in done.stdout for line in SNIPPETS[server])
+    assert "192.168.1.1:8055" in done.stdout
+    assert '"max-age=31536000; includeSubDomains"' in done.stdout
+    assert "@responder@" not in done.stdout
+    assert "@hsts@" not in done.stdout
+
+
+def test_a_snippet_needs_no_config_where_the_responder_is_told(tmp_path: Path) -> None:
+    """On a consumer there is none; a part goes to a file of its own."""
+    words = ["--config", str(tmp_path / "none"), "--responder", "[fd00::1]:8055", "--hsts", "300"]
+
+    proxy = certfan("snippet", "nginx", "--part", "le_proxy", *words).stdout
+    hsts = certfan("snippet", "nginx", "--part", "le_hsts", "--no-subdomains", *words).stdout
+    untold = certfan("snippet", "nginx", *words[:2])
+
+    assert "proxy_pass http://[fd00::1]:8055;" in proxy
+    assert "add_header" not in proxy
+    assert 'Strict-Transport-Security "max-age=300" always' in hsts
+    assert untold.returncode == 1
+    assert "--responder ADDRESS:PORT" in untold.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong", ["8055", "a:b", "[::1]", "1.2.3.4:8055/x", "x:1\nLoadModule y", 'x":1', "-a:1"]
+)
+def test_what_is_no_address_gets_into_no_config(wrong: str) -> None:
+    """The text goes into a root's file: nothing but a name or an address, and a port."""
+    done = certfan("snippet", "apache", "--responder", wrong)
+
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 @pytest.mark.parametrize(("words", "stdin"), [(["nonsense"], ""), (["-"], "certfan agent enrol nonsense\n")])
