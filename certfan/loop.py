@@ -14,7 +14,7 @@ from typing import Any
 
 LONGEST_NAP = timedelta(minutes=1)  # level, not edge: look again even when nobody rang
 # With hundreds of steps under way one ends every few milliseconds, and each tick looks at everything.
-PACE = 5  # between two ticks at least this many times what was weighed of the last one,
+PACE = 8  # between two ticks at least this many times what was weighed of the last one,
 LONGEST_PAUSE = 1.0  # but no more seconds than this
 
 Key = tuple[str, ...]

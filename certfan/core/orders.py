@@ -43,7 +43,7 @@ def orders(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish
         if found.holding is not None and found.holding.until is not None:
             yield found.holding.until
         yield from _asked_of_holder(certificate, found.reason, observed, now)
-        if found.holding is None or found.holding.code == PATH:
+        if observed.self_check and (found.holding is None or found.holding.code == PATH):
             wanted.update(checked_identifiers(certificate))
         if found.holding is None and (certificate.name,) not in observed.in_flight:
             due.append(Issue(certificate.name, found.reason, found.authority, exempt=found.exempt))

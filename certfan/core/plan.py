@@ -5,9 +5,10 @@ The plan is a value and is never stored. It never says how a step is done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from operator import itemgetter
+from typing import TypeAlias
 
 from certfan.core.model import Certificate, Desired, Generation, Reason
 from certfan.core.orders import NEVER, orders
@@ -67,9 +68,10 @@ CHANNEL_AFTER = timedelta(seconds=60)  # a bundle that the share has not taken b
 
 def plan(desired: Desired, observed: Observed, now: datetime) -> Plan:
     """Return what should happen next, and the earliest instant at which that changes by itself."""
+    targets = _targets(desired, observed, now)
     wishes: list[Wish] = [
-        *_assignments(desired, observed, now),
-        *_publications(desired, observed, now),
+        *_assignments(targets, desired, observed, now),
+        *_publications(targets, observed, now),
         *_roll_backs(observed, now),
         *orders(desired, observed, now),
         *upkeep(desired, observed, now),
@@ -98,6 +100,8 @@ def _roll_backs(observed: Observed, now: datetime) -> Iterator[Wish]:
 
 # The share
 
+Targets: TypeAlias = Mapping[Where, Generation | None]  # what belongs at each place that is wanted, in order
+
 
 def _target(certificate: Certificate, where: Where, observed: Observed, now: datetime) -> Generation | None:
     """Return the generation that belongs at a consumer: the newest that is neither revoked nor expired.
@@ -106,9 +110,12 @@ def _target(certificate: Certificate, where: Where, observed: Observed, now: dat
     name beyond those wanted. What another holder's key belongs to, or the daemon's own where a consumer is to have
     it alone, belongs nowhere.
     """
+    generations = observed.generations.get(certificate.name)
+    if not generations:
+        return None
     has_one = max(observed.live.get(where, 0), observed.offered.get(where, 0))
     wanted = frozenset(certificate.identifiers)
-    for newest in reversed(observed.generations.get(certificate.name, ())):
+    for newest in reversed(generations):
         if newest.holder != certificate.holder:
             continue
         is_revoked = (newest.certificate, newest.number) in observed.revoked
@@ -117,12 +124,16 @@ def _target(certificate: Certificate, where: Where, observed: Observed, now: dat
     return None
 
 
-def wanted_at(desired: Desired, observed: Observed, now: datetime) -> dict[Where, int]:
-    """Return the generation that belongs at each place, where there is one."""
-    found = {
+def _targets(desired: Desired, observed: Observed, now: datetime) -> Targets:
+    return {
         where: _target(desired.certificates[where[0]], where, observed, now)
         for where in sorted(desired.pairs)
     }
+
+
+def wanted_at(desired: Desired, observed: Observed, now: datetime) -> dict[Where, int]:
+    """Return the generation that belongs at each place, where there is one."""
+    found = _targets(desired, observed, now)
     return {where: generation.number for where, generation in found.items() if generation is not None}
 
 
@@ -132,14 +143,12 @@ def _is_published(generation: Generation, where: Where, observed: Observed) -> b
     return complete and observed.live.get(where) == generation.number
 
 
-def _publications(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+def _publications(targets: Targets, observed: Observed, now: datetime) -> Iterator[Wish]:
     """Wish for every bundle that the share lacks, first where nothing or the oldest is served."""
     missing: list[tuple[datetime, Publish]] = []
-    for where in sorted(desired.pairs):
-        certificate = desired.certificates[where[0]]
-        yield from (g.not_after for g in observed.generations.get(certificate.name, ()))
+    for where, target in targets.items():
+        yield from (g.not_after for g in observed.generations.get(where[0], ()))
         yield from place_instants(where, observed)
-        target = _target(certificate, where, observed, now)
         if target is None or _is_published(target, where, observed) or place_waits(where, observed, now):
             continue
         missing.append((_served_until(where, observed), Publish(*where, target.number)))
@@ -157,10 +166,9 @@ def _served_until(where: Where, observed: Observed) -> datetime:
 # Assignments
 
 
-def _assignments(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+def _assignments(targets: Targets, desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
     """Wish that consumers are assigned what is ready for them, and no more what left the config."""
-    for where in sorted(desired.pairs):
-        target = _target(desired.certificates[where[0]], where, observed, now)
+    for where, target in targets.items():
         if target is not None:
             yield from (target.issued_at, target.issued_at + CHANNEL_AFTER)
         if target is not None and _is_ready(target, where, observed, now):

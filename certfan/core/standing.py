@@ -70,8 +70,10 @@ def why(certificate: Certificate, observed: Observed, now: datetime) -> Reason |
     """Return why to order, if ever it were possible."""
     name = certificate.name
     generations = observed.generations.get(name, ())
-    named = ((g.certificate, g.number) for g in generations)
-    ended = {one for one in named if one in observed.revoked or one in observed.revocations}
+    ended: set[tuple[str, int]] = set()
+    if observed.revoked or observed.revocations:
+        named = ((g.certificate, g.number) for g in generations)
+        ended = {one for one in named if one in observed.revoked or one in observed.revocations}
     reason = why_issue(
         certificate,
         generations,

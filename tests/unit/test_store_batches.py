@@ -127,3 +127,30 @@ async def test_finishing_waits_for_all_that_was_asked(rig: Rig) -> None:
 
     assert rig.commits == 1
     await asyncio.wait(tasks)
+
+
+async def test_what_nobody_waits_for_is_committed_along_with_what_is_asked_next(rig: Rig) -> None:
+    """It waits for the disk once with that, and is done before it."""
+    along = rig.batches.do_along(asks("along"))
+    joined = rig.batches.join(lambda db, names: [asks(name)(db) for name in names], ["joined"], soon=False)
+    await asyncio.sleep(0)
+    known = await rig.known()
+
+    assert (1, {"along", "joined"}) == (rig.commits, known)
+    assert along.done() and joined.done()
+
+
+async def test_what_nobody_waits_for_is_written_by_itself_in_a_moment(rig: Rig) -> None:
+    """Nothing else has to be asked for that."""
+    async with asyncio.timeout(30):
+        await rig.batches.do_along(asks("along"))
+
+    assert 1 == rig.commits
+
+
+async def test_finishing_does_not_leave_out_what_nobody_waits_for(rig: Rig) -> None:
+    """A daemon that stops has written all that it told."""
+    rig.batches.do_along(asks("along"))
+    await rig.batches.finish()
+
+    assert 1 == rig.commits

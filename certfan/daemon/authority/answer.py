@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 
 LONGEST_WAIT = timedelta(days=7)  # the longest window that an authority counts in
@@ -73,6 +74,7 @@ def _relations(parameters: str) -> list[str]:
     return (match[1] or match[2] or "").split() if match else []
 
 
+@lru_cache(maxsize=16)  # all answers of a second say the same
 def _http_date(text: str) -> datetime | None:
     try:
         parsed = parsedate_to_datetime(text)

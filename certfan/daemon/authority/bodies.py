@@ -13,7 +13,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from josepy import b64, jwa, jwk
 from josepy.interfaces import JSONDeSerializable
-from josepy.json_util import field
 
 from certfan import toml
 from certfan.core.model import Authority
@@ -60,12 +59,6 @@ class Body(JSONDeSerializable):
         return cls(jobj)
 
 
-class NewOrder(messages.NewOrder):
-    """A newOrder that may say which certificate it replaces (RFC 9773 section 5)."""
-
-    replaces: str | None = field("replaces", omitempty=True)
-
-
 def signer_of(pem: bytes) -> Signer:
     """Load the private key of an account, or of a certificate; raises PairMismatch."""
     match load_key(pem):
@@ -78,23 +71,38 @@ def signer_of(pem: bytes) -> Signer:
     raise PairMismatch("account key is of a kind that no authority takes")
 
 
-def load_csr(csr_der: bytes) -> x509.CertificateSigningRequest:
-    """Load a request; raises RequestInvalid."""
+def new_order(csr_der: bytes, *, profile: str | None, replaces: str | None) -> Body:
+    """Return a newOrder for the names and addresses of a request (RFC 8555 section 7.4).
+
+    It may name a profile, and the certificate that it replaces (RFC 9773 section 5).
+
+    Raises:
+        RequestInvalid: the request does not parse, or has no names.
+    """
+    more = {"profile": profile, "replaces": replaces}
+    return Body(
+        {
+            "identifiers": _identifiers_of(csr_der),
+            **{name: value for name, value in more.items() if value is not None},
+        }
+    )
+
+
+def finalization(csr_der: bytes) -> Body:
+    """Return what finalizes an order with a request."""
+    return Body({"csr": b64.b64encode(csr_der).decode()})
+
+
+def _identifiers_of(csr_der: bytes) -> list[dict[str, str]]:
     try:
-        return x509.load_der_x509_csr(csr_der)
+        csr = x509.load_der_x509_csr(csr_der)
+        san = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound as error:
+        raise RequestInvalid("certificate signing request holds no names") from error
     except ValueError as error:
         raise RequestInvalid("certificate signing request does not parse") from error
-
-
-def identifiers_of(csr_der: bytes) -> list[messages.Identifier]:
-    """Return the names and addresses of a request; raises RequestInvalid when it has none."""
-    try:
-        san = load_csr(csr_der).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError) as error:
-        raise RequestInvalid("certificate signing request holds no names") from error
-    names = [(messages.IDENTIFIER_FQDN, name) for name in san.get_values_for_type(x509.DNSName)]
-    names += [(messages.IDENTIFIER_IP, str(ip)) for ip in san.get_values_for_type(x509.IPAddress)]
-    return [messages.Identifier(typ=typ, value=value) for typ, value in names]
+    names = [{"type": "dns", "value": name} for name in san.get_values_for_type(x509.DNSName)]
+    return names + [{"type": "ip", "value": str(ip)} for ip in san.get_values_for_type(x509.IPAddress)]
 
 
 def registration(spec: Authority, signer: Signer, directory: Mapping[str, Any]) -> messages.NewRegistration:

@@ -20,11 +20,10 @@ from certfan.core.renewal import Window
 from certfan.daemon.authority.answer import Answer
 from certfan.daemon.authority.bodies import (
     Body,
-    NewOrder,
     Signer,
-    identifiers_of,
+    finalization,
     key_change,
-    load_csr,
+    new_order,
     registration,
     revocation,
     signer_of,
@@ -179,7 +178,7 @@ class AcmeAuthority:
             await self._check_profile(profile)
         if replaces is not None and "renewalInfo" not in await self._known_directory():
             replaces = None
-        wanted = NewOrder(identifiers=identifiers_of(csr_der), profile=profile, replaces=replaces)
+        wanted = new_order(csr_der, profile=profile, replaces=replaces)
         answer = await self._exchange("a new order", "newOrder", wanted)
         return self._reader.order(answer, self._reader.location(answer, "the order"))
 
@@ -197,8 +196,8 @@ class AcmeAuthority:
 
     async def finalize(self, url: str, csr_der: bytes, *, order_url: str) -> OrderSeen:
         """Send the request of a ready order that lives at `order_url`; the answer need not say where that is."""
-        wanted = messages.CertificateRequest(csr=load_csr(csr_der))
-        return self._reader.order(await self._exchange("to finalize", url, wanted), order_url)
+        answer = await self._exchange("to finalize", url, finalization(csr_der))
+        return self._reader.order(answer, order_url)
 
     async def certificate(self, url: str, *, issuer: str | None = None) -> bytes:
         """Return the chain as PEM, leaf first: certificates only, one to ten; whether it fits is for `pki` to say.

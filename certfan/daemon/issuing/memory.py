@@ -42,8 +42,8 @@ class Written(Memory):
         await self.store.record_token(token, answer, name, str(identifier), self.clock())
 
     async def answered(self, challenge_url: str) -> None:
-        """Keep the challenge's URL."""
-        await self.store.record_answered(*self._where, challenge_url)
+        """Keep the challenge's URL; should that be lost, the challenge is answered once more, as after a lost answer."""
+        self.store.queue_answered(*self._where, challenge_url)
 
     async def fetched(self, places: Mapping[str, datetime]) -> None:
         """Tell of each place."""

@@ -49,7 +49,9 @@ NOT_REPLACED = frozenset({"alreadyReplaced", "conflict", "malformed", "serverInt
 
 
 class Memory:
-    """Where an order under way writes down what the next process must know; each call is durable when it returns.
+    """Where an order under way writes down what the next process must know; a call is durable when it returns.
+
+    What was answered and fetched may be durable later, with what is written down next.
 
     This one forgets it all, as for a trial: a process that dies has lost an order that nobody wanted.
     """

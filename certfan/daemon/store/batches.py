@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 from sqlalchemy import Connection
 
 T = TypeVar("T")
+MOST_LATE = 0.1  # seconds that what nobody waits for may stay unwritten
 Call: TypeAlias = Callable[[Connection], Any]
 Waiting: TypeAlias = tuple[list[asyncio.Future[Any]], Call]  # for whom it is done, and what
 Outcome: TypeAlias = tuple[Any, Exception | None]
@@ -32,42 +33,67 @@ class Batches:
         self._waiting: list[Waiting] = []
         self._joined: dict[Callable[..., object], tuple[list[asyncio.Future[Any]], list[Any]]] = {}
         self._at_work: asyncio.Future[list[Outcome]] | None = None
+        self._hurry = False  # whether somebody waits for what waits
+        self._due: asyncio.TimerHandle | None = None
+        self._due_soon = False
 
     async def do(self, call: Callable[[Connection], T]) -> T:
         """Return what the call returns, once it is committed. Cancelled, it happens whole or not at all."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put([future], call)
+        self._put([future], call, soon=True)
         return await future
 
+    def do_along(self, call: Callable[[Connection], T]) -> asyncio.Future[T]:
+        """Have a call done along with whatever is asked next, at the latest after a moment; nobody waits for it."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put([future], call, soon=False)
+        return future
+
     def join(
-        self, call: Callable[[Connection, list[T]], object], what: Iterable[T]
+        self, call: Callable[[Connection, list[T]], object], what: Iterable[T], *, soon: bool = True
     ) -> asyncio.Future[object]:
-        """Have one call do all that waits for it, in order; the future is done when that is committed."""
+        """Have one call do all that waits for it, in order; the future is done when that is committed.
+
+        Not `soon` is as `do_along`.
+        """
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if call in self._joined:
             futures, items = self._joined[call]
             futures.append(future)
             items.extend(what)
+            self._arrange(soon=soon)
         else:
             futures, items = self._joined[call] = [future], list(what)
-            self._put(futures, lambda db: call(db, items))
+            self._put(futures, lambda db: call(db, items), soon=soon)
         return future
 
     async def finish(self) -> None:
         """Return when all that was asked is done."""
         while self._waiting or self._at_work is not None:
             if self._at_work is None:
-                await asyncio.sleep(0)
+                self._begin()
             else:
                 await asyncio.wait([self._at_work])
 
-    def _put(self, futures: list[asyncio.Future[Any]], call: Call) -> None:
+    def _put(self, futures: list[asyncio.Future[Any]], call: Call, *, soon: bool) -> None:
         self._waiting.append((futures, call))
-        if self._at_work is None and len(self._waiting) == 1:
-            # Not at once: what others ask in this turn of the loop is committed along.
-            asyncio.get_running_loop().call_soon(self._begin)
+        self._arrange(soon=soon)
+
+    def _arrange(self, *, soon: bool) -> None:
+        """See to it that what waits is begun, unless it will be already: in the next turn of the loop, or in a moment."""
+        self._hurry |= soon
+        if self._at_work is not None or (self._due is not None and (self._due_soon or not soon)):
+            return
+        if self._due is not None:
+            self._due.cancel()
+        # Never at once: what others ask in this turn of the loop is committed along.
+        self._due = asyncio.get_running_loop().call_later(0 if soon else MOST_LATE, self._begin)
+        self._due_soon = soon
 
     def _begin(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+        self._due, self._hurry = None, False
         batch, self._waiting = self._waiting, []
         self._joined.clear()
         calls = [call for _, call in batch]
@@ -76,8 +102,10 @@ class Batches:
 
     def _deliver(self, batch: Sequence[Waiting], done: asyncio.Future[list[Outcome]]) -> None:
         self._at_work = None
-        if self._waiting:
+        if self._hurry:
             self._begin()
+        elif self._waiting:
+            self._arrange(soon=False)
         for (futures, _), (value, error) in zip(batch, done.result(), strict=True):
             for future in futures:
                 if future.done():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -136,7 +136,17 @@ class Store:
 
     def queue_events(self, events: Sequence[Event]) -> None:
         """Append to the journal as `add_events`, without waiting: durable before whatever is asked after it."""
-        self._batches.join(process.add_events, events).add_done_callback(_say_if_lost)
+        self._batches.join(process.add_events, events, soon=False).add_done_callback(_say_if_lost)
+
+    def queue_answered(self, certificate: str, generation: int, challenge_url: str) -> None:
+        """Do `record_answered` without waiting: durable before whatever is asked after it."""
+        told = partial(
+            issuing.record_answered,
+            certificate=certificate,
+            generation=generation,
+            challenge_url=challenge_url,
+        )
+        self._batches.do_along(told).add_done_callback(_say_if_lost)
 
     begin_run = transaction(process.begin_run)
     end_run = transaction(process.end_run)
@@ -242,9 +252,9 @@ def _open(path: Path, clock: Callable[[], datetime]) -> Connection:
         raise _failed(path, error) from error
 
 
-def _say_if_lost(told: asyncio.Future[object]) -> None:
+def _say_if_lost(told: asyncio.Future[Any]) -> None:
     if not told.cancelled() and (error := told.exception()):
-        _log.error("event.lost", problem=str(error))
+        _log.error("record.lost", problem=str(error))
 
 
 def _failed(path: Path, error: DatabaseError) -> StoreFailed:
