@@ -18,6 +18,7 @@ from certfan.cli import (
     renewing,
     shares,
     snippets,
+    tokens,
 )
 from certfan.cli.failing import Group, json_option
 from certfan.cli.options import config_option
@@ -97,6 +98,7 @@ main.add_command(renewing.renew)
 main.add_command(authorities.revoke)
 main.add_command(authorities.account)
 main.add_command(looking.status)
+main.add_command(tokens.token)
 main.add_command(looking.events)
 main.add_command(consumers.consumer)
 main.add_command(shares.share)

@@ -11,6 +11,7 @@ import grp
 import ipaddress
 import os
 import socket
+import ssl
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,11 @@ class Listener:
     path: str = field(default="", kw_only=True)
     mode: int = field(default=0o660, kw_only=True)
     group: str = field(default="", kw_only=True)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can come in here."""
+        return bool(self.path) or ipaddress.ip_address(self.host).is_loopback
 
     def __str__(self) -> str:
         if self.path:
@@ -144,8 +150,10 @@ def group_id(group: str) -> int:
         raise OSError(f"group {group} does not exist") from None
 
 
-async def serve(runner: web.BaseRunner, listeners: tuple[Listener, ...]) -> list[socket.socket]:
-    """Start an aiohttp runner that was set up already on every listener, or on none.
+async def serve(
+    runner: web.BaseRunner, listeners: tuple[Listener, ...], tls: ssl.SSLContext | None = None
+) -> list[socket.socket]:
+    """Start an aiohttp runner that was set up already on every listener, or on none; over TLS where others come in.
 
     Raises:
         OSError: naming the listener that cannot be bound.
@@ -161,8 +169,8 @@ async def serve(runner: web.BaseRunner, listeners: tuple[Listener, ...]) -> list
                 raise OSError(
                     error.errno, f"cannot listen on {listener}: {error.strerror or error}"
                 ) from error
-        for sock in sockets:
-            await web.SockSite(runner, sock).start()
+        for listener, sock in zip(listeners, sockets, strict=True):
+            await web.SockSite(runner, sock, ssl_context=None if listener.is_local else tls).start()
     except BaseException:
         for sock in sockets:
             sock.close()

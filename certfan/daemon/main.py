@@ -88,8 +88,10 @@ async def _listening(parts: Wiring) -> AsyncIterator[None]:
             story=parts.store.story,
             alive=parts.health.alive,
             ready=parts.health.ready,
+            tokens=lambda: parts.configured.config.status_tokens.values(),
+            hosts=parts.config.status_hosts,
         )
-        status = await app.start(app.make_app(doors), parts.config.status)
+        status = await app.start(app.make_app(doors), parts.config.status, parts.status_tls)
         stack.push_async_callback(status.cleanup)
         others = doctor_routes(parts.doctor)
         closed = app.make_app(doors, parts.actions, parts.authority_actions, parts.share_audit, others=others)
@@ -126,10 +128,11 @@ async def _read_again(parts: Wiring, hang_up: asyncio.Event) -> None:
 
 
 async def _renew_ca(parts: Wiring) -> None:
-    """Look daily whether certificates of the internal CA are due; no restart is needed."""
+    """Look daily whether certificates of the internal CA are due, or the status has another; no restart is needed."""
     while True:
         await asyncio.sleep(DAILY.total_seconds())
         parts.renew_ca()
+        parts.reload_status_tls()
 
 
 def calm_collector() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,8 +43,10 @@ from certfan.daemon.reconciler import Parts, Reconciler
 from certfan.daemon.share.share import Share
 from certfan.daemon.showing import Showing
 from certfan.daemon.state import StateFolder
+from certfan.daemon.status import access
 from certfan.daemon.store import Store
 from certfan.daemon.timekeeper import Timekeeper
+from certfan.errors import ConfigError
 from certfan.loop import Loop
 
 
@@ -249,6 +252,20 @@ class Wiring:
             timekeeper=self.timekeeper,
             clock=now,
         )
+
+    @cached_property
+    def status_tls(self) -> ssl.SSLContext | None:
+        """What the status shows beyond this machine."""
+        files = self.config.status_tls
+        return access.tls_context(files, or_token=bool(self.config.status_tokens)) if files else None
+
+    def reload_status_tls(self) -> None:
+        """Show the pair as it now is on disk."""
+        if self.config.status_tls is not None and self.status_tls is not None:
+            try:
+                access.reload_pair(self.status_tls, self.config.status_tls)
+            except ConfigError as error:
+                log.get("status").error("status.tls_unusable", problem=error.text, hint=error.hint)
 
     @cached_property
     def deadlines(self) -> Deadlines:

@@ -6,79 +6,21 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import aiohttp
 import jsonschema_rs
 import pytest
 
-from certfan.core.ledger import Ledger, Spend, SpendKind
-from certfan.core.model import Health, Limit, Limits, Problem
 from certfan.daemon.listeners import Listener
-from certfan.daemon.status.model import StateOfThings
 from certfan.daemon.status.openapi import description
 from certfan.daemon.status.reading import ROUTES
-from certfan.daemon.store.facts import Run
 from tests.unit.status_parts import (
-    DESIRED,
-    DOORS,
     EVENTS,
-    HTTPS,
-    NOW,
-    WHERE,
-    deployment,
-    generation,
-    proof,
     serving,
-    things,
 )
+from tests.unit.status_populated import POPULATED
 
-HOUR = timedelta(hours=1)
-
-
-def populated() -> StateOfThings:
-    """A farm with something of everything in it."""
-    limits = Limits(failures_per_name=Limit(5, HOUR), orders=Limit(300, 3 * HOUR))
-    spends = (
-        Spend(SpendKind.FAILURE, NOW, frozenset({"www.test"})),
-        Spend(SpendKind.ORDER, NOW, frozenset()),
-    )
-    ledger = Ledger.of(limits, spends, domains=lambda name: name)
-    authority = replace(DESIRED.authorities["pebble"], limits=limits)
-    mail = replace(HTTPS, service="postfix", protocol="smtp", port=25)
-    of_mail = replace(proof(health=Health.UNREACHABLE, detail="connection refused"), endpoint=mail)
-    found = things(
-        desired=replace(DESIRED, authorities={"pebble": authority}),
-        seen={"ledgers": {"pebble": ledger}},
-        generations={
-            "www.test": (generation(1), generation(2)),
-            "gone.test": (replace(generation(1), certificate="gone.test"),),
-        },
-        deployments={
-            WHERE: (deployment(1), deployment(2, problem=Problem("service.down", "apache2 is down")))
-        },
-        proofs={WHERE: (proof(1), of_mail)},
-        revoked={("www.test", 1): NOW},
-        spends={"pebble": spends},
-    )
-    runs = (
-        Run(2, "b", pid=2, epoch="e", remembered_until=NOW, began_at=NOW),
-        Run(1, "a", pid=1, epoch="d", remembered_until=NOW, began_at=NOW - HOUR),
-    )
-    return replace(
-        found,
-        runs=runs,
-        share_problem=Problem("share.unavailable", "/srv/le is not mounted", "run: mount /srv/le"),
-    )
-
-
-async def _populated() -> StateOfThings:
-    return populated()
-
-
-POPULATED = replace(DOORS, things=_populated)
 PATHS = {
     "/certificates/{name}": "/certificates/www.test",
     "/certificates/{name}/events": "/certificates/www.test/events",
@@ -192,7 +134,7 @@ async def test_the_journal_is_followed_from_where_the_last_answer_ended() -> Non
         ("GET", "/api/v1/certificates?limit=0", 400),
         ("GET", "/api/v1/certificates?limit=1&limit=2", 400),
         ("GET", "/api/v1/certificates?limt=1", 400),
-        ("GET", "/readyz?exclude=shar", 400),
+        ("GET", "/readyz?exclude=shar", 404),
         ("POST", "/api/v1/status", 405),
         ("TRACE", "/livez", 405),
     ],

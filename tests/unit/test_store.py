@@ -293,6 +293,32 @@ async def test_the_journal_only_grows_and_holds_no_key(store: Store) -> None:
     assert all("MIIabc" not in str(event.fields) for event in last)
 
 
+async def test_the_journal_is_read_by_what_it_is_about(store: Store) -> None:
+    """A certificate's generations and places are about it, and to a consumer belongs what happens there; no neighbour's."""
+    subjects = (
+        WWW,
+        f"{WWW}@1",
+        f"{WWW}/web1",
+        f"x{WWW}",
+        f"{WWW}.x",
+        "web1",
+        "mail/web1",
+        "mail/web12",
+        "100%",
+    )
+    await store.add_events([Event(NOW, "order.created", subject) for subject in subjects])
+    await store.add_events([Event(NOW, "deadline.near", "mail", {"consumer": "web1"})])
+
+    async def about(subject: str) -> list[str]:
+        return [event.subject for event in await store.events(0, 100, subject)]
+
+    assert [WWW, f"{WWW}@1", f"{WWW}/web1"] == await about(WWW)
+    assert [f"{WWW}/web1", "web1", "mail/web1", "mail"] == await about("web1")
+    assert ["100%"] == await about("100%")
+    assert [] == await about("%")
+    assert ["mail/web1", "mail"] == [event.subject for event in await store.last_events(2, "web1")]
+
+
 async def test_an_event_that_nobody_waits_for_is_there_before_what_is_asked_next(store: Store) -> None:
     """Whoever reads the journal after a fact finds what was told of it; what cannot be kept fails no fact."""
     store.queue_events([Event(NOW, "order.created", WWW, {"n": 1})])

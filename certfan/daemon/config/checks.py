@@ -30,11 +30,12 @@ def problems_of(main: Main, parts: list[Part]) -> list[str]:
     return [
         *_default_problems(main, parts),
         *_listener_problems(main, parts[0].where),
+        *_status_problems(main, parts[0].where),
         *_twice_problems(parts),
         *_reference_problems(main, parts),
         *_authority_problems(parts),
         *_published_problems(main, parts),
-        *_file_problems(parts),
+        *_file_problems(main, parts),
     ]
 
 
@@ -61,6 +62,17 @@ def _listener_problems(main: Main, where: str) -> Iterator[str]:
     first_dialled = parse_listener(main.channel.listen[0])
     if main.channel.address is None and ipaddress.ip_address(first_dialled.host).is_unspecified:
         yield f"{where}: channel.address: is missing, and nobody can dial {first_dialled}"
+
+
+def _status_problems(main: Main, where: str) -> Iterator[str]:
+    """Tell of a status that whoever can reach it could read."""
+    status = main.status
+    if status.tokens or (status.tls and status.tls.client_ca):
+        return
+    for one in listeners(status.listen):
+        if not one.is_local:
+            known = "a hash in [status.tokens] (run: certfan token NAME), or client_ca in [status.tls]"
+            yield f"{where}: status.listen: {one} can be reached from other machines; say who may read: {known}"
 
 
 def _twice_problems(parts: list[Part]) -> Iterator[str]:
@@ -136,7 +148,11 @@ def _published_problems(main: Main, parts: list[Part]) -> Iterator[str]:
                 yield f"{part.where}: certificate[{index}].names: {name}: {why}"
 
 
-def _file_problems(parts: list[Part]) -> Iterator[str]:
+def _file_problems(main: Main, parts: list[Part]) -> Iterator[str]:
+    for key, name in main.status.tls or ():
+        if name is not None:
+            here = f"{parts[0].where}: status.tls.{key}"
+            yield from _file_problem(here, Path(parts[0].where).parent / name, secret=key == "key")
     for part in parts:
         for name, table in part.tables.authority.items():
             for key in ("ca_file", "roots_file", "eab_key_file"):

@@ -44,6 +44,15 @@ class ShareConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """What the status listener shows beyond this machine, and whose clients' certificates it takes; None: nobody's."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything the admin wrote. `digest` changes when, and only when, a value does: never for a comment."""
 
@@ -56,6 +65,9 @@ class Config:
     channel: tuple[Listener, ...]
     channel_address: str  # HOST:PORT that agents dial, IPv6 in brackets
     status: tuple[Listener, ...]
+    status_hosts: frozenset[str]
+    status_tokens: Mapping[str, str]  # hashes by name
+    status_tls: TlsFiles | None
     control: Listener
     probe_interval: timedelta
     log_level: str
@@ -118,6 +130,9 @@ def _build(path: Path, main: Main, parts: list[Part]) -> Config:
         channel=listeners(main.channel.listen),
         channel_address=main.channel.address or first,
         status=listeners(main.status.listen),
+        status_hosts=frozenset(main.status.hosts),
+        status_tokens=_frozen(dict(main.status.tokens)),
+        status_tls=_status_tls(main, path.parent),
         control=Listener(path=main.control.socket, mode=0o660, group=main.control.group),
         probe_interval=main.status.probe_interval,
         log_level=main.log.level,
@@ -125,6 +140,13 @@ def _build(path: Path, main: Main, parts: list[Part]) -> Config:
         desired=_desired(main, parts),
         digest=_digest(parts),
     )
+
+
+def _status_tls(main: Main, folder: Path) -> TlsFiles | None:
+    if (table := main.status.tls) is None:
+        return None
+    client_ca = folder / table.client_ca if table.client_ca else None
+    return TlsFiles(certificate=folder / table.certificate, key=folder / table.key, client_ca=client_ca)
 
 
 def _desired(main: Main, parts: list[Part]) -> Desired:

@@ -174,6 +174,12 @@ def _span(value: Any) -> Any:
     return value
 
 
+def _token_hash(text: str) -> str:
+    if not re.fullmatch("sha256:[0-9a-f]{64}", text):
+        raise ValueError("must be the hash that `certfan token NAME` prints, never the token itself")
+    return text
+
+
 def _origin(text: str) -> str:
     url = urlsplit(text)
     if url.scheme != "https" or not url.hostname or url.path.strip("/") or url.query or "@" in url.netloc:
@@ -217,10 +223,21 @@ class ChannelTable(_Table):
     address: Annotated[str, AfterValidator(_dialled)] | None = None
 
 
+class StatusTlsTable(_Table):
+    """[status.tls]: what is shown to who comes from another machine, and whose certificates count as a token."""
+
+    certificate: str = Field(min_length=1)
+    key: str = Field(min_length=1)
+    client_ca: str | None = Field(default=None, min_length=1)
+
+
 class StatusTable(_Table):
     """[status]: the read-only endpoint, and how often agents probe: what they say is good for two intervals."""
 
     listen: Annotated[list[Listen], Distinct] = ["127.0.0.1:8056"]
+    hosts: Annotated[list[Annotated[str, AfterValidator(identifier)]], Distinct] = []
+    tokens: dict[Label, Annotated[str, AfterValidator(_token_hash)]] = {}
+    tls: StatusTlsTable | None = None
     probe_interval: Annotated[timedelta, Field(strict=False)] = Field(
         default=timedelta(seconds=300), ge=timedelta(seconds=1), le=timedelta(days=1)
     )

@@ -136,6 +136,8 @@ def needs_restart(started_with: Config, now: Config) -> tuple[Problem, ...]:
         "http01.listen": (started_with.http01, now.http01),
         "channel.listen": (started_with.channel, now.channel),
         "status.listen": (started_with.status, now.status),
+        "status.hosts": (started_with.status_hosts, now.status_hosts),
+        "status.tls": (started_with.status_tls, now.status_tls),
         "control": (started_with.control, now.control),
     }
     return tuple(

@@ -7,6 +7,7 @@ rebinding); every problem is an application/problem+json (RFC 9457) with `code` 
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from aiohttp import web
 
 from certfan.daemon.listeners import Listener, serve
 from certfan.daemon.status import authority_control, share_control
+from certfan.daemon.status.access import Tokens, guard
 from certfan.daemon.status.answers import answer_bytes
 from certfan.daemon.status.checks import Checks, checked, no_checks
 from certfan.daemon.status.control import Actions, control_routes
@@ -45,6 +47,7 @@ class Doors:
     story: Story
     alive: Checks = no_checks
     ready: Checks = no_checks
+    tokens: Tokens = tuple  # hashes of those that let in from elsewhere
     hosts: Collection[str] = field(default_factory=frozenset)  # names beside literal addresses and localhost
 
 
@@ -62,7 +65,8 @@ def make_app(
     """
     routes = _Routes(doors)
     app = web.Application(
-        middlewares=[as_problem, refuse_strange_host(doors.hosts)], client_max_size=MAX_BODY
+        middlewares=[as_problem, refuse_strange_host(doors.hosts), guard(doors.tokens)],
+        client_max_size=MAX_BODY,
     )
     app.add_routes(
         [
@@ -85,8 +89,12 @@ def make_app(
     return app
 
 
-async def start(app: web.Application, listeners: Sequence[Listener]) -> web.AppRunner:
-    """Serve on every listener or on none; `await runner.cleanup()` ends it within about a second.
+async def start(
+    app: web.Application, listeners: Sequence[Listener], tls: ssl.SSLContext | None = None
+) -> web.AppRunner:
+    """Serve on every listener or on none, over TLS where others than this machine come in.
+
+    `await runner.cleanup()` ends it within about a second.
 
     Raises:
         OSError: naming the listener that cannot be bound.
@@ -94,7 +102,7 @@ async def start(app: web.Application, listeners: Sequence[Listener]) -> web.AppR
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_STOP_PATIENCE)
     await runner.setup()
     try:
-        await serve(runner, tuple(listeners))
+        await serve(runner, tuple(listeners), tls)
     except BaseException:
         await runner.cleanup()
         raise

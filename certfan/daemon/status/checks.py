@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from aiohttp import web
 
 from certfan import toml
-from certfan.errors import MessageInvalid
+from certfan.errors import MessageInvalid, UnknownName
 
 Checks = Callable[[], Mapping[str, str | None]]  # None is well, a text says what is wrong
 
@@ -21,14 +21,15 @@ def checked(request: web.Request, checks: Mapping[str, str | None]) -> web.Respo
     """Return 200 or 503 by the checks; `?verbose` tells each of them, `?exclude=NAME` lets one not count.
 
     Raises:
-        MessageInvalid: there is no such check or parameter.
+        MessageInvalid: there is no such parameter.
+        UnknownName: there is no such check.
     """
     if strange := request.query.keys() - {"verbose", "exclude"}:
         raise MessageInvalid(f"unknown parameter {min(strange)[:50]!r}; there are verbose and exclude")
     left_out = request.query.getall("exclude", [])
     for name in left_out:
         if name not in checks:
-            raise MessageInvalid(f"there is no check {name[:50]!r}{toml.did_you_mean(name, checks)}")
+            raise UnknownName(f"there is no check {name[:50]!r}{toml.did_you_mean(name, checks)}")
     failed = [name for name, problem in checks.items() if problem is not None and name not in left_out]
     if "verbose" in request.query:
         lines = [
