@@ -21,6 +21,7 @@ from certfan.daemon.status.answers import answer_bytes
 from certfan.daemon.status.checks import Checks, checked, no_checks
 from certfan.daemon.status.control import Actions, control_routes
 from certfan.daemon.status.model import Page, StateOfThings
+from certfan.daemon.status.page.routes import page_routes
 from certfan.daemon.status.plan_control import plan_routes
 from certfan.daemon.status.problems import as_problem, refuse_strange_host
 from certfan.daemon.status.reading import API, ROUTES
@@ -77,6 +78,7 @@ def make_app(
             *(web.get(API + one.path, partial(one.handle, routes)) for one in ROUTES),
         ]
     )
+    app.add_routes(page_routes(routes))
     if actions is not None:
         app.add_routes(control_routes(actions))
         app.add_routes(plan_routes(doors.things))

@@ -1,0 +1,70 @@
+"""The first sentences of the page: how all is well, or how much is not. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+
+from certfan.daemon.status.model import Page, State, Verdict
+from certfan.daemon.status.page.words import RANK, counted, relative, said, tone
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """How many endpoints have a verdict."""
+
+    tone: str
+    text: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What stands beside the first sentence; an instant that has passed is left to the problems."""
+
+    verdicts: tuple[Figure, ...]  # the worst first, without what is proven
+    next_renewal: datetime | None
+    first_expiry: datetime | None
+
+
+def figures(page: Page) -> Figures:
+    """Return the figures of everything."""
+    counts: Counter[tuple[Verdict, str]] = Counter()
+    for certificate in page.certificates:
+        counts.update((row.verdict, tone(row)) for row in certificate.endpoints)
+    worst = sorted((one for one in counts if one[0] is not Verdict.PROVEN), key=lambda one: -RANK[one[0]])
+    renewals = (one.renew_at for one in page.certificates if one.renew_at and one.renew_at > page.now)
+    ends = (one.not_after for one in page.certificates if one.not_after and one.not_after > page.now)
+    return Figures(
+        verdicts=tuple(Figure(colour, said(verdict), counts[verdict, colour]) for verdict, colour in worst),
+        next_renewal=min(renewals, default=None),
+        first_expiry=min(ends, default=None),
+    )
+
+
+def calm(page: Page) -> str:
+    """Return the sentence of a page without problems."""
+    working = sum(one.state is State.WORKING for one in page.certificates)
+    proven, endpoints = page.summary.proven, page.summary.endpoints
+    if working:
+        verb = "is" if working == 1 else "are"
+        return f"{counted(working, 'certificate')} {verb} on the way; {proven} of {endpoints} endpoints are proven."
+    if not endpoints:
+        return "No certificate is for a consumer yet, so there is nothing to prove."
+    renewal = figures(page).next_renewal
+    told = "The one endpoint is proven" if endpoints == 1 else f"All {endpoints:,} endpoints are proven"
+    return f"{told}; the next renewal is {relative(renewal, page.now)}." if renewal else f"{told}."
+
+
+def resets(page: Page) -> str:
+    """Return what the resets of the last 24 hours did; "nothing lost" only when nothing needs anybody."""
+    times = page.summary.resets_today
+    if not times:
+        return "This machine was not reset in the last 24 hours."
+    often = {1: "once", 2: "twice"}.get(times, f"{times} times")
+    told = f"This machine was reset {often} in the last 24 hours"
+    proven, endpoints = page.summary.proven, page.summary.endpoints
+    if page.problems:
+        return f"{told}; what is not well stands above, {proven} of {endpoints} endpoints are proven."
+    return f"{told}, nothing lost: {proven} of {endpoints} endpoints are proven."

@@ -1,0 +1,120 @@
+"""From values to HTML: the templates, and the files beside them under names that change with their contents.
+
+Every value is escaped where it is put in, and nothing in it can hide or turn a line around: names come from the
+config, but texts come from authorities, agents and whoever answers at an endpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache, partial
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from certfan import __version__, log
+from certfan.daemon.status.page import words
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_FILES = {
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "ok.svg": "image/svg+xml",
+    "working.svg": "image/svg+xml",
+    "problem.svg": "image/svg+xml",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A file that a browser may keep for ever: another content has another name."""
+
+    name: str
+    content_type: str
+    body: bytes
+
+
+@cache
+def assets() -> Mapping[str, Asset]:
+    """Return every file by its plain name."""
+    return {name: _asset(name, content_type) for name, content_type in _FILES.items()}
+
+
+def _asset(name: str, content_type: str) -> Asset:
+    body = _folder().joinpath("static", name).read_bytes()
+    stem, _, ending = name.partition(".")
+    return Asset(f"{stem}.{hashlib.sha256(body).hexdigest()[:16]}.{ending}", content_type, body)
+
+
+def render(template: str, *, now: datetime, **values: Any) -> str:
+    """Return one page. Should key material have come that far, it is replaced."""
+    text = (
+        _environment()
+        .get_template(template)
+        .render(now=now, when=partial(_when, now), ago=partial(_relative, now), **values)
+    )
+    return str(log.redact(text))
+
+
+@cache
+def _environment() -> Environment:
+    import jinja2  # whoever never opens the page need not load it
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_source),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.globals.update(
+        asset={name: f"/static/{one.name}" for name, one in assets().items()}, version=__version__
+    )
+    environment.filters.update(
+        said=words.said,
+        counted=words.counted,
+        absolute=words.absolute,
+        iso=words.iso,
+        command=words.command,
+        tone=words.tone,
+        lateness=words.LATENESS.__getitem__,
+        span=words.span,
+        grouped=lambda text: " ".join(text[i : i + 4] for i in range(0, len(text), 4)),
+    )
+    return environment
+
+
+def _folder() -> Any:
+    return resources.files("certfan.daemon.status.page")
+
+
+def _source(name: str) -> str:
+    return str(_folder().joinpath("templates", name).read_text(encoding="utf-8"))
+
+
+def _finalize(value: Any) -> Any:
+    return words.visible(value) if type(value) is str else value
+
+
+def _when(now: datetime, at: datetime | None) -> Any:
+    """Return an instant in both forms, the absolute one last."""
+    from markupsafe import Markup
+
+    if at is None:
+        return "-"
+    return Markup('<time datetime="{}">{} <small>{} UTC</small></time>').format(
+        words.iso(at), words.relative(at, now), words.absolute(at)
+    )
+
+
+def _relative(now: datetime, at: datetime) -> Any:
+    """Return the near form alone, where a table says the other one once."""
+    from markupsafe import Markup
+
+    return Markup('<time datetime="{}">{}</time>').format(words.iso(at), words.relative(at, now))

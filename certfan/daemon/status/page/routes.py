@@ -1,0 +1,142 @@
+"""The page's routes: reading only, and strict about what a browser may do with what it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from aiohttp import web
+
+from certfan import toml
+from certfan.daemon.status import resources
+from certfan.daemon.status.model import Page
+from certfan.daemon.status.page import story
+from certfan.daemon.status.page.matrix import Choice, matrix
+from certfan.daemon.status.page.overview import calm, figures, resets
+from certfan.daemon.status.page.rendering import assets, render
+from certfan.daemon.status.page.timeline import timeline
+from certfan.daemon.status.page.words import TONE_OF_STATE
+from certfan.daemon.status.reading import Source
+from certfan.daemon.store.facts import Event
+
+MOST_TOLD = 100
+NEWEST = 12
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "style-src 'self'",
+        "script-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+}
+_FOR_EVER = {"Cache-Control": "public, max-age=31536000, immutable"}
+
+
+def page_routes(source: Source) -> list[web.RouteDef]:
+    """Return the routes of the page, of its certificates and consumers, and of the files that they need."""
+    routes = _Page(source)
+    return [
+        web.get("/", routes.overview),
+        web.get("/certificates/{name}", routes.certificate),
+        web.get("/consumers/{name}", routes.consumer),
+        web.get("/static/{name}", _static),
+    ]
+
+
+class _Page:
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    async def overview(self, request: web.Request) -> web.Response:
+        page = await self._source.page()
+        newest = await self._source.events(-1, NEWEST, "")
+        return _response(overview_html(page, Choice.of(request.query), newest))
+
+    async def certificate(self, request: web.Request) -> web.Response:
+        page, name = await self._source.page(), request.match_info["name"]
+        found = next((one for one in page.certificates if one.name == name), None)
+        if found is None:
+            return _unknown(request, page, "certificate", [one.name for one in page.certificates])
+        made = resources.generations(await self._source.things(), name)
+        told = await self._source.story(name, found.identifiers, MOST_TOLD)
+        text = _html(
+            "certificate.html",
+            page,
+            Choice.of(request.query),
+            certificate=found,
+            problems=story.problems_of_certificate(found, page.problems),
+            generations=[make() for _, make in made][::-1],
+            events=story.newest_first(told),
+        )
+        return _response(text)
+
+    async def consumer(self, request: web.Request) -> web.Response:
+        page, name = await self._source.page(), request.match_info["name"]
+        found = next((one for one in page.consumers if one.name == name), None)
+        if found is None:
+            return _unknown(request, page, "consumer", [one.name for one in page.consumers])
+        told = await self._source.events(-1, MOST_TOLD, name)
+        text = _html(
+            "consumer.html",
+            page,
+            Choice.of(request.query),
+            consumer=found,
+            rows=tuple(story.rows_at(name, page)),
+            problems=tuple(one for one in page.problems if story.is_about_consumer(one.subject, name)),
+            events=story.newest_first(told),
+        )
+        return _response(text)
+
+
+def _unknown(request: web.Request, page: Page, kind: str, known: Sequence[str]) -> web.Response:
+    name = request.match_info["name"][:100]
+    guess = toml.did_you_mean(name, list(known))
+    text = _html("unknown.html", page, Choice.of(request.query), kind=kind, name=name, guess=guess)
+    return _response(text, 404)
+
+
+def overview_html(page: Page, choice: Choice, events: Sequence[Event]) -> str:
+    """Return the first page; `events` ascend."""
+    return _html(
+        "overview.html",
+        page,
+        choice,
+        matrix=matrix(page, choice),
+        timeline=timeline(page),
+        figures=figures(page),
+        calm=calm(page),
+        resets=resets(page),
+        heard={one.name: one.heard for one in page.consumers},
+        events=story.newest_first(events),
+    )
+
+
+def _html(template: str, page: Page, choice: Choice, **values: Any) -> str:
+    place = story.places(page)
+    return render(
+        template, now=page.now, page=page, choice=choice, tone_of_state=TONE_OF_STATE, place=place, **values
+    )
+
+
+def _response(text: str, status: int = 200) -> web.Response:
+    return web.Response(text=text, status=status, content_type="text/html", headers=_HEADERS)
+
+
+async def _static(request: web.Request) -> web.Response:
+    name = request.match_info["name"]
+    found = next((one for one in assets().values() if one.name == name), None)
+    if found is None:
+        raise web.HTTPNotFound
+    return web.Response(
+        body=found.body, content_type=found.content_type, charset="utf-8", headers=_FOR_EVER | _HEADERS
+    )
