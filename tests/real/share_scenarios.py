@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -100,6 +101,60 @@ async def bare_copy(folder: Path) -> None:
     await share.stop()
 
 
+def _tree(fd: int) -> dict[str, tuple[int, int]]:
+    """Return every folder and file below a descriptor, with what tells whether anything was ever done to it."""
+    top = f"/proc/self/fd/{fd}/"
+    found = [
+        top,
+        *(f"{at}/{name}" for at, folders, others in os.walk(top) for name in (*folders, *others)),
+    ]
+    return {path: ((about := os.lstat(path)).st_ino, about.st_ctime_ns) for path in found}
+
+
+async def unmounted_again_and_again(folder: Path) -> None:
+    """The mount comes and goes at any moment of many publishes: what lies below the mount point is never touched.
+
+    It is as inviting as can be: the consumers' folders are there, and where a mount is required even the sentinel. The
+    control is a program that writes by path: below the mount point, as soon as the mount is away.
+    """
+    root, volume = folder / "share", folder / "volume"
+    for place in (root, volume):
+        place.mkdir()
+        set_up_at(place)
+    bare = os.open(root, os.O_RDONLY)
+    _run("mount", "--bind", volume, root)
+    for require_mount in (True, False):
+        if not require_mount:
+            os.unlink("certfan.share", dir_fd=bare)
+        before, chance = _tree(bare), random.Random(5)
+        share = Share(root, folder / f"lock{require_mount}", now, require_mount=require_mount)
+        refused, done, number = 0, 0, int(require_mount) * 1000
+        while refused < 15 or done < 15:
+            number += 1
+            call = asyncio.create_task(share.publish(WEB1, NAME, number, bundle(number)))
+            await asyncio.sleep(chance.random() / 100)  # any moment of it is the point here
+            away = chance.random() < 0.5
+            if away:
+                _run("umount", "-l", root)
+            try:
+                await call
+                done += 1
+            except ShareUnavailable:
+                refused += 1
+            if away:
+                with suppress(ShareUnavailable):
+                    await share.publish(WEB1, NAME, number, bundle(number))
+                    raise AssertionError("published below the mount point")
+                refused += 1
+                _run("mount", "--bind", volume, root)
+        await share.stop()
+        assert _tree(bare) == before
+    careless = f"/proc/self/fd/{bare}/web1/live/careless"
+    _run("umount", "-l", root)
+    (root / "web1/live/careless").touch()
+    assert careless in _tree(bare)
+
+
 @contextmanager
 def _small_disk(folder: Path) -> Iterator[Path]:
     """Mount an ext4 of four MiB of its own; `root` is the share on it."""
@@ -162,7 +217,8 @@ async def dead_disk(folder: Path) -> None:
 
 
 SCENARIOS = {
-    scenario.__name__: scenario for scenario in (read_only, full, full_disk, dead_disk, unmounted, bare_copy)
+    scenario.__name__: scenario
+    for scenario in (read_only, full, full_disk, dead_disk, unmounted, unmounted_again_and_again, bare_copy)
 }
 
 if __name__ == "__main__":

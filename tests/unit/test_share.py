@@ -205,6 +205,38 @@ async def test_a_planted_symlink_is_never_followed(place: Place, tmp_path: Path,
     assert before == sorted(victim.rglob("*"))
 
 
+@pytest.mark.parametrize(
+    "component",
+    [
+        *("web1", "web1/generations", f"web1/generations/{NAME}", f"web1/generations/{NAME}/1", "web1/live"),
+        *(f"web1/generations/{NAME}/1/{name}" for name in bundle(1)),
+        f"web1/live/{NAME}",
+    ],
+)
+async def test_a_planted_hard_link_is_never_written_through(
+    place: Place, tmp_path: Path, component: str
+) -> None:
+    """A second name of somebody's file in any place: publish refuses or takes the name away, never the file."""
+    victim, trap = tmp_path / "victim", place.root / component
+    victim.write_text("somebody's")
+    victim.chmod(0o600)
+    if trap.exists():
+        shutil.move(trap, tmp_path / "kept")
+    for folder in reversed([one for one in trap.parents if not one.exists()]):
+        folder.mkdir(mode=0o750)
+    os.link(victim, trap)
+    before = victim.stat()
+
+    if component.count("/") < 4 and component != f"web1/live/{NAME}":
+        with pytest.raises(ShareTampered):
+            await place.share.publish(WEB1, NAME, 1, bundle(1))
+    else:
+        await place.share.publish(WEB1, NAME, 1, bundle(1))
+        assert bundle(1) == read_live(place.root / "web1")
+    assert ("somebody's", before.st_mode) == (victim.read_text(), victim.stat().st_mode)
+    assert before.st_mtime_ns == victim.stat().st_mtime_ns
+
+
 async def test_a_name_that_leads_elsewhere_is_refused(place: Place) -> None:
     """Names are checked below the pipe too: no certificate's name becomes a path."""
     for name in ("../web1", "a/b", "", ".hidden", "a..b", "A", "-x", "x" * 101, "a\n"):
