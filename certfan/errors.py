@@ -8,6 +8,7 @@ CertfanError
 │   ├── StateLocked              state.locked
 │   ├── StateTooOpen             state.too_open
 │   ├── SchemaTooNew             state.schema_too_new
+│   ├── BackupInvalid            state.backup_invalid       cut short, altered, or none
 │   └── StoreFailed              state.store_failed         the database cannot be read or written
 ├── PkiError                     pki.*        keys, chains, signatures
 │   ├── PairMismatch             pki.pair_mismatch
@@ -144,6 +145,13 @@ class SchemaTooNew(StateError):
     """A newer release has written this database."""
 
     code = "state.schema_too_new"
+    retry = Retry.NEVER
+
+
+class BackupInvalid(StateError):
+    """An archive is no backup of ours, or not all of one."""
+
+    code = "state.backup_invalid"
     retry = Retry.NEVER
 
 

@@ -14,6 +14,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from certfan.errors import StateLocked, StateTooOpen
 
@@ -78,6 +79,16 @@ def create(
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def open_private(path: str | Path) -> BinaryIO:
+    """Create a file for us alone (0600) that must not exist yet, to be written and read; durable when its owner says so.
+
+    Raises:
+        FileExistsError: something already has the name.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o600), "w+b")
 
 
 def read_private(

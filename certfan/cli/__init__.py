@@ -10,6 +10,7 @@ from certfan import __version__
 from certfan.cli import (
     agents,
     authorities,
+    backing,
     checking,
     consumers,
     doctoring,
@@ -94,6 +95,8 @@ main.add_command(checking.check)
 main.add_command(explaining.why)
 main.add_command(explaining.plan)
 main.add_command(doctoring.doctor)
+main.add_command(backing.backup)
+main.add_command(backing.restore)
 main.add_command(renewing.renew)
 main.add_command(authorities.revoke)
 main.add_command(authorities.account)

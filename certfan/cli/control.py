@@ -7,13 +7,14 @@ import json
 import tomllib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from certfan import errors
 from certfan.errors import CertfanError, ConfigInvalid, ControlDenied, ControlError, DaemonNotRunning
 
 DEFAULT_SOCKET = "/run/certfan/control.sock"
 PATIENCE = 30  # seconds
+_T = TypeVar("_T")
 
 
 def socket_path(config: Path) -> str:
@@ -36,23 +37,44 @@ def call(config: Path, method: str, path: str, body: Any = None, *, patience: fl
     return asyncio.run(_call(socket_path(config), method, path, body, patience))
 
 
+def receive(config: Path, method: str, path: str) -> Iterator[bytes]:
+    """Do something whose answer is a file, and yield that piece by piece.
+
+    Raises:
+        DaemonNotRunning, ControlDenied, CertfanError: as `call`; also midway, when the rest does not come.
+    """
+    yield from _steps(_pieces(socket_path(config), method, path))
+
+
 def follow(config: Path, method: str, path: str) -> Iterator[dict[str, Any]]:
     """Do something long, and yield each line that the daemon tells about it; the last one is the outcome.
 
     Raises:
         DaemonNotRunning, ControlDenied, CertfanError: as `call`.
     """
+    for line in _steps(_lines(socket_path(config), method, path)):
+        if "error" in line:
+            raise _refusal(line["error"])
+        yield line
+
+
+def _steps(answers: AsyncGenerator[_T, None]) -> Iterator[_T]:
     import asyncio
 
     with asyncio.Runner() as runner:
-        lines = _lines(socket_path(config), method, path)
         try:
-            while (line := runner.run(anext(lines, None))) is not None:
-                if "error" in line:
-                    raise _refusal(line["error"])
-                yield line
+            while (answer := runner.run(anext(answers, None))) is not None:
+                yield answer
         finally:
-            runner.run(lines.aclose())
+            runner.run(answers.aclose())
+
+
+async def _pieces(socket: str, method: str, path: str) -> AsyncGenerator[bytes, None]:
+    async with _asked(socket, method, path, None, total=None) as response:
+        if response.status >= 400:
+            raise _refusal(await response.json(content_type=None))
+        async for piece in response.content.iter_chunked(1 << 18):
+            yield piece
 
 
 async def _lines(socket: str, method: str, path: str) -> AsyncGenerator[dict[str, Any], None]:

@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from certfan.cli import looking
+from certfan.cli.accounts import ids_of
 from certfan.cli.failing import json_option
 from certfan.cli.options import config_option
-from certfan.errors import ControlDenied, UnknownName
+from certfan.errors import ControlDenied
 
 
 @click.group()
@@ -91,7 +92,7 @@ def _set_up(found: Any, user: str) -> dict[str, Any]:
 
     from certfan.daemon.share.setup import advice, set_up_share, volume_checks
 
-    uid = _uid(user)
+    uid, _ = ids_of(user)
     if os.geteuid() not in {0, uid}:
         raise ControlDenied(
             "only root can give folders to another user", hint="run: sudo certfan share setup"
@@ -136,14 +137,3 @@ def _setup_lock(state: Path) -> Path:
     from certfan import files
 
     return files.private_folder(state) / "share-setup.lock"
-
-
-def _uid(user: str) -> int:
-    import pwd
-
-    if user.isdecimal():
-        return int(user)
-    try:
-        return pwd.getpwnam(user).pw_uid
-    except KeyError:
-        raise UnknownName(f"there is no user {user}", subject=user, hint="run: systemd-sysusers") from None

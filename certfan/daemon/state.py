@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -208,6 +209,8 @@ class StateFolder:
             for left in folder.rglob(".*"):
                 if _TEMPORARY.fullmatch(left.name) and left.is_file():
                     left.unlink()
+        for left in self.path.glob(".backup.*"):
+            shutil.rmtree(left)
 
 
 def _kept(path: Path, make: Callable[[], bytes]) -> bytes:

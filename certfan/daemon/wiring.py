@@ -9,14 +9,17 @@ import os
 import socket
 import ssl
 import stat
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from typing import BinaryIO
 
 from certfan import log, systemd
 from certfan.core.findings import FileSeen
 from certfan.core.model import Authority
 from certfan.daemon.authority import AcmeAuthority, make_account_key
+from certfan.daemon.backup import archived
 from certfan.daemon.ca import CaFolder, open_ca
 from certfan.daemon.challenges.caa import CaaFinder
 from certfan.daemon.challenges.http01 import Responder
@@ -334,3 +337,7 @@ class Wiring:
             ],
             uid=os.geteuid(),
         )
+
+    def archived(self) -> AbstractContextManager[tuple[BinaryIO, int]]:
+        """Return the making of a backup."""
+        return archived(self.state.path, self.config.fleet, now())

@@ -34,6 +34,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "daemon.config",
         "daemon.share.setup",
         "daemon.offline",
+        "daemon.backup",
+        "daemon.restoring",
         "agent.main",
         "agent.apply",
         "agent.boot",

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, inspect, text
 
@@ -100,3 +101,22 @@ def _back_up(db: Connection, path: Path, now: datetime) -> None:
     source = db.connection.dbapi_connection
     assert isinstance(source, sqlite3.Connection)
     files.write_private(copy, source.serialize())
+
+
+def copy_database(path: Path, copy: Path) -> None:
+    """Copy a database as it is at one instant, while others write to it, to a new private file; durable on return.
+
+    Raises:
+        OSError: it cannot be read, or the copy not be written.
+    """
+    files.create(copy, b"")
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as source,
+            contextlib.closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+            # Or a restored database would come with no log that belongs to it, and look for one.
+            target.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.Error as error:
+        raise OSError(f"database {path} cannot be copied: {error}") from error
