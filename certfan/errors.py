@@ -55,6 +55,7 @@ CertfanError
 │   ├── UnknownName              control.unknown_name
 │   ├── StillWaiting             control.still_waiting      what was waited for has not happened yet; it goes on
 │   └── ActionRefused            control.refused            it would do harm, or there is nothing to do it to
+├── TreeUnreadable               takeover.unreadable        another program's folder, or a file of it, is of no use
 └── InternalError                internal     a bug: caught only at a step boundary
 """
 
@@ -472,6 +473,13 @@ class ActionRefused(ControlError):
     """What was asked for would do harm, or there is nothing to do it to; the text says which."""
 
     code = "control.refused"
+    retry = Retry.NEVER
+
+
+class TreeUnreadable(CertfanError):
+    """Another program's folder, or a file of it, cannot be used; its text never quotes what it read."""
+
+    code = "takeover.unreadable"
     retry = Retry.NEVER
 
 

@@ -7,7 +7,7 @@ from asyncio.sslproto import SSLProtocol
 from functools import lru_cache
 from pathlib import Path
 
-from certfan.errors import ConfigInvalid
+from certfan.errors import ChainInvalid, ConfigInvalid
 
 RECORD = 16 << 10  # bytes; the longest record of TLS 1.3 (RFC 8446 section 5.1)
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")  # where Debian keeps its roots in one file
@@ -33,6 +33,23 @@ def system_roots_pem() -> bytes:
     except OSError as error:
         problem = f"the system's roots {path} cannot be read: {error.strerror}"
         raise ConfigInvalid((problem,), subject=str(path), hint="run: apt install ca-certificates") from error
+
+
+def roots_pem(file: str | None, *, authority: str) -> bytes:
+    """Return what an authority's chains must end in, as PEM: its own roots, else the system's.
+
+    Raises:
+        ChainInvalid: the file cannot be read.
+        ConfigInvalid: the machine has none.
+    """
+    if file is None:
+        return system_roots_pem()
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise ChainInvalid(
+            f"roots of authority {authority}: {file} cannot be read: {error.strerror}", subject=authority
+        ) from error
 
 
 @lru_cache(maxsize=1)

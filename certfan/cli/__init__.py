@@ -15,6 +15,7 @@ from certfan.cli import (
     consumers,
     doctoring,
     explaining,
+    importing,
     looking,
     renewing,
     shares,
@@ -106,4 +107,5 @@ main.add_command(looking.events)
 main.add_command(consumers.consumer)
 main.add_command(shares.share)
 main.add_command(snippets.snippet)
+main.add_command(importing.import_)
 main.add_command(agents.agent)

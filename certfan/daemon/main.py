@@ -16,6 +16,7 @@ from certfan.daemon.config.loading import Config, load
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
 from certfan.daemon.status import app
+from certfan.daemon.status.adoption_control import adoption_routes
 from certfan.daemon.status.backup_control import backup_routes
 from certfan.daemon.status.doctor_control import doctor_routes
 from certfan.daemon.store import Store
@@ -94,7 +95,11 @@ async def _listening(parts: Wiring) -> AsyncIterator[None]:
         )
         status = await app.start(app.make_app(doors), parts.config.status, parts.status_tls)
         stack.push_async_callback(status.cleanup)
-        others = (*doctor_routes(parts.doctor), *backup_routes(parts.archived, parts.journal))
+        others = (
+            *doctor_routes(parts.doctor),
+            *backup_routes(parts.archived, parts.journal),
+            *adoption_routes(parts.adoptions),
+        )
         closed = app.make_app(doors, parts.actions, parts.authority_actions, parts.share_audit, others=others)
         control = await app.start(closed, (parts.config.control,))
         stack.push_async_callback(control.cleanup)

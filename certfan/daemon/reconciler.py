@@ -199,6 +199,10 @@ class Reconciler:
             case _:
                 assert_never(step)
 
+    async def highest(self, certificate: str) -> int:
+        """Return the highest number of a certificate that anyone has seen or any fact of ours names; 0 for none."""
+        return max(await self._floor(certificate), await self._is.store.highest_number(certificate))
+
     async def _floor(self, certificate: str) -> int:
         """Return the highest number seen of a certificate by the share or a consumer, or before it was forgotten."""
         reported = await self._is.store.reported_number(certificate)
@@ -216,7 +220,7 @@ class Reconciler:
 
     async def _roll_back(self, step: RollBack) -> None:
         name = step.certificate
-        floor = max(await self._floor(name), await self._is.store.highest_number(name))
+        floor = await self.highest(name)
         await self._back.back_to(self._is.desired(), name, step.generation, floor=floor)
         await self._is.issuer.open()  # an order that was closed by it took its tokens along
 

@@ -28,6 +28,7 @@ from certfan.daemon.channel import Channel
 from certfan.daemon.config.loading import Config
 from certfan.daemon.deadlines import Deadlines
 from certfan.daemon.desk.actions import AdminActions
+from certfan.daemon.desk.adoptions import Adoptions
 from certfan.daemon.desk.authority_actions import AuthorityActions
 from certfan.daemon.desk.board import Noticeboard
 from certfan.daemon.desk.configured import Configured
@@ -301,6 +302,21 @@ class Wiring:
             desired=self.configured.desired,
             check=self.path_checker.check,
             self_check=lambda: self.configured.config.self_check,
+            ring=self.loop.ring,
+            clock=now,
+        )
+
+    @cached_property
+    def adoptions(self) -> Adoptions:
+        """Whoever takes pairs over."""
+        return Adoptions(
+            store=self.store,
+            state=self.state,
+            journal=self.journal,
+            desired=self.configured.desired,
+            highest=self.reconciler.highest,
+            in_flight=lambda: self.loop.in_flight,
+            reread_tokens=self.issuer.open,
             ring=self.loop.ring,
             clock=now,
         )

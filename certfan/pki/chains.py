@@ -26,6 +26,7 @@ from certfan.pki.keys import (
     kind_of,
     load_key,
     make_key,
+    normal_key,
     public_bytes,
     signing_hash,
 )
@@ -213,6 +214,22 @@ def load_pair(key_pem: bytes, fullchain_pem: bytes) -> Pair:
         fullchain_pem=chain.fullchain_pem,
         leaf=chain.leaf,
     )
+
+
+def load_foreign_pair(
+    key_pem: bytes, fullchain_pem: bytes, *, now: datetime, roots_pem: bytes | None
+) -> Pair:
+    """Load a pair that another program got: in our form, and good for the names that it has.
+
+    Raises:
+        PairMismatch: the key does not parse, or the leaf is for another key.
+        ChainInvalid: the chain is garbage, no name is in it, or `verify_chain` refuses it.
+    """
+    pair = load_pair(normal_key(key_pem), fullchain_pem)
+    if not pair.leaf.names:
+        raise ChainInvalid(f"certificate {pair.leaf.serial} is for no name", subject=pair.leaf.serial)
+    verify_chain(pair.fullchain_pem, names=pair.leaf.names, now=now, roots_pem=roots_pem)
+    return pair
 
 
 def verify_chain(

@@ -46,9 +46,18 @@ def make_key(kind: str = "ecdsa-p256") -> bytes:
             key = ed25519.Ed25519PrivateKey.generate()
         case _:
             raise ValueError(f"unknown kind of key: {kind}")
+    return _as_pem(key)
+
+
+def _as_pem(key: PrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def normal_key(key_pem: bytes) -> bytes:
+    """Return a private key that another program wrote, in the one form of `make_key`; raises PairMismatch."""
+    return _as_pem(load_key(key_pem))
 
 
 def load_key(key_pem: bytes) -> PrivateKey:

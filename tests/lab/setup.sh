@@ -1,6 +1,6 @@
 #!/bin/sh
-# Brings what the lab needs: the packages of packages.txt, and in build/tools Pebble 2.10 and Caddy 2.11 or newer.
-# `setup.sh bench` also brings what the benches compare with: packages-bench.txt, lego and certbot.
+# Brings what the lab needs: the packages of packages.txt, in build/tools Pebble 2.10 and Caddy 2.11 or newer, and
+# certbot in build/certbot. `setup.sh bench` also brings what the benches compare with: packages-bench.txt and lego.
 # Safe to repeat; with nothing to do it asks dpkg once and touches no network.
 #
 # Debian 12's own Pebble is 2.4.0, without ARI and profiles. Newer ones are taken from a newer suite by this machine's
@@ -88,7 +88,7 @@ bring() { # NAME...
 
 bring_certbot() { # the newest release, in a place of its own
     say "certbot from PyPI"
-    python3 -m venv "$tools/../certbot" && "$tools/../certbot/bin/pip" install --quiet --disable-pip-version-check certbot
+    python3 -m venv --clear "$tools/../certbot" && "$tools/../certbot/bin/pip" install --quiet --disable-pip-version-check certbot
 }
 
 log=$(mktemp)
@@ -99,4 +99,4 @@ missing=$(missing_packages $packages)
 [ -z "$missing" ] || install_packages $missing
 missing=$(missing_tools pebble caddy $([ "${1:-}" != bench ] || echo lego))
 [ -z "$missing" ] || bring $missing
-[ "${1:-}" != bench ] || [ -x "$tools/../certbot/bin/certbot" ] || bring_certbot
+"$tools/../certbot/bin/certbot" --version >/dev/null 2>&1 || bring_certbot # its programs know their own place: moved, they do not run

@@ -43,7 +43,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "agent.config",
         "agent.check",
     }
-    | {"core.model"},
+    | {"core.model", "takeover"},
+    "takeover": GROUND | {"core.model"},
     **{room: GROUND | {"certfan"} for room in GROUND},
 }
 # Inside a wing: main > reconciler > issuer/installer > edges; an edge never imports an edge.

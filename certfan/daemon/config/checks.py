@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from certfan import toml
-from certfan.core.model import CERTIFICATE_NAME, Custody, Identifier
-from certfan.daemon.config.schema import CertificateTable, Fragment, Main, listeners
+from certfan import pki, toml
+from certfan.core.model import CERTIFICATE_NAME, Custody, Identifier, KeyType
+from certfan.daemon.config.schema import CertificateTable, Fragment, Main, identifier, listeners
 from certfan.daemon.issuing import published
 from certfan.daemon.listeners import parse_listener
 
@@ -198,3 +198,15 @@ def default_authority(main: Main, parts: list[Part]) -> str | None:
     tables = {name: table for part in parts for name, table in part.tables.authority.items()}
     found = tables.keys() - {table.staging for table in tables.values()}
     return next(iter(found)) if len(found) == 1 else None
+
+
+def why_not_asked(leaf: pki.Leaf) -> str | None:
+    """Return why no config could ask for what a leaf has, or None."""
+    if leaf.key_type not in set(KeyType):
+        return f"its key is {leaf.key_type}, not one of {', '.join(KeyType)}"
+    for name in leaf.names:
+        try:
+            identifier(name)
+        except ValueError as error:
+            return str(error)
+    return None

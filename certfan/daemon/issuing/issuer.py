@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
-from pathlib import Path
 
 from certfan import pki, tls
 from certfan.core.custody import SigningRequest, fits
@@ -326,16 +325,7 @@ class Issuer:
 
 
 def _roots(authority: Authority) -> bytes:
-    """Return what the authority's chains must end in, as PEM: its own roots, else the system's."""
-    if authority.roots_file is None:
-        return tls.system_roots_pem()
-    try:
-        return Path(authority.roots_file).read_bytes()
-    except OSError as error:
-        raise ChainInvalid(
-            f"roots of authority {authority.name}: {authority.roots_file} cannot be read: {error.strerror}",
-            subject=authority.name,
-        ) from error
+    return tls.roots_pem(authority.roots_file, authority=authority.name)
 
 
 def _fits(issuance: Issuance, certificate: Certificate, step: Issue) -> bool:

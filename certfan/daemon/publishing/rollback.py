@@ -5,7 +5,7 @@ What must never come in: which generation it is (core.rollback).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
@@ -14,10 +14,9 @@ from certfan.core.keys import unwanted
 from certfan.core.model import Desired, Generation
 from certfan.core.rollback import why_not_back_to
 from certfan.daemon.journal import Journal
+from certfan.daemon.publishing.laying import lay
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store
-
-_KEY_FILES = frozenset({"privkey.pem", "request.pem"})
 
 
 class RollBacks:
@@ -65,38 +64,8 @@ class RollBacks:
     def _copy(self, old: Generation, floor: int) -> int:
         """Lay key and chain again under the next number, and return that."""
         files = self._state.read_generation(old.certificate, old.number)
-        kept = "request.pem" if old.holder else "privkey.pem"
         if old.holder:
             pki.load_chain(files.get("fullchain.pem", b""))
         else:
-            pki.load_pair(files.get(kept, b""), files.get("fullchain.pem", b""))
-        number = self._next_number(old.certificate, floor, files, kept)
-        if old.holder:
-            self._state.generation_request(old.certificate, number, files[kept])
-        else:
-            self._state.generation_key(old.certificate, number, lambda: files[kept])
-        self._state.save_chain(
-            old.certificate,
-            number,
-            cert=files["cert.pem"],
-            chain=files.get("chain.pem", b""),
-            fullchain=files["fullchain.pem"],
-        )
-        return number
-
-    def _next_number(self, name: str, floor: int, files: Mapping[str, bytes], kept: str) -> int:
-        """Return the number above all others; one whose folder has our key already was cut off before its record."""
-        above = {
-            n: self._state.read_generation(name, n) for n in self._state.generation_numbers(name) if n > floor
-        }
-        taken = [
-            n
-            for n, found in above.items()
-            if found.get("fullchain.pem", files["fullchain.pem"]) != files["fullchain.pem"]
-        ]
-        number = 1 + max([floor, *taken])
-        while above.get(number, {}).keys() & _KEY_FILES - {kept} or (
-            above.get(number, {}).get(kept, files[kept]) != files[kept]
-        ):
-            number += 1
-        return number
+            pki.load_pair(files.get("privkey.pem", b""), files.get("fullchain.pem", b""))
+        return lay(self._state, old.certificate, files, floor)

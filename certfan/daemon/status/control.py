@@ -129,10 +129,24 @@ async def _only(request: web.Request, key: str) -> str:
             raise MessageInvalid(f'the body must be a JSON object of the form {{"{key}": "..."}}')
 
 
-async def members(request: web.Request) -> Any:
-    """Return what the body says in JSON, None when it says nothing."""
+async def long_body(request: web.Request, most: int) -> bytes:
+    """Return a body that may be longer than the application lets others be.
+
+    Raises:
+        MessageInvalid: it is longer than `most` bytes.
+    """
+    read = bytearray()
+    async for piece in request.content.iter_any():
+        read += piece
+        if len(read) > most:
+            raise MessageInvalid(f"the body is longer than {most} bytes")
+    return bytes(read)
+
+
+async def members(request: web.Request, *, most: int | None = None) -> Any:
+    """Return what the body says in JSON, None when it says nothing; `most` bytes instead of the application's limit."""
     try:
-        return json.loads(await request.read())
+        return json.loads(await (request.read() if most is None else long_body(request, most)))
     except (ValueError, RecursionError):
         return None
 

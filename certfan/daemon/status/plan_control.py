@@ -9,7 +9,7 @@ from aiohttp import web
 
 from certfan.core.model import Desired
 from certfan.daemon.config.wire import from_wire
-from certfan.daemon.status.control import caller
+from certfan.daemon.status.control import caller, long_body
 from certfan.daemon.status.model import StateOfThings, as_json
 from certfan.daemon.status.planned import planned
 from certfan.errors import MessageInvalid
@@ -29,12 +29,7 @@ def plan_routes(things: Callable[[], Awaitable[StateOfThings]]) -> list[web.Rout
 
 
 async def _other_config(request: web.Request) -> Desired | None:
-    # The application's own limit is for small bodies, and a config is none.
-    body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > MOST_BYTES:
-            raise MessageInvalid(f"a config of more than {MOST_BYTES >> 20} MiB is not planned for")
+    body = await long_body(request, MOST_BYTES)
     try:
         told = json.loads(body) if body else None
     except (ValueError, RecursionError) as error:

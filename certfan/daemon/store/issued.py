@@ -92,12 +92,28 @@ def record_copy(db: Connection, generation: Generation) -> None:
     Raises:
         ValueError: the number already belongs to another leaf.
     """
-    problem = Problem("authority.refused", f"{generation.certificate}: rolled back to {generation.origin}")
+    _end_orders(db, generation, f"rolled back to {generation.origin}")
+    record_generation(db, generation)
+    drop_rollback(db, generation.certificate)
+
+
+def record_adopted(db: Connection, generation: Generation) -> None:
+    """Remember a pair that another program got; in the same breath any order meanwhile is done with.
+
+    Repeatable.
+
+    Raises:
+        ValueError: the number already belongs to another leaf.
+    """
+    _end_orders(db, generation, "another pair was taken over")
+    record_generation(db, generation)
+
+
+def _end_orders(db: Connection, generation: Generation, why: str) -> None:
+    problem = Problem("authority.refused", f"{generation.certificate}: {why}")
     for issuance in open_issuances(db):
         if issuance.certificate == generation.certificate:
             close_issuance(db, generation.certificate, issuance.generation, generation.issued_at, problem)
-    record_generation(db, generation)
-    drop_rollback(db, generation.certificate)
 
 
 def generations(db: Connection) -> dict[str, tuple[Generation, ...]]:

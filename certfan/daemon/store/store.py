@@ -180,6 +180,7 @@ class Store:
 
     record_generation = transaction(issued.record_generation)
     record_copy = transaction(issued.record_copy)
+    record_adopted = transaction(issued.record_adopted)
     generations = transaction(issued.generations)
     highest_number = transaction(issued.highest_number)
     reported_number = transaction(issued.reported_number)
