@@ -12,6 +12,7 @@ from certfan.cli import (
     authorities,
     backing,
     checking,
+    completing,
     consumers,
     doctoring,
     explaining,
@@ -20,8 +21,10 @@ from certfan.cli import (
     renewing,
     shares,
     snippets,
+    starting,
     tokens,
 )
+from certfan.cli.completing import names
 from certfan.cli.failing import Group, json_option
 from certfan.cli.options import config_option
 from certfan.errors import ConfigError
@@ -46,7 +49,7 @@ def daemon(ctx: click.Context, config: Path) -> None:
 @main.command()
 @config_option
 @json_option
-@click.argument("name")
+@click.argument("name", shell_complete=names("certificates"))
 @click.option(
     "--to", type=click.IntRange(min=1), help="Which generation; default: the newest earlier usable one."
 )
@@ -93,6 +96,8 @@ def reload(ctx: click.Context, config: Path, as_json: bool) -> None:
 
 
 main.add_command(checking.check)
+main.add_command(starting.init)
+main.add_command(completing.completion)
 main.add_command(explaining.why)
 main.add_command(explaining.plan)
 main.add_command(doctoring.doctor)

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import click
 
 from certfan.cli import looking
+from certfan.cli.completing import names
 from certfan.cli.failing import json_option
 from certfan.cli.options import config_option
 from certfan.core.model import RevocationReason
@@ -32,7 +33,7 @@ MOST_BYTES = 1 << 14  # of a key, or an export
     help="What the authority is told (RFC 5280); keyCompromise takes every generation with that key along.",
 )
 @click.option("--now", "at_once", is_flag=True, help="Before its successor is served everywhere.")
-@click.argument("name")
+@click.argument("name", shell_complete=names("certificates"))
 def revoke(
     config: Path, name: str, generation: int | None, reason: str, at_once: bool, as_json: bool
 ) -> None:
@@ -56,7 +57,7 @@ def account() -> None:
 @account.command()
 @config_option
 @json_option
-@click.argument("authority")
+@click.argument("authority", shell_complete=names("authorities"))
 def show(config: Path, authority: str, as_json: bool) -> None:
     """The account at AUTHORITY, and what of the limits there is used."""
     from certfan.cli.control import call
@@ -68,7 +69,7 @@ def show(config: Path, authority: str, as_json: bool) -> None:
 @account.command()
 @config_option
 @json_option
-@click.argument("authority")
+@click.argument("authority", shell_complete=names("authorities"))
 def rollover(config: Path, authority: str, as_json: bool) -> None:
     """Give the account at AUTHORITY a new key, as soon as no order is under way there."""
     from certfan.cli.control import call
@@ -80,7 +81,7 @@ def rollover(config: Path, authority: str, as_json: bool) -> None:
 
 @account.command()
 @config_option
-@click.argument("authority")
+@click.argument("authority", shell_complete=names("authorities"))
 def export(config: Path, authority: str) -> None:
     """Print the account at AUTHORITY with its private key, as JSON; root only."""
     from certfan.cli.control import call
@@ -98,7 +99,7 @@ def export(config: Path, authority: str) -> None:
 @account.command("import")
 @config_option
 @json_option
-@click.argument("authority")
+@click.argument("authority", shell_complete=names("authorities"))
 @click.argument("file", type=click.File("rb"), default="-")
 def import_(config: Path, authority: str, file: Any, as_json: bool) -> None:
     """Use another account at AUTHORITY from now on: FILE (default: stdin) is an export, or its key as PEM; root only."""

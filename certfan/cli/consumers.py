@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from certfan.cli import looking
+from certfan.cli.completing import names
 from certfan.cli.failing import json_option
 from certfan.cli.options import config_option
 
@@ -20,7 +21,7 @@ def consumer() -> None:
 @consumer.command()
 @config_option
 @json_option
-@click.argument("name")
+@click.argument("name", shell_complete=names("consumers"))
 def add(config: Path, name: str, as_json: bool) -> None:
     """Print the line that enrols consumer NAME; it is good once, for 15 minutes."""
     from certfan.cli.control import call
@@ -46,7 +47,7 @@ def list_(config: Path, as_json: bool) -> None:
 @consumer.command()
 @config_option
 @json_option
-@click.argument("name")
+@click.argument("name", shell_complete=names("consumers"))
 def revoke(config: Path, name: str, as_json: bool) -> None:
     """End every identity of consumer NAME, and its live sessions."""
     from urllib.parse import quote

@@ -48,17 +48,18 @@ def _findings(config: Path) -> Iterator[dict[str, Any]]:
     try:
         first = next(daemons, None)
     except (DaemonNotRunning, ControlDenied) as error:
-        yield from map(_as_told, examine(config, runs=False))
+        yield from map(as_told, examine(config, runs=False))
         detail = f"{error.text}; what only it can see was not looked at"
         yield {"grade": "bad", "area": "daemon", "subject": "daemon", "detail": detail, "hint": error.hint}
         return
-    yield from map(_as_told, examine(config, runs=True))
+    yield from map(as_told, examine(config, runs=True))
     if first is not None:
         yield first
     yield from daemons
 
 
-def _as_told(finding: Any) -> dict[str, Any]:
+def as_told(finding: Any) -> dict[str, Any]:
+    """Return a finding of this process as the daemon tells its own."""
     return {
         "grade": finding.grade.value,
         "area": finding.area,

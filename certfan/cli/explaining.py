@@ -9,6 +9,7 @@ from urllib.parse import quote
 import click
 
 from certfan.cli import looking
+from certfan.cli.completing import names
 from certfan.cli.failing import json_option
 from certfan.cli.options import config_option
 
@@ -19,7 +20,7 @@ from certfan.cli.options import config_option
 @click.option(
     "--last", default=20, show_default=True, type=click.IntRange(1, 1000), help="How many events to show."
 )
-@click.argument("name")
+@click.argument("name", shell_complete=names("certificates"))
 def why(config: Path, name: str, last: int, as_json: bool) -> None:
     """Why certificate NAME is as it is, and how to force it.
 

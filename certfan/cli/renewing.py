@@ -11,6 +11,7 @@ from urllib.parse import quote
 import click
 
 from certfan.cli import looking
+from certfan.cli.completing import names
 from certfan.cli.failing import json_option
 from certfan.cli.options import config_option
 from certfan.errors import ActionRefused, StillWaiting
@@ -29,7 +30,7 @@ _BETWEEN_LOOKS = 0.5  # seconds
     type=click.FloatRange(min=0),
     help="With --wait: after so many seconds give up waiting (exit code 75); it goes on without us.",
 )
-@click.argument("name")
+@click.argument("name", shell_complete=names("certificates"))
 def renew(config: Path, name: str, wait: bool, timeout: float, as_json: bool) -> None:
     """Get a new generation of certificate NAME now.
 
