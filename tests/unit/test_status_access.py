@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
 import re
@@ -56,13 +57,21 @@ def logged() -> Iterator[io.StringIO]:
     structlog.reset_defaults()
 
 
+def _basic(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
 @pytest.mark.parametrize(
     ("header", "status"),
     [
         (f"Bearer {TOKEN}", 200),
         (f"bearer {TOKEN}", 200),
         (f"Bearer {TOKEN}x", 401),
+        (f"Basic {_basic(f'me:{TOKEN}')}", 200),
+        (f"Basic {_basic(f'{TOKEN}:')}", 401),  # the password is the token, not the name
+        (f"Basic {_basic(TOKEN)}", 401),
         (f"Basic {TOKEN}", 401),
+        ("Basic \xff", 401),
         (f"Bearer {TOKENS['prometheus']}", 401),  # the hash at rest is no token
         ("Bearer ", 401),
         (None, 401),
@@ -83,7 +92,9 @@ async def test_from_elsewhere_only_a_token_reads(
 
     assert got.status == (404 if path == "/nothing" and status == 200 else status)
     if status == 401:
-        assert got.headers["WWW-Authenticate"] == 'Bearer realm="certfan"'
+        bearer, basic = got.headers.getall("WWW-Authenticate")
+        assert bearer == 'Bearer realm="certfan"'
+        assert basic.startswith('Basic realm="certfan: the password is the token"')
         assert (got.content_type, "certfan token" in body) == ("application/problem+json", True)
         assert '"event": "status.refused"' in logged.getvalue()
     assert TOKEN not in logged.getvalue() + body

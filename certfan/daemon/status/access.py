@@ -5,6 +5,7 @@ Of a token only its hash is ever known here. What must never come in: a log line
 
 from __future__ import annotations
 
+import base64
 import hmac
 import ipaddress
 import socket
@@ -22,6 +23,11 @@ from certfan.daemon.status.problems import refusal
 from certfan.errors import ConfigInvalid
 
 _log = log.get("status")
+# A program shows its token as a bearer's; a browser can only ask for a name and a password (RFC 7617), which then is it.
+_CHALLENGES = [
+    ("WWW-Authenticate", 'Bearer realm="certfan"'),
+    ("WWW-Authenticate", 'Basic realm="certfan: the password is the token", charset="UTF-8"'),
+]
 Tokens = Callable[[], Collection[str]]
 
 
@@ -36,7 +42,7 @@ def guard(tokens: Tokens) -> Middleware:
         refused = refusal(
             401, "http.401", "a token is needed, or a client's certificate", "run: certfan token NAME"
         )
-        refused.headers["WWW-Authenticate"] = 'Bearer realm="certfan"'
+        refused.headers.extend(_CHALLENGES)
         return refused
 
     return check
@@ -57,13 +63,25 @@ def _has_certificate(request: web.Request) -> bool:
 
 
 def _has_token(request: web.Request, hashes: Collection[str]) -> bool:
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        return False
-    shown = hash_of(token.strip())
+    shown = hash_of(_shown(request.headers.get("Authorization", "")))
     # Every one is compared, in the same time whatever is shown.
     equal = [hmac.compare_digest(shown, one) for one in hashes]
     return any(equal)
+
+
+def _shown(header: str) -> str:
+    """Return the token of an Authorization, "" when it has none; the hash of nothing is nobody's."""
+    scheme, _, value = header.partition(" ")
+    match scheme.lower():
+        case "bearer":
+            return value.strip()
+        case "basic":
+            try:
+                return base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
+            except ValueError:
+                return ""
+        case _:
+            return ""
 
 
 def tls_context(files: TlsFiles, *, or_token: bool) -> ssl.SSLContext:
