@@ -6,7 +6,7 @@ They go through the real `view`, so that no test of the page shows what the stat
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -302,6 +302,10 @@ def expired() -> StateOfThings:
     return fleet.things()
 
 
+def with_problem(things: StateOfThings, detail: str) -> StateOfThings:
+    return dataclasses.replace(things, share_problem=Problem("share.unavailable", detail))
+
+
 def every_verdict() -> StateOfThings:
     fleet = small()
     done = DeploymentState.RELOADED
@@ -386,11 +390,11 @@ def events(now: datetime = NOW) -> tuple[Event, ...]:
     )
 
 
-def doors(of: StateOfThings) -> app.Doors:
-    """What an application asks, with one state of things for ever."""
+def doors(show: Callable[[], StateOfThings]) -> app.Doors:
+    """What an application asks; `show` is asked anew for each page."""
 
     async def things() -> StateOfThings:
-        return of
+        return show()
 
     async def told(_after: int, limit: int, subject: str) -> Sequence[Event]:
         return [one for one in events() if subject in one.subject][-limit:]

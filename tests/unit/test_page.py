@@ -51,7 +51,7 @@ class Seen(HTMLParser):
 
 
 async def get(of: StateOfThings, path: str = "/") -> tuple[aiohttp.ClientResponse, str]:
-    async with serving(Listener("127.0.0.1", 0), doors=parts.doors(of)) as runner:
+    async with serving(Listener("127.0.0.1", 0), doors=parts.doors(lambda: of)) as runner:
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         async with aiohttp.ClientSession() as session, session.get(url + path) as response:
             return response, await response.text()

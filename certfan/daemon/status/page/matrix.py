@@ -155,7 +155,9 @@ def _line(certificate: CertificateView, columns: Sequence[str]) -> Line:
 
 def cell(consumer: str, rows: Sequence[Row]) -> Cell:
     """Return what many endpoints are worth together: the worst verdict, and how many have it."""
-    worst = max(rows, key=lambda row: (_TONES.index(tone(row)), RANK[row.verdict]))
+    worst = rows[0]
+    if len(rows) > 1:
+        worst = max(rows, key=lambda row: (_TONES.index(tone(row)), RANK[row.verdict]))
     same = sum(row.verdict is worst.verdict for row in rows)
     open_ones = [row.deadline for row in rows if row.verdict is not Verdict.PROVEN]
     count = str(same) if same == len(rows) else f"{same} of {len(rows)}"

@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 
+from certfan.core.policy import Urgency
 from certfan.daemon.status.model import Page, State, Verdict
-from certfan.daemon.status.page.words import RANK, counted, relative, said, tone
+from certfan.daemon.status.page.words import RANK, TONE_OF_VERDICT, counted, relative, said
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,10 @@ class Figures:
 def figures(page: Page) -> Figures:
     """Return the figures of everything."""
     counts: Counter[tuple[Verdict, str]] = Counter()
-    for certificate in page.certificates:
-        counts.update((row.verdict, tone(row)) for row in certificate.endpoints)
-    worst = sorted((one for one in counts if one[0] is not Verdict.PROVEN), key=lambda one: -RANK[one[0]])
+    for lag in page.summary.lagging:
+        late = lag.urgency is Urgency.MISSED
+        counts[lag.verdict, "bad" if late else TONE_OF_VERDICT[lag.verdict]] += lag.endpoints
+    worst = sorted(counts, key=lambda one: (-RANK[one[0]], one[1]))
     renewals = (one.renew_at for one in page.certificates if one.renew_at and one.renew_at > page.now)
     ends = (one.not_after for one in page.certificates if one.not_after and one.not_after > page.now)
     return Figures(

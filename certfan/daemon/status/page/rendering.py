@@ -7,7 +7,7 @@ config, but texts come from authorities, agents and whoever answers at an endpoi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from certfan import __version__, log
 from certfan.daemon.status.page import words
+from certfan.daemon.status.page.matrix import Cell
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -55,7 +56,7 @@ def render(template: str, *, now: datetime, **values: Any) -> str:
     text = (
         _environment()
         .get_template(template)
-        .render(now=now, when=partial(_when, now), ago=partial(_relative, now), **values)
+        .render(now=now, data=_data(now), when=partial(_when, now), ago=partial(_relative, now), **values)
     )
     return str(log.redact(text))
 
@@ -108,13 +109,31 @@ def _when(now: datetime, at: datetime | None) -> Any:
 
     if at is None:
         return "-"
-    return Markup('<time datetime="{}">{} <small>{} UTC</small></time>').format(
-        words.iso(at), words.relative(at, now), words.absolute(at)
-    )
+    said = words.iso(at), words.relative(at, now), words.absolute(at)
+    return Markup('<time datetime="%s">%s <small>%s UTC</small></time>') % said
+
+
+def _data(now: datetime) -> Callable[[Cell | None], Any]:
+    """Return what makes a cell of the matrix; most of thousands are alike, so each kind is made once."""
+    from markupsafe import Markup
+
+    known: dict[Cell | None, Any] = {None: Markup('<td class="none"></td>')}
+    shape = Markup('<td class="%s" data-consumer="%s">%s <b>%s</b>%s</td>')
+    late = Markup(" <small>due %s</small>")
+
+    def data(cell: Cell | None) -> Any:
+        html = known.get(cell)
+        if html is None:
+            assert cell is not None
+            due = late % _relative(now, cell.by) if cell.by else ""
+            html = known[cell] = shape % (cell.tone, cell.consumer, cell.text, cell.count, due)
+        return html
+
+    return data
 
 
 def _relative(now: datetime, at: datetime) -> Any:
     """Return the near form alone, where a table says the other one once."""
     from markupsafe import Markup
 
-    return Markup('<time datetime="{}">{}</time>').format(words.iso(at), words.relative(at, now))
+    return Markup('<time datetime="%s">%s</time>') % (words.iso(at), words.relative(at, now))

@@ -16,7 +16,7 @@ MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 # Tones are the classes of page.css: ok, work, warn, bad, quiet.
 TONE_OF_STATE: Mapping[State, str] = {State.OK: "ok", State.WORKING: "work", State.PROBLEM: "bad"}
-_TONE_OF_VERDICT: Mapping[Verdict, str] = {
+TONE_OF_VERDICT: Mapping[Verdict, str] = {
     Verdict.PROVEN: "ok",
     Verdict.PENDING: "work",
     Verdict.UNHEARD: "warn",
@@ -27,7 +27,7 @@ _TONE_OF_VERDICT: Mapping[Verdict, str] = {
     Verdict.REFUSED: "bad",
 }
 # The worst last; what is worth telling of many endpoints in one cell.
-RANK: Mapping[Verdict, int] = {verdict: rank for rank, verdict in enumerate(_TONE_OF_VERDICT)}
+RANK: Mapping[Verdict, int] = {verdict: rank for rank, verdict in enumerate(TONE_OF_VERDICT)}
 LATENESS: Mapping[Urgency, str] = {
     Urgency.CALM: "",
     Urgency.NEAR: "half of the time is gone",
@@ -57,7 +57,7 @@ def tone(row: Row) -> str:
     """Return the tone of an endpoint; one that is too late is bad whatever it shows."""
     if row.urgency is Urgency.MISSED:
         return "bad"
-    return "warn" if row.verdict is Verdict.PROVEN and row.problem else _TONE_OF_VERDICT[row.verdict]
+    return "warn" if row.verdict is Verdict.PROVEN and row.problem else TONE_OF_VERDICT[row.verdict]
 
 
 def said(code: str) -> str:
