@@ -37,7 +37,7 @@ def redact(value: Any) -> Any:
     """
     match value:
         case str():
-            return _JWK.sub(rf"\1{REDACTED}\2", _PKCS8.sub(REDACTED, _PEM.sub(REDACTED, value)))
+            return _JWK.sub(_without_member, _PKCS8.sub(REDACTED, _PEM.sub(REDACTED, value)))
         case bytes() | bytearray():
             return redact(bytes(value).decode("latin-1"))
         case Mapping():
@@ -48,6 +48,10 @@ def redact(value: Any) -> Any:
             return value
         case _:
             return redact(str(value))
+
+
+def _without_member(found: re.Match[str]) -> str:
+    return f"{found[1]}{REDACTED}{found[2]}"
 
 
 def redact_json(body: bytes) -> bytes:

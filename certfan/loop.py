@@ -50,9 +50,9 @@ class Loop:
     @contextmanager
     def weighed(self) -> Iterator[None]:
         """Count this part of a tick, without an await in it: the more time it takes, the rarer the ticks are."""
-        began = time.thread_time()
+        began = time.monotonic()
         yield
-        self._weight += time.thread_time() - began
+        self._weight += time.monotonic() - began
 
     def start(self, group: asyncio.TaskGroup, key: Key, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` as the one task of its key; when it ends, the bell rings."""
