@@ -3,6 +3,8 @@
 PYTHON ?= /usr/bin/python3
 BIN := .venv/bin
 SOURCES := certfan tests
+# Hundreds of short-lived processes would each compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help venv lab check format test sweep demo bench bench-fanout bench-acme bench-responder bench-share clean
 
