@@ -36,7 +36,7 @@ def test_a_proven_certificate_has_its_instants_and_no_line_an_endpoint() -> None
     found = samples(exposition(view(things(proofs={WHERE: (proof(),)}))).decode())
 
     name = labels(name="www.test")
-    assert found["certfan_certificate_ready_status", name] == 1
+    assert found["certfan_certificate_ready_status", labels(name="www.test", condition="True")] == 1
     assert found["certfan_certificate_expiration_timestamp_seconds", name] == (NOW + 89 * DAY).timestamp()
     assert found["certfan_certificate_renewal_timestamp_seconds", name] == (NOW + 59 * DAY).timestamp()
     assert found["certfan_endpoints", labels(verdict="proven")] == 1

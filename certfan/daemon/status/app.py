@@ -22,10 +22,10 @@ from certfan.daemon.status.checks import Checks, checked, no_checks
 from certfan.daemon.status.control import Actions, control_routes
 from certfan.daemon.status.model import Page, StateOfThings
 from certfan.daemon.status.page.routes import page_routes
+from certfan.daemon.status.pages import Pages
 from certfan.daemon.status.plan_control import plan_routes
 from certfan.daemon.status.problems import as_problem, refuse_strange_host
 from certfan.daemon.status.reading import API, ROUTES
-from certfan.daemon.status.view import view
 from certfan.daemon.store.facts import Event
 
 MAX_BODY = 1 << 14
@@ -116,6 +116,7 @@ class _Routes:
 
     def __init__(self, doors: Doors) -> None:
         self._doors = doors
+        self._pages = Pages(doors.things)
 
     async def things(self) -> StateOfThings:
         return await self._doors.things()
@@ -127,7 +128,7 @@ class _Routes:
         return await self._doors.story(certificate, identifiers, limit)
 
     async def page(self) -> Page:
-        return view(await self._doors.things())
+        return await self._pages.page()
 
     async def livez(self, request: web.Request) -> web.Response:
         return checked(request, self._doors.alive())
@@ -136,9 +137,9 @@ class _Routes:
         return checked(request, self._doors.ready())
 
     async def metrics(self, request: web.Request) -> web.Response:
-        from certfan.daemon.status import metrics  # its library need not be there before somebody scrapes
-
-        return answer_bytes(request, metrics.exposition(await self.page()), metrics.CONTENT_TYPE)
+        return answer_bytes(
+            request, await self._pages.exposition(), "text/plain; version=0.0.4; charset=utf-8"
+        )
 
     async def openapi(self, request: web.Request) -> web.Response:
         from certfan.daemon.status.openapi import description

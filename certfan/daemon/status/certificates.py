@@ -58,6 +58,7 @@ def certificate_view(certificate: Certificate, things: StateOfThings) -> Certifi
         copy_of=generation.copy_of if generation else None,
         fingerprint=generation.fingerprint if generation else None,
         serial=generation.serial if generation else None,
+        not_before=generation.not_before if generation else None,
         not_after=generation.not_after if generation else None,
         renew_at=renew_at,
         state=_state(stands, problem, paths, to_revoke, rows),

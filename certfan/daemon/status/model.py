@@ -169,6 +169,7 @@ class CertificateView:
     copy_of: int | None  # the older generation that was rolled back to
     fingerprint: str | None
     serial: str | None
+    not_before: datetime | None
     not_after: datetime | None
     renew_at: datetime | None
     state: State

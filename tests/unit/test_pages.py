@@ -1,0 +1,75 @@
+"""When a page is made, and when one that is there will do."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from certfan.core.model import Certificate, Consumer, Desired, Identifier
+from certfan.daemon.status import pages
+from certfan.daemon.status.model import StateOfThings
+from certfan.daemon.status.pages import LARGE, Pages
+from tests.unit.status_parts import DESIRED, things
+
+
+class Farm:
+    """Counts how often somebody looked, and lets a look hang."""
+
+    def __init__(self, pairs: int) -> None:
+        consumers = tuple(f"web{n}" for n in range(pairs))
+        certificate = Certificate(
+            "www.test", (Identifier("www.test"),), consumers=consumers, authority="pebble"
+        )
+        wide = Desired(
+            DESIRED.authorities, {"www.test": certificate}, {name: Consumer(name) for name in consumers}
+        )
+        self._things = things(desired=wide)
+        self.looks = 0
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    async def look(self) -> StateOfThings:
+        self.looks += 1
+        await self.go_on.wait()
+        return self._things
+
+
+async def test_of_a_small_farm_every_page_is_made_anew() -> None:
+    """Whoever changed something sees it at once."""
+    farm = Farm(3)
+    made = Pages(farm.look)
+
+    assert await made.page() is not await made.page()
+    assert farm.looks == 2
+
+
+async def test_of_a_large_farm_a_page_is_kept_and_made_in_a_thread(monkeypatch: object) -> None:
+    """The loop goes on answering challenges meanwhile; its metrics are made once."""
+    farm = Farm(LARGE + 1)
+    made = Pages(farm.look)
+    threads: list[threading.Thread] = []
+    view = pages.view
+    monkeypatch.setattr(pages, "view", lambda of: (threads.append(threading.current_thread()), view(of))[1])  # type: ignore[attr-defined]
+
+    first = await made.page()
+
+    assert first is await made.page()
+    assert await made.exposition() is await made.exposition()
+    assert farm.looks == 1
+    assert threads != [threading.current_thread()]
+
+
+async def test_nobody_waits_for_the_next_page_while_there_is_one() -> None:
+    """One makes it, the others are told the one before; the first of all is waited for by everybody."""
+    farm = Farm(LARGE + 1)
+    made = Pages(farm.look)
+    first, same = await asyncio.gather(made.page(), made.page())
+    made._took = 0.0  # as if its time had passed
+    farm.go_on.clear()
+    making = asyncio.create_task(made.page())
+    await asyncio.sleep(0)
+
+    assert first is same is await made.page()
+    farm.go_on.set()
+    assert await making is not first
+    assert farm.looks == 2
