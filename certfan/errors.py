@@ -19,6 +19,7 @@ CertfanError
 │   └── SealInvalid              pki.seal_invalid           sealed to another machine, for something else, or altered
 ├── AuthorityError               authority.*  the certificate authority
 │   ├── AuthorityUnreachable     authority.unreachable
+│   ├── OrderUnanswered          authority.unanswered       a newOrder was sent; whether it was heard is not known
 │   ├── AuthorityRefused         authority.refused          carries the ACME problem
 │   ├── AuthoritySlow            authority.slow             an order has waited for too long; it stays open
 │   └── AuthorityMalformed       authority.malformed        it answered, but not in ACME
@@ -212,9 +213,19 @@ class AuthorityError(CertfanError):
 
 
 class AuthorityUnreachable(AuthorityError):
-    """No HTTP answer: DNS, TCP, TLS or a timeout."""
+    """No HTTP answer: DNS, TCP, TLS or a timeout. `was_sent`: a signed request went out, and may have been heard."""
 
     code = "authority.unreachable"
+
+    def __init__(self, text: str, *, was_sent: bool = False, subject: str = "", hint: str = "") -> None:
+        super().__init__(text, subject=subject, hint=hint)
+        self.was_sent = was_sent
+
+
+class OrderUnanswered(AuthorityError):
+    """A newOrder went out and nothing came back; the authority may have counted it, so it is a try like any other."""
+
+    code = "authority.unanswered"
 
 
 class AuthorityRefused(AuthorityError):

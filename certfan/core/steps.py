@@ -83,10 +83,11 @@ class AskRenewal:
 
 @dataclass(frozen=True, slots=True)
 class Revoke:
-    """Have the authority revoke a generation."""
+    """Have the authority revoke a generation; one that has expired only counts as revoked here from then on."""
 
     certificate: str
     generation: int
+    expired: bool = field(default=False, kw_only=True)
     reason: Reason = field(default=Reason.ASKED_FOR, kw_only=True)
 
     @property

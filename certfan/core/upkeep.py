@@ -72,6 +72,12 @@ def _ask_at(newest: Generation, observed: Observed) -> datetime:
 
 def _revocations(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
     for (name, number), wish in sorted(observed.revocations.items()):
+        for generation in observed.generations.get(name, ()):
+            if generation.number == number:
+                yield generation.not_after
+        if _has_expired(name, number, observed, now):
+            yield Revoke(name, number, expired=True)
+            continue
         attempt = observed.attempts.get(revocation_subject(name, number))
         if attempt is not None:
             yield from (wish.asked_at, *holding_instants(attempt.not_before, LONGEST_ORDER_WAIT))
@@ -83,6 +89,11 @@ def _revocations(desired: Desired, observed: Observed, now: datetime) -> Iterato
                 yield from (heard_at - observed.probe_interval, heard_at + 2 * observed.probe_interval)
         if wish.at_once or is_succeeded(name, number, desired, observed, now):
             yield Revoke(name, number)
+
+
+def _has_expired(name: str, number: int, observed: Observed, now: datetime) -> bool:
+    known = observed.generations.get(name, ())
+    return observed.clock_trusted and any(g.number == number and g.not_after <= now for g in known)
 
 
 def is_succeeded(name: str, number: int, desired: Desired, observed: Observed, now: datetime) -> bool:

@@ -221,6 +221,17 @@ async def test_an_account_is_taken_along_by_its_key(place: Place) -> None:
     assert 1 == place.ca.calls["register"]
 
 
+async def test_a_new_key_that_was_wished_for_is_not_that_of_an_adopted_account(place: Place) -> None:
+    """The wish was about the account that was used before; the adopted one keeps the key that came with it."""
+    await place.life().client(LAB)
+    await place.store.ask_rollover("lab", NOW)
+    other = make_account_key()
+    place.ca.accounts[other] = "https://ca.example/account/other"
+    await place.life().adopt(LAB, other)
+
+    assert frozenset() == (await place.store.facts()).rollovers
+
+
 async def test_a_key_without_an_account_is_not_adopted(place: Place) -> None:
     """The account in use stays; before there is one, there is nothing to export."""
     with pytest.raises(ActionRefused, match="no account at lab yet"):

@@ -18,7 +18,7 @@ from certfan.core.steps import (
     Step,
     TidyOrders,
 )
-from certfan.errors import AuthorityUnreachable
+from certfan.errors import AuthorityUnreachable, OrderUnanswered
 from tests.unit.planner_parts import DAY, HOUR, MINUTE, NOW, WEB1, WWW
 
 SECOND = timedelta(seconds=1)
@@ -52,6 +52,13 @@ def waits(step: Step, *problems: Problem) -> list[float]:
 def test_each_kind_of_step_has_its_own_patience(step: Step, expected: list[float]) -> None:
     """What spends something at an authority is tried rarely, what is ours alone soon."""
     assert expected == pytest.approx(waits(step, *[REFUSED] * 5))
+
+
+def test_an_order_that_may_have_been_heard_is_a_try_like_any_other() -> None:
+    """However often its answer is lost while all else is answered, it is sent no more often than daily in the end."""
+    lost = Problem(OrderUnanswered.code, "the answer broke off")
+
+    assert [1, 10, 100, 1440, 1440] == pytest.approx(waits(ISSUE, *[lost] * 5))
 
 
 def test_a_silent_authority_is_asked_soon_and_often() -> None:

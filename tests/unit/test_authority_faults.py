@@ -438,6 +438,33 @@ async def test_a_refused_connection_names_host_and_cause(ca: OddAuthority, acme:
     assert (await acme.order(f"{ca.url}/order/1")).status == "pending"
 
 
+async def test_what_may_have_been_heard_is_told_from_what_cannot(
+    ca: OddAuthority, acme: AcmeAuthority
+) -> None:
+    """A request whose answer is lost went out, one that found no listener did not; and the directory comes before the next."""
+
+    async def drop() -> web.Response:
+        ca.drop_idle_connections()
+        raise ConnectionResetError
+
+    ca.headers = {"Connection": "close"}
+    ca.twist = on("/order/1", drop)
+    sent = []
+    for listening in (True, False, False):
+        if not listening:
+            await ca.stop()
+        with pytest.raises(AuthorityUnreachable) as caught:
+            await acme.order(f"{ca.url}/order/1")
+        sent.append(caught.value.was_sent)
+    await ca.start()
+    before = len(ca.seen)
+    ca.twist = on("", lambda: None)
+    await acme.order(f"{ca.url}/order/1")
+
+    assert [True, False, False] == sent
+    assert "/dir" == ca.seen[before][1]
+
+
 async def test_an_untrusted_certificate_names_the_setting(ca: OddAuthority) -> None:
     """Verified by the system's store unless ca_file says otherwise."""
     acme = at(ca, None)

@@ -19,7 +19,14 @@ from certfan.daemon.issuing.issuer import Issuer
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store
-from certfan.errors import AuthorityRefused, ChainInvalid, ChallengeFailed, PairMismatch
+from certfan.errors import (
+    AuthorityRefused,
+    AuthorityUnreachable,
+    ChainInvalid,
+    ChallengeFailed,
+    OrderUnanswered,
+    PairMismatch,
+)
 from tests.unit.odd_authority import OddAuthority, problem
 from tests.unit.scripted_authority import Gate, ScriptedCa, refused
 
@@ -267,6 +274,20 @@ async def test_a_rate_limit_keeps_the_order(place: Place) -> None:
     assert caught.value.not_before == LATER
     assert generation.number == 1
     assert (place.ca.calls["new_order"], place.ca.calls["answer"]) == (1, 2)
+
+
+async def test_an_order_whose_answer_is_lost_is_a_try_one_that_never_left_is_none(place: Place) -> None:
+    """The authority may have counted the one, and cannot have heard of the other."""
+    place.ca.scripts["new_order"] = [
+        AuthorityUnreachable("the answer broke off", was_sent=True, subject="lab"),
+        AuthorityUnreachable("connection refused", subject="lab"),
+    ]
+    with pytest.raises(OrderUnanswered, match="the answer broke off"):
+        await place.issue()
+    with pytest.raises(AuthorityUnreachable):
+        await place.issue()
+
+    assert 1 == (await place.issue()).number
 
 
 async def test_an_order_that_the_authority_has_lost_is_ordered_again_with_the_same_key(place: Place) -> None:

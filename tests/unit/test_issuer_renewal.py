@@ -195,6 +195,18 @@ async def test_a_generation_is_revoked_for_its_reason(place: Place, reason: Revo
     assert [reason.code] == list(place.ca.revoked.values())
 
 
+async def test_a_wish_to_revoke_what_has_expired_is_done_without_its_authority(place: Place) -> None:
+    """Nobody is asked, the wish is gone, and the key stays spent."""
+    await place.issue()
+    wish = Revocation(RevocationReason.KEY_COMPROMISE, at_once=True, asked_at=NOW)
+    await place.store.ask_revocation(NAME, 1, wish)
+    await upkeep(place).do(wanted(), Revoke(NAME, 1, expired=True))
+    facts = await place.store.facts()
+
+    assert ({(NAME, 1): NOW}, {}) == (dict(facts.revoked), dict(facts.revocations))
+    assert {} == place.ca.revoked
+
+
 async def test_what_another_account_ordered_is_revoked_by_its_own_key(place: Place) -> None:
     """The account may not, whoever holds the certificate's key may (RFC 8555 section 7.6)."""
     await place.issue()

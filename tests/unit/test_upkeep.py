@@ -210,6 +210,17 @@ def test_a_copy_of_a_roll_back_does_not_succeed_its_own_leaf() -> None:
     assert [] == revokes(to_revoke(replace(FIRST, key=""), unknown_key, proven=FIRST.fingerprint))
 
 
+def test_what_has_expired_is_not_asked_for_at_its_authority() -> None:
+    """The wish ends with the leaf, whatever failed before and whoever proves what; a clock in doubt ends nothing."""
+    attempts = failed(revocation_subject(WWW, 1), FIRST.not_after, DAY)
+    observed = replace(to_revoke(FIRST), attempts=attempts)
+    expired = Revoke(WWW, 1, expired=True)
+
+    assert not has(plan(DESIRED, observed, FIRST.not_after - SECOND), expired)
+    assert has(plan(DESIRED, observed, FIRST.not_after), expired)
+    assert not has(plan(DESIRED, replace(observed, clock_trusted=False), FIRST.not_after), expired)
+
+
 def test_what_left_the_config_is_revoked_without_proof() -> None:
     """Nobody is left who could show a newer one."""
     assert [1] == [

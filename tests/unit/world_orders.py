@@ -101,9 +101,9 @@ class AtAuthorities:
                 return self._ask_renewal(name, number)
             case plan.CheckPath(identifier):
                 return self._look_at_path(identifier)
-            case plan.Revoke(name, number):
-                self._check_revoke(name, number)
-                return self._revoke(name, number)
+            case plan.Revoke(name, number, expired=is_expired):
+                self._check_revoke(name, number, is_expired=is_expired)
+                return self._revoke(name, number, is_expired=is_expired)
             case plan.TidyOrders(authority):
                 return self._tidy(authority)
             case plan.RollAccountKey(authority):
@@ -486,12 +486,13 @@ class AtAuthorities:
 
     # Revoking
 
-    def _check_revoke(self, name: str, number: int) -> None:
+    def _check_revoke(self, name: str, number: int, *, is_expired: bool) -> None:
         wish = self.daemon.revocations.get((name, number))
         must(wish is not None, "nothing is revoked that nobody asked for")
-        if wish is None or wish.at_once:
-            return
         issued = {g.number: g for g in self.daemon.generations[name]}
+        must(is_expired == (issued[number].not_after <= self.now), "only what has expired is not asked for")
+        if wish is None or wish.at_once or is_expired:
+            return
         newer = {g.fingerprint for g in issued.values() if g.number > number and g.key != issued[number].key}
         for consumer in self.desired.certificates[name].consumers:
             proofs = self.daemon.proofs.get((name, consumer), ())
@@ -502,13 +503,18 @@ class AtAuthorities:
                 must(is_fresh and is_newer, "nothing is revoked before every endpoint proves a successor")
             must(bool(proofs), "nothing is revoked before every consumer proves a successor")
 
-    def _revoke(self, name: str, number: int) -> Work:
+    def _revoke(self, name: str, number: int, *, is_expired: bool) -> Work:
         yield None
         generation = next(g for g in self.daemon.generations[name] if g.number == number)
-        ca = self.cas[generation.authority]
-        ca.must_answer()
-        ca.revoked.add(generation.fingerprint)
-        self.done[f"Revoke.{'at_once' if self.daemon.revocations[name, number].at_once else 'proven'}"] += 1
+        if is_expired:
+            self.done["Revoke.expired"] += 1
+        else:
+            ca = self.cas[generation.authority]
+            ca.must_answer()
+            ca.revoked.add(generation.fingerprint)
+            self.done[
+                f"Revoke.{'at_once' if self.daemon.revocations[name, number].at_once else 'proven'}"
+            ] += 1
         yield None
         same = [g for g in self.daemon.generations[name] if g.fingerprint == generation.fingerprint]
         self.daemon.revoked |= {(name, g.number) for g in same}

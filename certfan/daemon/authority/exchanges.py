@@ -33,9 +33,11 @@ from certfan.daemon.authority.network import LoopNetwork, NoncePool, ProblemAnsw
 from certfan.daemon.authority.problems import PREFIX, refusal
 from certfan.daemon.authority.reading import TOKEN, Reader, caa_identities
 from certfan.daemon.authority.transport import Transport
-from certfan.errors import AuthorityMalformed, AuthorityRefused, ChainInvalid
+from certfan.errors import AuthorityMalformed, AuthorityRefused, AuthorityUnreachable, ChainInvalid
 
-EXCHANGE_TIMEOUT = 30.0  # seconds for everything of one method: retried nonces, the directory, the answer
+EXCHANGE_TIMEOUT = (
+    30.0  # seconds for the directory, and for all else of one method: retried nonces, the answer
+)
 DIRECTORY_LIFE = 3600.0  # seconds that a fetched directory is believed
 MOST_CERTIFICATES = 10  # of one chain
 MOST_ALTERNATES = 10  # chains beside the first that are looked at
@@ -286,14 +288,20 @@ class AcmeAuthority:
         if network is None:
             raise RuntimeError(f"authority {self._spec.name}: register comes before everything else")
         headers = {"Content-Type": LoopNetwork.JOSE_CONTENT_TYPE, "Accept": accept}
-        async with self._patience():
-            directory = await self._fresh_directory()
-            url = where if "/" in where else self._named(directory, where)
-            new_nonce = directory["newNonce"]
-            try:
-                return await in_greenlet(network.post, url, body, headers=headers, new_nonce_url=new_nonce)
-            except ProblemAnswered as said:
-                raise refusal(self._spec, asked, said.answer, said.document) from None
+        directory = self._believed() or await self._known_directory()
+        url = where if "/" in where else self._named(directory, where)
+        try:
+            async with self._patience(was_sent=True):
+                return await in_greenlet(
+                    network.post, url, body, headers=headers, new_nonce_url=directory["newNonce"]
+                )
+        except ProblemAnswered as said:
+            raise refusal(self._spec, asked, said.answer, said.document) from None
+        except AuthorityUnreachable:
+            self._directory = (
+                None  # the next exchange asks for that first, which costs nothing at the authority
+            )
+            raise
 
     async def _fresh_directory(self) -> dict[str, Any]:
         if (known := self._believed()) is not None:
@@ -338,12 +346,14 @@ class AcmeAuthority:
         return AuthorityRefused(text, type=PREFIX + kind, subject=self._spec.name, hint=hint)
 
     @asynccontextmanager
-    async def _patience(self) -> AsyncIterator[None]:
+    async def _patience(self, *, was_sent: bool = False) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(EXCHANGE_TIMEOUT):
                 yield
         except TimeoutError as error:
-            raise self._transport.unreachable(f"none within {EXCHANGE_TIMEOUT:.0f} s") from error
+            raise self._transport.unreachable(
+                f"none within {EXCHANGE_TIMEOUT:.0f} s", was_sent=was_sent
+            ) from error
 
     def _sign_with(self, signer: Signer, account_uri: str | None) -> None:
         self._signer, self._account_uri, self._thumbprint = signer, account_uri, signer.thumbprint

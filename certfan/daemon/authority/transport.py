@@ -27,6 +27,7 @@ MAX_BODY = 1024 * 1024
 CONNECT_TIMEOUT = 10.0  # seconds for TCP and TLS; what a whole exchange may take is the caller's affair
 # Below what servers and middleboxes allow, so that a request seldom meets a connection that is dying.
 KEEP_ALIVE = 30.0
+NEVER_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 USER_AGENT = f"certfan/{__version__}"
 
 
@@ -53,11 +54,12 @@ class Transport:
         try:
             answer = await self._send(method, url, data, headers)
         except aiohttp.ClientPayloadError as error:
-            raise self.unreachable("the answer broke off", error) from error
+            raise self.unreachable("the answer broke off", error, was_sent=method == "POST") from error
         except aiohttp.ClientResponseError as error:
             raise self.malformed(f"{_place(url)} does not speak HTTP: {error.message}") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise self.unreachable(_cause(error), error) from error
+            was_sent = method == "POST" and not isinstance(error, NEVER_CONNECTED)
+            raise self.unreachable(_cause(error), error, was_sent=was_sent) from error
         if (date := answer.date) is not None:
             self.server_date = date
             self.dated(date)
@@ -133,15 +135,16 @@ class Transport:
             not_before=not_before,
         )
 
-    def unreachable(self, cause: str, error: BaseException | None = None) -> AuthorityUnreachable:
+    def unreachable(
+        self, cause: str, error: BaseException | None = None, *, was_sent: bool = False
+    ) -> AuthorityUnreachable:
         """Return the error for an answer that never came."""
         hint = f"check network, DNS and firewall of this machine; run: curl -v {self.spec.directory}"
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             hint = f"set ca_file of authority {self.spec.name} to the CA of its HTTPS certificate"
         where = _place(self.spec.directory)
-        return AuthorityUnreachable(
-            f"authority {self.spec.name}: no answer from {where}: {cause}", subject=self.spec.name, hint=hint
-        )
+        text = f"authority {self.spec.name}: no answer from {where}: {cause}"
+        return AuthorityUnreachable(text, was_sent=was_sent, subject=self.spec.name, hint=hint)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -283,6 +283,8 @@ class Accounts:
                 )
             for spec in [spec for spec in self._clients if spec.name == authority.name]:
                 await self._clients.pop(spec).close()
+            # The new key was wished for the account that was used before.
+            await self._store.drop_rollover(authority.name)
             # A crash from here on: whichever key lies there then finds its own account.
             await self._store.forget_account(authority.name, authority.directory)
             self._state.replace_account_key(authority.name, key, self._clock())

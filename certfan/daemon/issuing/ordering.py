@@ -33,7 +33,14 @@ from certfan.core.issuance import (
 )
 from certfan.core.model import Identifier, Problem
 from certfan.daemon.issuing.accounts import AcmeClient
-from certfan.errors import AuthorityMalformed, AuthorityRefused, AuthoritySlow, ChallengeFailed
+from certfan.errors import (
+    AuthorityMalformed,
+    AuthorityRefused,
+    AuthoritySlow,
+    AuthorityUnreachable,
+    ChallengeFailed,
+    OrderUnanswered,
+)
 
 # A CA validates from several places; look once none of them has come for this long, twice that after a look in vain.
 AFTER_LAST_FETCH = timedelta(milliseconds=10)
@@ -201,7 +208,14 @@ class Order:
         self._seen = self._last = seen
 
     async def _new_order(self) -> None:
-        seen = await self.client.new_order(self.csr, profile=self.profile, replaces=self.issuance.replaces)
+        try:
+            seen = await self.client.new_order(
+                self.csr, profile=self.profile, replaces=self.issuance.replaces
+            )
+        except AuthorityUnreachable as error:
+            if not error.was_sent:
+                raise
+            raise OrderUnanswered(error.text, subject=error.subject, hint=error.hint) from error
         await self.memory.order_made(seen.url)
         self.issuance = replace(self.issuance, order_url=seen.url)
         self._look(seen)

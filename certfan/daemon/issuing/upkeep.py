@@ -132,6 +132,10 @@ class Upkeep:
         if wish is None:
             return
         generation = await self._generation(step.certificate, step.generation)
+        if step.expired:  # no authority revokes it, and nobody trusts it; its key stays spent
+            await self._store.mark_revoked(step.certificate, step.generation, self._clock())
+            await self._journal.note("revocation.needless", str(generation), reason=wish.reason.value)
+            return
         client = await self._accounts.client(_authority(desired, generation))
         files = self._state.read_generation(step.certificate, step.generation)
         der = pki.read_leaf(files["cert.pem"]).der

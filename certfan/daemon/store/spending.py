@@ -80,6 +80,11 @@ def ask_rollover(db: Connection, authority: str, now: datetime) -> None:
     put(db, tables.rollovers, {"authority": authority}, {"asked_at": now})
 
 
+def drop_rollover(db: Connection, authority: str) -> None:
+    """Forget that the account at an authority was to get a new key; repeatable."""
+    remove(db, tables.rollovers, {"authority": authority})
+
+
 def rollovers(db: Connection) -> frozenset[str]:
     """Return the authorities whose account is to get a new key."""
     return frozenset(db.execute(select(tables.rollovers.c.authority)).scalars())

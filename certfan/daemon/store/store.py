@@ -200,6 +200,7 @@ class Store:
     leftovers = transaction(spending.leftovers)
     drop_leftover = transaction(spending.drop_leftover)
     ask_rollover = transaction(spending.ask_rollover)
+    drop_rollover = transaction(spending.drop_rollover)
     record_check = transaction(checking.record_check)
     checks = transaction(checking.checks)
     keep_checks = transaction(checking.keep_checks)
