@@ -236,7 +236,7 @@ class Daemon:
         if self._process.poll() is not None:
             raise machine.NotInTime(f"the daemon ended: {self.said()}")
         with contextlib.suppress(OSError):
-            return self._ask("/livez")[0] == 200 and (self.here / "control.sock").exists()
+            return self.ask("/livez")[0] == 200 and (self.here / "control.sock").exists()
         return False
 
     # What an admin does
@@ -272,7 +272,7 @@ class Daemon:
 
     def get(self, path: str) -> Any:
         """Read a path of the status endpoint."""
-        return json.loads(self._ask(path)[1])
+        return json.loads(self.ask(path)[1])
 
     def certificate(self, name: str) -> Json:
         """Return what the status says of a certificate."""
@@ -331,12 +331,13 @@ class Daemon:
         """The end of its log."""
         return last_lines(self.log)
 
-    def _ask(self, path: str) -> tuple[int, str]:
+    def ask(self, path: str) -> tuple[int, bytes]:
+        """Return status and body of an answer of the status endpoint."""
         connection = http.client.HTTPConnection("127.0.0.1", self._status, timeout=10)
         with contextlib.closing(connection):
             connection.request("GET", path)
             answer = connection.getresponse()
-            return answer.status, answer.read().decode()
+            return answer.status, answer.read()
 
 
 def generation_of(live: Path) -> int:
