@@ -56,6 +56,7 @@ CertfanError
 │   ├── UnknownName              control.unknown_name
 │   ├── StillWaiting             control.still_waiting      what was waited for has not happened yet; it goes on
 │   └── ActionRefused            control.refused            it would do harm, or there is nothing to do it to
+├── LogUndelivered               log.undelivered            the remote receiver of log lines takes none
 ├── TreeUnreadable               takeover.unreadable        another program's folder, or a file of it, is of no use
 └── InternalError                internal     a bug: caught only at a step boundary
 """
@@ -485,6 +486,12 @@ class ActionRefused(ControlError):
 
     code = "control.refused"
     retry = Retry.NEVER
+
+
+class LogUndelivered(CertfanError):
+    """No log line reaches the remote receiver; the journal has them all the same."""
+
+    code = "log.undelivered"
 
 
 class TreeUnreadable(CertfanError):

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import structlog
@@ -74,8 +74,13 @@ def refuse_key_material(
     return {k: REDACTED if k in _SECRET_FIELDS else redact(v) for k, v in event.items()}
 
 
-def set_up(*, level: str = "info", stream: Any = None) -> None:
-    """Configure structlog and cap the loggers of libraries that would say too much. Repeatable."""
+def set_up(
+    *, level: str = "info", stream: Any = None, remote: Callable[[Mapping[str, Any]], None] | None = None
+) -> None:
+    """Configure structlog and cap the loggers of libraries that would say too much. Repeatable.
+
+    `remote` is handed every line too, as the redactor leaves it.
+    """
     out = stream or sys.stderr
     pretty = out.isatty()
     renderer: Any = structlog.processors.JSONRenderer(sort_keys=False, default=str)
@@ -88,6 +93,7 @@ def set_up(*, level: str = "info", stream: Any = None) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             refuse_key_material,
+            *([_hand_over(remote)] if remote else []),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
@@ -98,6 +104,14 @@ def set_up(*, level: str = "info", stream: Any = None) -> None:
     # acme logs whole JWS bodies at DEBUG; aiohttp's access log would double every challenge.
     for name in ("acme", "josepy", "urllib3", "aiohttp.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _hand_over(remote: Callable[[Mapping[str, Any]], None]) -> Any:
+    def processor(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        remote(event)
+        return event
+
+    return processor
 
 
 def get(name: str) -> Any:

@@ -126,7 +126,10 @@ def _next(step: Json, now: datetime) -> str:
 
 def event_line(event: Json) -> str:
     """Return one line of the journal."""
-    fields = " ".join(f"{key}={value}" for key, value in event["fields"].items())
+    told = {
+        key: value for key, value in event["fields"].items() if key != "last"
+    }  # a run's last events, in JSON
+    fields = " ".join(f"{key}={value}" for key, value in told.items())
     at = event["at"].replace("T", " ").removesuffix("Z")
     return clean(f"{at:<23.23}  {event['name']:<24}  {event['subject']}  {fields}").rstrip()
 

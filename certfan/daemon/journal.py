@@ -41,3 +41,16 @@ class Journal:
         """Record one event that somebody may have to act on."""
         self._log.warning(name, subject=subject, **fields)
         await self._store.add_events([Event(self._clock(), name, subject, fields)])
+
+    async def log_is_kept(self, problem: str | None, dropped: int) -> None:
+        """Record that no log line reaches the remote receiver, or that they do again, and how many were dropped."""
+        if problem is not None:
+            await self.warn("log.undelivered", "log", detail=problem)
+        else:
+            await self.note("log.delivered", "log", dropped=dropped)
+
+
+def told_again(event: Event) -> dict[str, Any]:
+    """Return an event as a field of another one; what it tells again itself is left out, or a row of crashes would grow without end."""
+    fields = {key: value for key, value in event.fields.items() if key != "last"}
+    return {"at": event.at.isoformat(), "name": event.name, "subject": event.subject, **fields}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from certfan import __version__, log, systemd, tls
 from certfan.daemon.config.loading import Config, load
-from certfan.daemon.journal import Journal
+from certfan.daemon.journal import Journal, told_again
 from certfan.daemon.state import StateFolder
 from certfan.daemon.status import app
 from certfan.daemon.status.adoption_control import adoption_routes
@@ -22,8 +22,10 @@ from certfan.daemon.status.doctor_control import doctor_routes
 from certfan.daemon.store import Store
 from certfan.daemon.timekeeper import Timekeeper
 from certfan.daemon.wiring import Wiring, now
+from certfan.log_sender import LogSender
 
 DAILY = timedelta(days=1)
+LAST_EVENTS = 20  # of a run that had no end
 
 
 def run(path: Path) -> int:
@@ -33,13 +35,14 @@ def run(path: Path) -> int:
         ConfigError, StateError, OSError: it cannot start.
     """
     config = load(path)
-    log.set_up(level=config.log_level)
+    sender = LogSender(config.log_remote)
+    log.set_up(level=config.log_level, remote=sender.take)
     tls.shrink_buffers()
-    asyncio.run(serve(config))
+    asyncio.run(serve(config, sender))
     return 0
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, sender: LogSender) -> None:
     """Open the state, wire the parts and run them; returns after a signal. Cancelled, every part has stopped."""
     stop, hang_up = asyncio.Event(), asyncio.Event()
     for number, event in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, hang_up)):
@@ -49,7 +52,14 @@ async def serve(config: Config) -> None:
         try:
             journal = Journal(store, now)
             timekeeper = await _begin_run(store, journal)
-            parts = Wiring(config=config, state=state, store=store, journal=journal, timekeeper=timekeeper)
+            parts = Wiring(
+                config=config,
+                state=state,
+                store=store,
+                journal=journal,
+                timekeeper=timekeeper,
+                sender=sender,
+            )
             async with _listening(parts):
                 calm_collector()
                 systemd.notify("READY=1", f"STATUS=fleet {config.fleet}")
@@ -58,16 +68,19 @@ async def serve(config: Config) -> None:
             await store.end_run(now())
         finally:
             await store.close()
+            await sender.farewell()
 
 
 async def _begin_run(store: Store, journal: Journal) -> Timekeeper:
     """Write down that we run, and tell of a run that had no end; return the clocks' reader."""
-    boot_id = systemd.boot_id()
+    boot_id, before = systemd.boot_id(), await store.last_events(LAST_EVENTS)
     timekeeper = Timekeeper(await store.past_clock(boot_id))
     began = timekeeper.reading
     unclean = await store.begin_run(boot_id, os.getpid(), began.wall, booted_for=began.boot)
     if unclean is not None:
-        await journal.warn("run.unclean", f"run {unclean.number}", began_at=unclean.began_at.isoformat())
+        last = [told_again(one) for one in before if one.at >= unclean.began_at]
+        began_at = unclean.began_at.isoformat()
+        await journal.warn("run.unclean", f"run {unclean.number}", began_at=began_at, last=last)
     await journal.note("run.began", "daemon", version=__version__, pid=os.getpid())
     return timekeeper
 
@@ -118,6 +131,7 @@ async def _work(parts: Wiring, stop: asyncio.Event, hang_up: asyncio.Event) -> N
             group.create_task(parts.lookout.keep_watch(parts.configured.desired), name="share"),
             group.create_task(_renew_ca(parts), name="internal CA"),
             group.create_task(parts.health.feed_watchdog(), name="watchdog"),
+            group.create_task(parts.sender.run(parts.journal.log_is_kept), name="remote log"),
         ]
         await stop.wait()
         systemd.notify("STOPPING=1")

@@ -8,11 +8,12 @@ from datetime import datetime
 from certfan.core.plan import Observed
 from certfan.daemon.desk.board import Noticeboard
 from certfan.daemon.desk.configured import Configured
-from certfan.daemon.reconciler import Reconciler
+from certfan.daemon.reconciler import Reconciler, problem_of
 from certfan.daemon.share.share import Share
-from certfan.daemon.status.model import StateOfThings
+from certfan.daemon.status.model import RemoteLog, StateOfThings
 from certfan.daemon.store import Event, Store, StoreFacts
 from certfan.daemon.timekeeper import Timekeeper
+from certfan.log_sender import LogSender
 from certfan.loop import Loop
 
 LAST_RUNS = 50
@@ -31,6 +32,7 @@ class Showing:
         share: Share,
         board: Noticeboard,
         timekeeper: Timekeeper,
+        sender: LogSender,
         clock: Callable[[], datetime],
     ) -> None:
         self._store = store
@@ -40,6 +42,7 @@ class Showing:
         self._share = share
         self._board = board
         self._timekeeper = timekeeper
+        self._sender = sender
         self._clock = clock
 
     async def things(self) -> StateOfThings:
@@ -60,10 +63,20 @@ class Showing:
             config_problems=self._configured.problems,
             share_problem=self._share.problem,
             clock_problem=self._timekeeper.problem,
+            remote_log=self._remote_log(),
             consumer_problems={**self._share.folder_problems, **self._board.doubles.problems},
             live=observed.live,
             in_flight=self._reconciler.steps,
             runs=tuple(await self._store.runs(LAST_RUNS)),
+        )
+
+    def _remote_log(self) -> RemoteLog | None:
+        sender = self._sender
+        if sender.target is None:
+            return None
+        problem = problem_of(sender.problem) if sender.problem else None
+        return RemoteLog(
+            target=str(sender.target), problem=problem, waiting=sender.waiting, dropped=sender.dropped
         )
 
     def observed(self, facts: StoreFacts) -> Observed:

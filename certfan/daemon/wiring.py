@@ -51,6 +51,7 @@ from certfan.daemon.status import access
 from certfan.daemon.store import Store
 from certfan.daemon.timekeeper import Timekeeper
 from certfan.errors import ConfigError
+from certfan.log_sender import LogSender
 from certfan.loop import Loop
 
 
@@ -68,6 +69,7 @@ class Wiring:
     store: Store
     journal: Journal
     timekeeper: Timekeeper
+    sender: LogSender
 
     def __post_init__(self) -> None:
         self.ca: CaFolder = open_ca(self.state.ca, self.config.fleet, now())
@@ -92,7 +94,9 @@ class Wiring:
     async def _take_over(self, before: Config, after: Config) -> None:
         """Put in force what is more than a value; listeners, fleet and state folder wait for a restart."""
         if after.log_level != before.log_level:
-            log.set_up(level=after.log_level)
+            log.set_up(level=after.log_level, remote=self.sender.take)
+        if after.log_remote != before.log_remote:
+            self.sender.aim(after.log_remote)
         if after.share != before.share:
             share = after.share
             await self.share.move(share.path, share_id=share.id, require_mount=share.require_mount)
@@ -254,6 +258,7 @@ class Wiring:
             share=self.share,
             board=self.board,
             timekeeper=self.timekeeper,
+            sender=self.sender,
             clock=now,
         )
 

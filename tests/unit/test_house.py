@@ -14,7 +14,20 @@ PROJECT = Path(__file__).parents[2]
 PACKAGE = PROJECT / "certfan"
 
 GROUND = frozenset(
-    {"errors", "log", "files", "pki", "share_worker", "probe", "systemd", "tls", "toml", "loop"}
+    {
+        "errors",
+        "log",
+        "files",
+        "pki",
+        "share_worker",
+        "probe",
+        "systemd",
+        "tls",
+        "toml",
+        "loop",
+        "syslog",
+        "log_sender",
+    }
 )
 CORE_STDLIB = frozenset(
     {"__future__", "collections", "dataclasses", "datetime", "enum", "functools", "ipaddress", "itertools"}

@@ -9,9 +9,10 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from certfan.core.ledger import Ledger, Spend, SpendKind
-from certfan.core.model import Health, Limit, Limits
+from certfan.core.model import Health, Limit, Limits, Problem
 from certfan.daemon.listeners import Listener
 from certfan.daemon.status.metrics import exposition
+from certfan.daemon.status.model import RemoteLog
 from certfan.daemon.status.view import view
 from tests.unit.status_parts import DAY, NOW, WHERE, proof, serving, things
 
@@ -89,3 +90,17 @@ def test_an_authority_has_one_line_a_kind_of_limit() -> None:
     used = {key: value for key, value in found.items() if key[0] == "certfan_authority_limit_used_ratio"}
     assert list(used.values()) == [0.75]
     assert labels(authority="pebble", limit="failures_per_name") in {key[1] for key in used}
+
+
+def test_lines_that_a_remote_receiver_did_not_get_are_counted() -> None:
+    """Beside what needs somebody; without a receiver there is no family."""
+    problem = Problem("log.undelivered", "no log line reaches tls://log.int:6514: connection refused")
+    page = view(
+        things(remote_log=RemoteLog(target="tls://log.int:6514", problem=problem, waiting=7, dropped=3))
+    )
+    lines = exposition(page).decode().splitlines()
+
+    assert "certfan_log_waiting 7.0" in lines
+    assert "certfan_log_dropped_total 3.0" in lines
+    assert ["log"] == [one.subject for one in page.problems if one.code == "log.undelivered"]
+    assert "certfan_log" not in exposition(view(things())).decode()

@@ -153,6 +153,9 @@ def _file_problems(main: Main, parts: list[Part]) -> Iterator[str]:
         if name is not None:
             here = f"{parts[0].where}: status.tls.{key}"
             yield from _file_problem(here, Path(parts[0].where).parent / name, secret=key == "key")
+    if main.log.ca_file is not None:
+        file = Path(parts[0].where).parent / main.log.ca_file
+        yield from _file_problem(f"{parts[0].where}: log.ca_file", file, secret=False)
     for part in parts:
         for name, table in part.tables.authority.items():
             for key in ("ca_file", "roots_file", "eab_key_file"):

@@ -29,6 +29,7 @@ from certfan.daemon.config.schema import AuthorityTable, CertificateTable, Fragm
 from certfan.daemon.issuing import published
 from certfan.daemon.listeners import Listener, parse_listener
 from certfan.errors import ConfigError, ConfigInvalid, ConfigTooOpen
+from certfan.log_sender import LogTarget, target_of
 
 DEFAULT_PATH = Path("/etc/certfan/certfan.toml")
 _F = TypeVar("_F", bound=Fragment)
@@ -71,6 +72,7 @@ class Config:
     control: Listener
     probe_interval: timedelta
     log_level: str
+    log_remote: LogTarget | None
     force_polling: bool
     desired: Desired
     digest: str
@@ -136,6 +138,7 @@ def _build(path: Path, main: Main, parts: list[Part]) -> Config:
         control=Listener(path=main.control.socket, mode=0o660, group=main.control.group),
         probe_interval=main.status.probe_interval,
         log_level=main.log.level,
+        log_remote=_log_remote(main, path.parent),
         force_polling=main.watch.force_polling,
         desired=_desired(main, parts),
         digest=_digest(parts),
@@ -172,6 +175,11 @@ def _desired(main: Main, parts: list[Part]) -> Desired:
             }
         ),
     )
+
+
+def _log_remote(main: Main, folder: Path) -> LogTarget | None:
+    file = str(folder / main.log.ca_file) if main.log.ca_file else None
+    return target_of(main.log.remote, file) if main.log.remote else None
 
 
 def _authority(name: str, table: AuthorityTable, folder: Path) -> Authority:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from certfan import pki
 from certfan.core.model import CERTIFICATE_NAME, CONSUMER_NAME, Custody, KeyType
 from certfan.daemon.listeners import Listener, parse_listener
+from certfan.log_sender import checked_target
 
 MAX_IDENTIFIERS = 100  # what the largest profile of a public authority takes
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -251,9 +252,11 @@ class ControlTable(_Table):
 
 
 class LogTable(_Table):
-    """[log]."""
+    """[log]; a remote receiver gets every line too."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    remote: Annotated[str, AfterValidator(checked_target)] | None = None
+    ca_file: str | None = Field(default=None, min_length=1)
 
 
 class WatchTable(_Table):

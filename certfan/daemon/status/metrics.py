@@ -47,6 +47,7 @@ class _Families(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every family; the same page gives the same lines."""
         yield from self._daemon()
+        yield from self._remote_log()
         yield from self._certificates()
         yield from self._leaves()
         yield from self._endpoints()
@@ -70,6 +71,15 @@ class _Families(Collector):
         yield _gauge(
             "certfan_machine_resets", "how often the machine was reset in the last 24 hours", (), resets
         )
+
+    def _remote_log(self) -> Iterator[Metric]:
+        if (sent := self._page.remote_log) is not None:
+            waiting = [((), float(sent.waiting))]
+            yield _gauge("certfan_log_waiting", "log lines that wait for the remote receiver", (), waiting)
+            about = "log lines that found no room to wait for the remote receiver"
+            dropped = CounterMetricFamily("certfan_log_dropped", about)
+            dropped.add_metric([], sent.dropped)
+            yield dropped
 
     def _certificates(self) -> Iterator[Metric]:
         def of(name: str, about: str, value: str) -> Metric:

@@ -21,6 +21,16 @@ from certfan.daemon.store.facts import AccountFact, ConfigFact, Run, StoreFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteLog:
+    """The receiver of our log lines: what keeps them, how many wait, how many found no room since the process began."""
+
+    target: str
+    problem: Problem | None
+    waiting: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateOfThings:
     """Everything that the page is made from, seen at one instant."""
 
@@ -35,6 +45,7 @@ class StateOfThings:
     config_problems: tuple[Problem, ...] = ()
     share_problem: Problem | None = None
     clock_problem: Problem | None = None
+    remote_log: RemoteLog | None = None
     consumer_problems: Mapping[str, Problem] = field(default_factory=dict)
     live: Mapping[tuple[str, str], int] = field(default_factory=dict)  # the share's pointers
     in_flight: Mapping[Key, Step] = field(default_factory=dict)
@@ -322,3 +333,4 @@ class Page:
     consumers: tuple[ConsumerView, ...]
     orphans: tuple[Orphan, ...]
     runs: tuple[RunView, ...]
+    remote_log: RemoteLog | None = None

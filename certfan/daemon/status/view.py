@@ -52,6 +52,7 @@ def view(things: StateOfThings) -> Page:
         consumers=tuple(consumer_view(name, things) for name in sorted(things.desired.consumers)),
         orphans=orphaned,
         runs=runs,
+        remote_log=things.remote_log,
     )
 
 
@@ -67,6 +68,8 @@ def _problems(
         yield _needs("config", problem, config_since)
     if things.clock_problem:
         yield _needs("clock", things.clock_problem)
+    if things.remote_log and things.remote_log.problem:
+        yield _needs("log", things.remote_log.problem)
     if things.share_problem:
         yield _needs("share", things.share_problem)
     for consumer, problem in sorted(things.consumer_problems.items()):
