@@ -95,9 +95,8 @@ def test_an_authority_has_one_line_a_kind_of_limit() -> None:
 def test_lines_that_a_remote_receiver_did_not_get_are_counted() -> None:
     """Beside what needs somebody; without a receiver there is no family."""
     problem = Problem("log.undelivered", "no log line reaches tls://log.int:6514: connection refused")
-    page = view(
-        things(remote_log=RemoteLog(target="tls://log.int:6514", problem=problem, waiting=7, dropped=3))
-    )
+    sent = RemoteLog(target="tls://log.int:6514", problem=problem, waiting=7, dropped=3)
+    page = view(replace(things(), remote_log=sent))
     lines = exposition(page).decode().splitlines()
 
     assert "certfan_log_waiting 7.0" in lines
