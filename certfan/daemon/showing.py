@@ -11,6 +11,7 @@ from certfan.daemon.desk.configured import Configured
 from certfan.daemon.reconciler import Reconciler, problem_of
 from certfan.daemon.share.share import Share
 from certfan.daemon.status.model import RemoteLog, StateOfThings
+from certfan.daemon.status.resets import DAY
 from certfan.daemon.store import Event, Store, StoreFacts
 from certfan.daemon.timekeeper import Timekeeper
 from certfan.log_sender import LogSender
@@ -50,9 +51,9 @@ class Showing:
         facts, accounts = await self._store.facts(), await self._store.accounts()
         config, desired = self._configured.config, self._configured.desired()
         places = {name: (name, one.directory) for name, one in desired.authorities.items()}
-        observed = self.observed(facts)
+        observed, now = self.observed(facts), self._clock()
         return StateOfThings(
-            now=self._clock(),
+            now=now,
             fleet=config.fleet,
             desired=desired,
             facts=facts,
@@ -68,6 +69,7 @@ class Showing:
             live=observed.live,
             in_flight=self._reconciler.steps,
             runs=tuple(await self._store.runs(LAST_RUNS)),
+            ended_boots=await self._store.ended_boots(now - DAY),
         )
 
     def _remote_log(self) -> RemoteLog | None:

@@ -33,7 +33,7 @@ from certfan.core.model import (
 from certfan.daemon.observing import remembered
 from certfan.daemon.status import app
 from certfan.daemon.status.model import StateOfThings
-from certfan.daemon.store.facts import AccountFact, ConfigFact, Event, Heard, Run
+from certfan.daemon.store.facts import AccountFact, ConfigFact, EndedBoot, Event, Heard, Run
 from tests.unit.status_parts import DAY, MINUTE, NO_FACTS, NOW
 
 HOUR = timedelta(hours=1)
@@ -206,9 +206,20 @@ class Fleet:
                 "config": ConfigFact(12, "0" * 64, self.now - 9 * DAY),
                 "live": dict(self.facts["offered"]),
                 "runs": runs(self.now),
+                "ended_boots": ended_boots(self.now),
             }
             | self.extra
         )
+
+
+def ended_boots(now: datetime) -> tuple[EndedBoot, ...]:
+    """The host took all with it twice, the mail server went down once on its own."""
+    boots = [
+        EndedBoot(consumer, now - ago - timedelta(seconds=20 + 7 * n))
+        for ago in (2 * HOUR, 5 * HOUR)
+        for n, consumer in enumerate(SERVICES)
+    ]
+    return (*boots, EndedBoot("mail", now - 8 * HOUR))
 
 
 def runs(now: datetime) -> tuple[Run, ...]:
@@ -220,7 +231,7 @@ def runs(now: datetime) -> tuple[Run, ...]:
             boot_id=f"boot {index}",
             pid=400,
             epoch="e",
-            remembered_until=at,
+            remembered_until=at - timedelta(seconds=20),
             began_at=at,
             ended_at=None,
         )
@@ -318,8 +329,8 @@ def every_verdict() -> StateOfThings:
     fleet.shows(NAMES[4], "web2", fingerprint=fingerprint(NAMES[4], 6))
     tested = Problem(
         "service.pair_refused",
-        "the config test of apache2 fails with www.example.org@7",
-        "run on web1: apachectl -t",
+        "the config test of apache2 fails with example.net@7",
+        "run on web2: apachectl -t",
         output="AH00526: Syntax error on line 12 of /etc/apache2/sites-enabled/www.conf:\nSSLCertificateFile: file does not exist",
     )
     fleet.deployed(NAMES[4], "web2", DeploymentState.FAILED, tested)

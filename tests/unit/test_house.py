@@ -72,7 +72,16 @@ EDGES = {
 BANNED_NAMES = frozenset(
     {"utils", "util", "common", "helpers", "helper", "base", "manager", "handler", "misc"}
 )
-AGENT_NEVER_LOADS = ("acme", "dns", "josepy", "sqlalchemy", "alembic", "watchfiles", "publicsuffixlist")
+AGENT_NEVER_LOADS = (
+    "acme",
+    "dns",
+    "jinja2",
+    "josepy",
+    "sqlalchemy",
+    "alembic",
+    "watchfiles",
+    "publicsuffixlist",
+)
 
 
 def modules() -> Iterator[tuple[str, Path]]:

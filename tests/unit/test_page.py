@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -286,6 +288,27 @@ def test_resets_are_counted_and_nothing_lost_is_said_only_when_it_is_so() -> Non
     assert "nothing lost" not in resets(view(parts.lagging()))
 
 
+def test_what_went_down_together_is_told_from_what_went_down_alone() -> None:
+    """All at once is the host; one alone is that machine's own trouble."""
+    found = [(one.daemon, one.consumers, one.all_together) for one in view(parts.all_well()).resets]
+
+    everyone = ("chat", "mail", "web1", "web2")
+    assert found == [
+        (True, everyone, True),
+        (True, everyone, True),
+        (False, ("mail",), False),
+        (True, (), False),
+        (True, (), False),
+    ]
+
+
+async def test_the_page_of_a_consumer_counts_when_its_machine_went_down() -> None:
+    """And says how often the daemon's went with it."""
+    page = await seen(parts.all_well(), "/consumers/mail")
+
+    assert "went down 3 times in the last 24 hours, 2 of them together with the daemon's" in page.text
+
+
 def test_a_page_that_works_says_what_is_on_the_way() -> None:
     """Nobody has to do anything, and still not everything is proven."""
     fleet = parts.small()
@@ -324,6 +347,15 @@ def test_a_hint_is_taken_apart_into_what_can_be_copied(hint: str, label: str, co
 
     assert (found.label, found.command) == (label, command)
     assert found.text == ("" if command else hint)
+
+
+def test_who_never_opens_the_page_pays_nothing_for_it() -> None:
+    """The library of the templates is loaded by the first page, not by the daemon's start."""
+    script = "import sys, certfan.daemon.status.app; print('jinja2' in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "False"
 
 
 def test_rendering_is_cheap() -> None:

@@ -17,7 +17,7 @@ from certfan.core.policy import Urgency
 from certfan.core.standing import Holding
 from certfan.daemon.status.wire import Place, Span
 from certfan.daemon.status.wire import as_json as as_json
-from certfan.daemon.store.facts import AccountFact, ConfigFact, Run, StoreFacts
+from certfan.daemon.store.facts import AccountFact, ConfigFact, EndedBoot, Run, StoreFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,7 @@ class StateOfThings:
     live: Mapping[tuple[str, str], int] = field(default_factory=dict)  # the share's pointers
     in_flight: Mapping[Key, Step] = field(default_factory=dict)
     runs: tuple[Run, ...] = ()  # newest first
+    ended_boots: tuple[EndedBoot, ...] = ()  # of consumers, in the last 24 hours
 
 
 class Verdict(StrEnum):
@@ -280,6 +281,16 @@ class RunView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reset:
+    """What went down at about the same time: `at` is the last that was heard of it. With all together it was the host."""
+
+    at: datetime
+    daemon: bool  # this machine
+    consumers: tuple[str, ...]
+    all_together: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lagging:
     """Who lags, and why: endpoints of one consumer with one verdict; `deadline` is the earliest."""
 
@@ -333,4 +344,5 @@ class Page:
     consumers: tuple[ConsumerView, ...]
     orphans: tuple[Orphan, ...]
     runs: tuple[RunView, ...]
+    resets: tuple[Reset, ...]  # in the last 24 hours, newest first
     remote_log: RemoteLog | None = None

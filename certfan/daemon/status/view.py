@@ -27,6 +27,7 @@ from certfan.daemon.status.model import (
     Verdict,
 )
 from certfan.daemon.status.orphans import orphans
+from certfan.daemon.status.resets import resets
 from certfan.daemon.status.rows import heard_lately
 
 DAY = timedelta(days=1)
@@ -53,6 +54,7 @@ def view(things: StateOfThings) -> Page:
         orphans=orphaned,
         runs=runs,
         remote_log=things.remote_log,
+        resets=resets(things),
     )
 
 

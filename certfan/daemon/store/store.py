@@ -243,6 +243,7 @@ class Store:
     deployments = transaction(deploying.deployments)
     proofs = transaction(deploying.proofs)
     heard = transaction(deploying.heard)
+    ended_boots = transaction(deploying.ended_boots)
     urgencies = transaction(lagging.urgencies)
     record_urgencies = transaction(lagging.record_urgencies)
 

@@ -56,7 +56,14 @@ def render(template: str, *, now: datetime, **values: Any) -> str:
     text = (
         _environment()
         .get_template(template)
-        .render(now=now, data=_data(now), when=partial(_when, now), ago=partial(_relative, now), **values)
+        .render(
+            now=now,
+            data=_data(now),
+            day=partial(_day, now),
+            when=partial(_when, now),
+            ago=partial(_relative, now),
+            **values,
+        )
     )
     return str(log.redact(text))
 
@@ -111,6 +118,14 @@ def _when(now: datetime, at: datetime | None) -> Any:
         return "-"
     said = words.iso(at), words.relative(at, now), words.absolute(at)
     return Markup('<time datetime="%s">%s <small>%s UTC</small></time>') % said
+
+
+def _day(now: datetime, at: datetime) -> Any:
+    """Return both forms where a day says enough and a line has no room for more."""
+    from markupsafe import Markup
+
+    said = words.iso(at), words.relative(at, now), words.absolute(at)[:10]
+    return Markup('<time datetime="%s">%s <small>%s</small></time>') % said
 
 
 def _data(now: datetime) -> Callable[[Cell | None], Any]:

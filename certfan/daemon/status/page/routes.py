@@ -92,6 +92,7 @@ class _Page:
             Choice.of(request.query),
             consumer=found,
             rows=tuple(story.rows_at(name, page)),
+            resets=[one for one in page.resets if name in one.consumers],
             problems=tuple(one for one in page.problems if story.is_about_consumer(one.subject, name)),
             events=story.newest_first(told),
         )

@@ -28,6 +28,7 @@ class Tick:
     x: float
     text: str
     anchor: str
+    near: bool  # to "now": on a narrow screen its date has no room
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +97,10 @@ def timeline(page: Page) -> Timeline | None:
     return Timeline(
         height=(len(lanes) * LANE if lanes else 2 * BAR_ROOM) + AXIS,
         now=axis.place(page.now),
-        ticks=tuple(_ticks(axis)),
+        ticks=tuple(_ticks(axis, axis.place(page.now))),
         lanes=lanes,
         bars=bars,
-        each="day" if axis.each == DAY else counted(axis.each // DAY, "day"),
+        each="a day" if axis.each == DAY else counted(axis.each // DAY, "day"),
         most=max((max(bar.renewals, bar.ends) for bar in bars), default=0),
         text=_text(issued, page.now),
         changes=tuple(changes[:NEXT]),
@@ -138,7 +139,7 @@ def _midnight(at: datetime) -> datetime:
     return at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
-def _ticks(axis: _Axis) -> Iterator[Tick]:
+def _ticks(axis: _Axis, now: float) -> Iterator[Tick]:
     """Yield round dates, five to eight of them."""
     length = axis.stop - axis.start
     is_round: Callable[[datetime], bool]
@@ -151,8 +152,9 @@ def _ticks(axis: _Axis) -> Iterator[Tick]:
     day = axis.start
     while day <= axis.stop:
         x = axis.place(day)
-        if is_round(day) and 2 < x < 98:
-            yield Tick(x, f"{day.day} {day:%b}", "start" if x < 6 else "end" if x > 94 else "middle")
+        if is_round(day) and 2 < x < 98 and abs(x - now) > 4:
+            anchor = "start" if x < 6 else "end" if x > 94 else "middle"
+            yield Tick(x, f"{day.day} {day:%b}", anchor, abs(x - now) < 18)
         day += DAY
 
 
