@@ -3,6 +3,9 @@
 A request is JSON lines, each exactly {"certificate": NAME, "generation": N} (0: a placeholder), ended by a half-close.
 Names and numbers are all that is believed: bundles are verified again against what root has pinned (`bundled`). The
 answer is one line of JSON (`swap.Answer`). Anything odd: nothing is done.
+
+A single line with "request", "key_type", "identifiers" and "key" in the place of "generation" asks for a CSR by a key
+that is made here, and stays (`own_keys`). Whoever asks learns nothing by it, and the daemon judges what is in it.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import contextlib
 import json
 import os
 import pwd
+import re
 import secrets
 import socket
 import struct
@@ -22,17 +26,21 @@ from typing import Any
 
 from certfan import files, log, systemd
 from certfan.agent import config as agent_config
+from certfan.agent import own_keys
 from certfan.agent.bundled import Bundled
 from certfan.agent.config import AgentConfig
 from certfan.agent.identity import read_trust
 from certfan.agent.installer import Installer
+from certfan.agent.own_keys import OwnKeys
 from certfan.agent.places import opened
 from certfan.agent.swap import Answer, Swap, Wanted
-from certfan.core.model import CERTIFICATE_NAME, Problem
+from certfan.core.model import CERTIFICATE_NAME, KeyType, Problem
 from certfan.errors import (
     ApplyUnavailable,
+    BundleInvalid,
     CertfanError,
     InstallFailed,
+    KeyLost,
     MessageInvalid,
     NotAllowed,
     StateLocked,
@@ -41,6 +49,7 @@ from certfan.errors import (
 MAX_LINES = 1000
 MAX_REQUEST = 64 * 1024
 MAX_GENERATION = 10**12
+MAX_IDENTIFIERS = 100
 PATIENCE = timedelta(seconds=10)  # for a request to arrive
 PARTING = timedelta(seconds=2)  # for its answer to be taken
 IDLE = timedelta(seconds=30)
@@ -124,8 +133,12 @@ async def _answered(connection: socket.socket, config_path: Path, clock: Callabl
     try:
         config = agent_config.load(config_path)
         _check_caller(connection, config)
-        requested = parse(await _request(connection))
+        request = await _request(connection)
+        to_sign = parse_csr(request)
+        requested = parse(request) if to_sign is None else ()
         async with _locked(config):
+            if to_sign is not None:
+                return Answer(csr=OwnKeys(config.install_to).csr(to_sign))
             return await _apply(config, requested, clock)
     except CertfanError as error:
         problem = Problem(error.code, error.text, error.hint, error.not_before)
@@ -142,9 +155,15 @@ async def _apply(
     """Verify the whole group before anything is touched, then swap it in."""
     installer = Installer(config.install_to)
     bundled = Bundled(config, installer, read_trust(config.trust), clock)
-    wanted = [
-        Wanted(name, number, bundled.pair(name, number) if number else None) for name, number in requested
-    ]
+    try:
+        wanted = [
+            Wanted(name, number, bundled.pair(name, number) if number else None) for name, number in requested
+        ]
+    except KeyLost as error:
+        if len(requested) == 1:
+            raise
+        # Of a group nobody could tell whose key is lost, and each would get a new one.
+        raise BundleInvalid(error.text, subject=error.subject, hint=error.hint) from error
     async with opened(config, installer, bundled, clock) as places:
         return await Swap(config, places, clock).run(wanted)
 
@@ -166,6 +185,38 @@ def parse(request: bytes) -> tuple[tuple[str, int], ...]:
     return pairs
 
 
+def parse_csr(request: bytes) -> own_keys.Wanted | None:
+    """Read a request for a CSR; None when it is one of the other kind.
+
+    Raises:
+        MessageInvalid: it is for a CSR, and anything in it is odd.
+    """
+    try:
+        items: Any = json.loads(request, object_pairs_hook=list)
+        fields = dict(items)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    if "request" not in fields or not request.startswith(b"{"):
+        return None
+    names, key = fields.get("identifiers"), fields.get("key")
+    if [name for name, _ in items] != ["certificate", "request", "key_type", "identifiers", "key"]:
+        raise MessageInvalid("the request for a CSR has other fields")
+    if type(names) is not list or not 1 <= len(names) <= MAX_IDENTIFIERS or not all(map(_is_name, names)):
+        raise MessageInvalid("the request for a CSR has no names")
+    if type(key) is not str or not re.fullmatch("(?:[0-9a-f]{64})?", key):
+        raise MessageInvalid("the request for a CSR has no key")
+    if type(fields["key_type"]) is not str or fields["key_type"] not in set(KeyType):
+        raise MessageInvalid("the request for a CSR has a type of key that is not known here")
+    certificate, number = _named(fields["certificate"], fields["request"])
+    if not number:
+        raise MessageInvalid("the request for a CSR has no generation")
+    return own_keys.Wanted(certificate, number, KeyType(fields["key_type"]), tuple(names), key)
+
+
+def _is_name(name: object) -> bool:
+    return type(name) is str and re.fullmatch(r"[a-z0-9*.:_-]{1,253}", name) is not None
+
+
 def _line(line: bytes) -> tuple[str, int]:
     try:
         items: Any = json.loads(line, object_pairs_hook=list)  # a list of pairs: a key that comes twice shows
@@ -174,6 +225,10 @@ def _line(line: bytes) -> tuple[str, int]:
         raise MessageInvalid("a line of the request is no certificate and generation") from error
     if [first, second] != ["certificate", "generation"] or not line.lstrip().startswith(b"{"):
         raise MessageInvalid('a line of the request is not {"certificate": ..., "generation": ...}')
+    return _named(certificate, generation)
+
+
+def _named(certificate: object, generation: object) -> tuple[str, int]:
     if type(certificate) is not str or not CERTIFICATE_NAME.fullmatch(certificate):
         raise MessageInvalid("a line of the request has no name of a certificate")
     if type(generation) is not int or not 0 <= generation <= MAX_GENERATION:

@@ -16,7 +16,9 @@ from certfan import pki
 from certfan.agent.config import AgentConfig
 from certfan.agent.identity import SealingFolder, Trust
 from certfan.agent.installer import Installer
-from certfan.errors import BundleInvalid, SealInvalid
+from certfan.agent.own_keys import OwnKeys
+from certfan.core.model import Custody
+from certfan.errors import BundleInvalid, KeyLost, SealInvalid
 from certfan.protocol import manifest
 
 
@@ -39,15 +41,17 @@ class Bundled:
     def pair(self, certificate: str, generation: int) -> pki.Pair:
         """Return a pair that may go live: of the staged bundle, or of the generation that root laid earlier.
 
-        A key that is sealed is opened with root's own sealing key.
+        A key that is sealed is opened with root's own sealing key; one that was made here is joined with its chain.
 
         Raises:
-            SignatureInvalid, BundleInvalid, PairMismatch, SealInvalid: there is none.
+            SignatureInvalid, BundleInvalid, PairMismatch, SealInvalid, KeyLost: there is none.
         """
         found = staged(self._config.state, certificate, generation)
         if found is None:
             return self._laid_earlier(certificate, generation)
         bundle = self.opened(found, certificate, generation)
+        if bundle.manifest.custody is Custody.CONSUMER:
+            return self._with_own_key(bundle.chain, certificate, generation)
         try:
             return bundle.pair(SealingFolder(self._config.trust).read())
         except SealInvalid:
@@ -80,6 +84,19 @@ class Bundled:
             return frozenset()
         return frozenset(
             int(name) for name in names if name.isascii() and name.isdecimal() and len(name) < 19
+        )
+
+    def _with_own_key(self, chain: pki.Chain, certificate: str, generation: int) -> pki.Pair:
+        key_pem = OwnKeys(self._config.install_to).find(certificate, pki.certified_key_hash(chain.leaf.der))
+        if key_pem is not None:
+            return pki.load_pair(key_pem, chain.fullchain_pem)
+        with contextlib.suppress(BundleInvalid):
+            return self._laid_earlier(certificate, generation)
+        subject = f"{certificate}@{generation}"
+        raise KeyLost(
+            f"key of {subject} was made on {self.consumer}, and is not here any more",
+            subject=subject,
+            hint="a new one is made, and its certificate ordered, by itself: certfan status",
         )
 
     def _laid_earlier(self, certificate: str, generation: int) -> pki.Pair:

@@ -15,7 +15,7 @@ from certfan import __version__, log, systemd
 from certfan.agent.config_schema import Delivery
 from certfan.agent.link import Link
 from certfan.agent.shelf import Shelf
-from certfan.core.agent_steps import Assignment
+from certfan.core.agent_steps import Asked, Assignment
 from certfan.core.model import Deployment, Endpoint, Proof
 from certfan.errors import BundleInvalid, ChannelError, ShareError
 from certfan.protocol.messages import Assignments, Report
@@ -55,6 +55,10 @@ class Supply:
             if self._delivery is Delivery.SHARE_ONLY or waited < SHARE_PATIENCE:
                 raise
             return await self._link.bundle(certificate, generation)
+
+    async def send_csr(self, certificate: str, generation: int, csr_pem: str) -> None:
+        """Hand in a CSR; raises ChannelError."""
+        await self._link.csr(certificate, generation, csr_pem)
 
 
 async def _nothing() -> None:
@@ -169,6 +173,7 @@ def _assignments(found: Assignments) -> dict[str, Assignment]:
             fingerprint=one.fingerprint,
             identifiers=one.identifiers,
             bundle=one.bundle,
+            request=Asked(**dict(one.request)) if one.request else None,
         )
         for one in found.assignments
     }

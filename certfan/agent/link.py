@@ -33,6 +33,7 @@ from certfan.protocol.messages import (
     MAX_REPORT,
     Assignments,
     BundleMessage,
+    CsrMessage,
     Message,
     ProblemAnswer,
     RenewReply,
@@ -121,6 +122,17 @@ class Link:
         """
         body = await self._caller.call("GET", f"/v1/bundles/{certificate}/{generation}")
         return self._decode(BundleMessage, body).contents()
+
+    async def csr(self, certificate: str, generation: int, csr_pem: str) -> None:
+        """Hand in what was asked to be signed for a generation to be. Repeatable; cancelled, it may have been taken.
+
+        Raises:
+            NotAllowed: it is not wanted (any more).
+            DaemonUnreachable, NotAuthenticated, MessageInvalid: see the module.
+        """
+        await self._caller.call(
+            "POST", f"/v1/requests/{certificate}/{generation}", message=CsrMessage(csr=csr_pem)
+        )
 
     async def renew(self, csr_pem: str) -> bytes:
         """Return the certificate (PEM) of our identity's successor, for a new key. Repeatable with that key.

@@ -11,8 +11,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from certfan.agent.swap import Answer
-from certfan.core.agent_steps import Pair
-from certfan.errors import ApplyUnavailable
+from certfan.core.agent_steps import Asked, Pair
+from certfan.errors import ApplyUnavailable, InstallFailed
 
 # Every command that agent.toml lets it run has a timeout of its own.
 PATIENCE = timedelta(minutes=15)
@@ -35,10 +35,35 @@ class Privileged:
         Raises:
             ApplyUnavailable: nobody answers, or with something else than an answer.
         """
-        request = b"".join(
-            json.dumps({"certificate": certificate, "generation": generation}).encode() + b"\n"
-            for certificate, generation in pairs
+        return await self._answered(
+            b"".join(
+                json.dumps({"certificate": certificate, "generation": generation}).encode() + b"\n"
+                for certificate, generation in pairs
+            )
         )
+
+    async def csr(self, certificate: str, asked: Asked) -> str:
+        """Have a key made, and kept there, and return its CSR (PEM). Repeatable: the same key for the same number.
+
+        Raises:
+            InstallFailed: it was not made.
+            ApplyUnavailable: nobody answers, or with something else than an answer.
+        """
+        request = {
+            "certificate": certificate,
+            "request": asked.generation,
+            "key_type": asked.key_type,
+            "identifiers": asked.identifiers,
+            "key": asked.key,
+        }
+        answer = await self._answered(json.dumps(request).encode() + b"\n")
+        if answer.problem is not None or not answer.csr:
+            # One of an earlier release takes it for a malformed request.
+            detail = answer.problem.detail if answer.problem else "it was not made"
+            raise InstallFailed(f"key of {certificate}: {detail}", subject=certificate, hint=HINT)
+        return answer.csr
+
+    async def _answered(self, request: bytes) -> Answer:
         try:
             async with asyncio.timeout(PATIENCE.total_seconds()):
                 return _ANSWER.validate_json(await self._exchange(request))

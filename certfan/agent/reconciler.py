@@ -19,6 +19,7 @@ from certfan.agent.installer import Laid
 from certfan.agent.privileged import Privileged
 from certfan.agent.prober import Prober
 from certfan.agent.record import Record
+from certfan.agent.signing import Signing, Taker
 from certfan.agent.staging import Staging
 from certfan.agent.swap import Answer
 from certfan.agent.whereabouts import Whereabouts
@@ -32,6 +33,7 @@ from certfan.core.agent_steps import (
     LayPlaceholders,
     Pair,
     Probe,
+    SendCsr,
     ServiceFacts,
     Staged,
     Step,
@@ -46,8 +48,8 @@ from certfan.loop import Loop
 KEPT = 3  # bundles of a certificate: to go back to
 
 
-class Source(Protocol):
-    """Where bundles come from."""
+class Source(Taker, Protocol):
+    """Where bundles come from, and CSRs go to."""
 
     async def fetch(
         self, certificate: str, generation: int, *, bundle: str, waited: timedelta
@@ -85,6 +87,7 @@ class Reconciler:
         self._apply_attempts: dict[str, Attempt] = {}
         self._cleared_at: dict[str, datetime] = {}
         self._assigned_at: dict[Pair, datetime] = {}
+        self._signing = Signing(parts.privileged, parts.source, parts.clock, parts.jitter)
         self._log = log.get("agent")
         self._recall()
 
@@ -130,6 +133,7 @@ class Reconciler:
             fetch_attempts=dict(self._fetch_attempts),
             apply_attempts=dict(self._apply_attempts),
             cleared_at=dict(self._cleared_at),
+            csr_not_before=self._signing.not_before,
             in_flight=self._loop.in_flight,
             probe_interval=self._is.config.probe_interval,
             quiet=self._is.config.quiet,
@@ -160,6 +164,8 @@ class Reconciler:
         match step:
             case Fetch():
                 await self._fetch(step)
+            case SendCsr():
+                await self._signing.send(step)
             case LayPlaceholders():
                 await self._lay_placeholders(step)
             case Apply():
@@ -320,6 +326,8 @@ class Reconciler:
                 self._apply_failed(step, problem)
             case LayPlaceholders():
                 self._hold_placeholders(step, problem)
+            case SendCsr():
+                self._signing.failed(step)
             case Probe() | Conclude():
                 pass
             case _:

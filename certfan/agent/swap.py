@@ -18,6 +18,7 @@ from certfan.agent import reloader
 from certfan.agent.config import AgentConfig, Service
 from certfan.agent.installer import Laid
 from certfan.agent.journal import Journal, Owed
+from certfan.agent.own_keys import OwnKeys
 from certfan.agent.places import Places
 from certfan.agent.reloader import Running
 from certfan.core.model import Problem
@@ -62,6 +63,7 @@ class Answer:
     hooks: Mapping[str, Problem] = field(default_factory=dict)
     installed_at: datetime | None = None  # when the last pointer had moved
     reloaded_at: datetime | None = None  # when the last reload had returned
+    csr: str = ""  # PEM, of a request for one
 
     def encode(self) -> bytes:
         """Return the answer as one line of JSON; instants as ISO 8601."""
@@ -126,8 +128,18 @@ class Swap:
             await self._blame(services)
         if not worse:
             for name in names:
-                self._installer.prune(name)
+                self._prune(name)
         return self._answer(wanted, services=services, rolled_back=bool(worse))
+
+    def _prune(self, certificate: str) -> None:
+        """Remove what nobody goes back to, keys last."""
+        self._installer.prune(certificate)
+
+        def in_use() -> list[str]:
+            laid = (self._installer.read(certificate, one) for one in self._installer.stored(certificate))
+            return [pki.public_key_hash(pair.key_pem) for pair in laid if pair is not None]
+
+        OwnKeys(self._config.install_to).prune(certificate, in_use)
 
     async def _lay(self, wanted: Sequence[Wanted]) -> dict[str, Laid]:
         """Write every folder; no pointer moves. A placeholder that is live stays the one it is."""

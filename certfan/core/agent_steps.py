@@ -37,6 +37,16 @@ class Why(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be signed with a key that is made here; `key` is the one (by SPKI hash) to use again."""
+
+    generation: int
+    identifiers: tuple[str, ...]
+    key_type: str
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """What the daemon assigned; generation 0 and no fingerprint: nothing issued yet."""
 
@@ -45,6 +55,7 @@ class Assignment:
     fingerprint: str = field(default="", kw_only=True)
     identifiers: tuple[str, ...] = field(default=(), kw_only=True)
     bundle: str = field(default="", kw_only=True)  # which sealing of its key; "": not sealed, or nobody said
+    request: Asked | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +115,7 @@ class AgentFacts:
     worked_before: frozenset[tuple[str, Endpoint]] = frozenset()
     fetch_attempts: Mapping[str, Attempt] = field(default_factory=dict)  # by certificate
     apply_attempts: Mapping[str, Attempt] = field(default_factory=dict)  # by certificate, from `setback`
+    csr_not_before: Mapping[Pair, datetime] = field(default_factory=dict)  # when one is sent, or sent again
     # By certificate: the config test of a service that takes it passes again (from `aftermath`). Lifts a wait for it.
     cleared_at: Mapping[str, datetime] = field(default_factory=dict)
     in_flight: frozenset[Key] = frozenset()  # read before everything else, as the daemon's
@@ -124,6 +136,19 @@ class Fetch:
     def key(self) -> Key:
         """One fetch a certificate."""
         return ("fetch", self.certificate)
+
+
+@dataclass(frozen=True, slots=True)
+class SendCsr:
+    """Have a key made here, and hand its CSR in."""
+
+    certificate: str
+    asked: Asked
+
+    @property
+    def key(self) -> Key:
+        """One a certificate."""
+        return ("csr", self.certificate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +210,7 @@ class Conclude:
         return ("conclude", self.certificate)
 
 
-Step: TypeAlias = Fetch | LayPlaceholders | Apply | Probe | Conclude
+Step: TypeAlias = Fetch | SendCsr | LayPlaceholders | Apply | Probe | Conclude
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from certfan.core.agent_steps import (
     Outcome,
     Pair,
     Probe,
+    SendCsr,
     ServiceFacts,
     Setback,
     Staged,
@@ -72,6 +73,7 @@ __all__ = [
     "Outcome",
     "Pair",
     "Probe",
+    "SendCsr",
     "ServiceFacts",
     "Setback",
     "Staged",
@@ -95,6 +97,7 @@ def plan(facts: AgentFacts, now: datetime) -> AgentPlan:
         *_conclusions(facts, now),
         *_applications(facts, now),
         *_fetches(facts, now),
+        *_signatures(facts, now),
         *_probes(facts, now),
         *_instants(facts),
     ]
@@ -294,6 +297,19 @@ def _fetches(facts: AgentFacts, now: datetime) -> Iterator[Wish]:
         waits = attempt_holds(facts.fetch_attempts.get(certificate), now, LONGEST_SHORT_WAIT)
         if is_wanted and not waits and not _is_here(facts, assignment):
             yield Fetch(*pair, assignment.bundle)
+
+
+def _signatures(facts: AgentFacts, now: datetime) -> Iterator[Wish]:
+    """Wish for every CSR that is asked for under a number that is new here; of an older one the daemon will hear."""
+    for certificate, assignment in sorted(facts.assignments.items()):
+        asked = assignment.request
+        if asked is None:
+            continue
+        known = [facts.live.get(certificate, 0), *(n for name, n in facts.staged if name == certificate)]
+        not_before = facts.csr_not_before.get((certificate, asked.generation))
+        yield from holding_instants(not_before, LONGEST_SHORT_WAIT)
+        if asked.generation > max(known) and not holds(not_before, now, LONGEST_SHORT_WAIT):
+            yield SendCsr(certificate, asked)
 
 
 def _is_here(facts: AgentFacts, assignment: Assignment) -> bool:

@@ -68,10 +68,15 @@ class Fleet:
     def clock(self) -> datetime:
         return self.now
 
-    async def issue(self, number: int, *, lifetime: timedelta = 90 * DAY, name: str = WWW) -> Generation:
-        """Have a generation as the issuer leaves it."""
+    async def issue(
+        self, number: int, *, lifetime: timedelta = 90 * DAY, name: str = WWW, holder: str = ""
+    ) -> Generation:
+        """Have a generation as the issuer leaves it; with a holder, its key is that consumer's alone."""
         key, cert = PAIRS[number]
-        self.state.generation_key(name, number, lambda: key)
+        if holder:
+            self.state.generation_request(name, number, pki.csr_pem(pki.make_csr(key, [WWW])))
+        else:
+            self.state.generation_key(name, number, lambda: key)
         self.state.save_chain(name, number, cert=cert, chain=b"", fullchain=cert)
         leaf = pki.read_leaf(cert)
         generation = Generation(
@@ -85,6 +90,7 @@ class Fleet:
             not_before=self.now,
             not_after=self.now + lifetime,
             issued_at=self.now,
+            holder=holder,
         )
         await self.store.record_generation(generation)
         return generation

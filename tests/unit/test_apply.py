@@ -53,6 +53,7 @@ async def test_a_group_is_laid_tested_once_and_reloaded_once(machine: Machine) -
         "rolled_back": False,
         "problem": None,
         "hooks": {},
+        "csr": "",
     }
     assert machine.log("web") == ["test", "reload", "hook", "hook"]
     assert [machine.live(n) for n in (WWW, MAIL)] == [machine.staged_fingerprint(n, 3) for n in (WWW, MAIL)]

@@ -118,12 +118,6 @@ def _mode(text: str) -> str:
     return text
 
 
-def _custody(value: Any) -> Any:
-    if value == Custody.CONSUMER:
-        raise ValueError(f'custody "{value}" is not in this release; use "share" or "sealed"')
-    return value
-
-
 def _literal(text: str) -> str:
     if (address := _address(text)) is None:
         raise ValueError(f"{text}: must be an IP address: the volume compares addresses, not names")
@@ -318,7 +312,7 @@ class CertificateTable(_Table):
     authority: str | None = None
     key_type: Annotated[KeyType, Field(strict=False)] = KeyType.ECDSA_P256
     profile: str | None = Field(default=None, min_length=1)
-    custody: Annotated[Custody, Field(strict=False), BeforeValidator(_custody)] = Custody.SHARE
+    custody: Annotated[Custody, Field(strict=False)] = Custody.SHARE
     fallback: Annotated[list[str], Distinct] = []
     fallback_after: Span = Field(default=timedelta(days=1), ge=timedelta(minutes=1))
     reuse_key: Span | None = Field(default=None, ge=timedelta(hours=1))

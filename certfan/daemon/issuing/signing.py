@@ -20,6 +20,10 @@ from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store, StoreFacts
 from certfan.errors import NotAllowed, PkiError, RequestInvalid
 
+_LISTED = (
+    "the consumer's list says which one is; an agent that sends others wants: systemctl restart certfan-agent"
+)
+
 
 async def ask(
     step: AskCsr, desired: Desired, store: Store, state: StateFolder, *, floor: int, now: datetime
@@ -78,7 +82,11 @@ class CsrDesk:
         wanted = self._desired().certificates.get(certificate)
         subject = f"{certificate}/{consumer}"
         if wanted is None or wanted.holder != consumer:
-            raise NotAllowed(f"{consumer} is not to make the key of {certificate}", subject=subject)
+            raise NotAllowed(
+                f"{consumer} is not to make the key of {certificate}",
+                subject=subject,
+                hint=f'see custody and consumers of {certificate} in certfan.toml; "consumer" has the key made there',
+            )
         facts = await self._store.facts()
         asked = facts.signing_requests.get(certificate)
         try:
@@ -86,10 +94,12 @@ class CsrDesk:
             if self._came_before(facts, asked, wanted, generation, request):
                 return
             if asked is None or asked.generation != generation or asked.csr is not None:
-                raise NotAllowed(f"no CSR for {certificate}@{generation} is wanted now", subject=subject)
+                raise NotAllowed(
+                    f"no CSR for {certificate}@{generation} is wanted now", subject=subject, hint=_LISTED
+                )
             await self._judge(facts, asked, wanted, request)
         except PkiError as error:
-            if asked is not None and asked.generation == generation:
+            if asked is not None and asked.generation == generation and asked.csr is None:
                 await self._refuse(asked, error)
             raise
         if await self._store.record_csr(asked, request.der):
@@ -117,7 +127,9 @@ class CsrDesk:
     ) -> None:
         name = wanted.name
         if not fits(asked, wanted, facts.generations.get(name, ())):
-            raise NotAllowed(f"the CSR for {name} is asked for anew", subject=f"{name}/{asked.consumer}")
+            raise NotAllowed(
+                f"the CSR for {name} is asked for anew", subject=f"{name}/{asked.consumer}", hint=_LISTED
+            )
         names = tuple(sorted(map(str, wanted.identifiers)))
         if request.names != names:
             # What it asks for instead is a stranger's text.
