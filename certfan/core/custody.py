@@ -43,10 +43,13 @@ def fits(request: SigningRequest | None, certificate: Certificate, generations: 
 def lost_since(generations: Sequence[Generation], lost: datetime | None) -> datetime | None:
     """Return from when on a newest generation whose key its holder has lost is to be replaced; None: it need not be.
 
-    At once, but not for the second time within a day: a consumer that loses every key would wear the authority out.
+    At once, but no second order within a day: a consumer that loses every key would wear the authority out. What was
+    gone back to cost none.
     """
     if lost is None or not generations or not generations[-1].holder:
         return None
     newest = generations[-1]
-    before = generations[-2].issued_at if len(generations) > 1 else newest.issued_at - LOST_AGAIN
-    return max(newest.issued_at, before + LOST_AGAIN)
+    before = [g.issued_at for g in generations[:-1] if g.copy_of is None]
+    if newest.copy_of is not None or not before:
+        return newest.issued_at
+    return max(newest.issued_at, before[-1] + LOST_AGAIN)

@@ -96,6 +96,7 @@ def test_a_lost_key_is_replaced_at_once_but_not_twice_a_day() -> None:
 
     assert AskCsr(*PLACE, Reason.KEY_LOST) in steps(lost)
     assert NOW + DAY == lost_since((first, second, third), NOW)
+    assert third.issued_at == lost_since((first, second, replace(third, copy_of=1)), NOW)
     assert lost_since((make_generation(1),), NOW) is None
 
 
