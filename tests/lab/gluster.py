@@ -50,6 +50,10 @@ class Gluster:
         self._until(self._host, "peer", "probe", "cert.int")
         self._until(self._cert, "peer", "probe", "host.int")
         machine.wait_until(self._joined, "gluster peers to join", 20)
+        self.make()
+
+    def make(self) -> None:
+        """Make and start the volume, on bricks where no other one was."""
         bricks = [f"{peer}.int:{_BRICK}" for peer in ("host", "cert")]
         self._until(self._host, "volume", "create", VOLUME, "replica", "2", *bricks, "force")
         patience = ("network.ping-timeout", self._ping_timeout)
@@ -67,6 +71,13 @@ class Gluster:
     def wait_alike(self, timeout: float = 60) -> None:
         """Wait until whichever brick is lost nothing is lost with it."""
         machine.wait_until(lambda: self.unhealed() == 0, "both bricks to be alike", timeout)
+
+    def lose(self) -> None:
+        """Take the volume away for good, with every byte on both bricks."""
+        self._command(self._host, "volume", "stop", VOLUME, "force")
+        self._command(self._host, "volume", "delete", VOLUME)
+        for vm in (self._host, self._cert):
+            vm.run(["rm", "-r", _BRICK])
 
     def mount_rw(self, vm: Vm, where: str = "/srv/le") -> None:
         """Mount the whole volume, now and at every boot."""

@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab import machine
 from tests.lab.fleet import ENDPOINTS, NAME, Fleet
-from tests.real.share_faults import pointer, settled
+from tests.real.share_faults import SHARE, pointer, remount, settled, told
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -65,3 +65,44 @@ def test_publishing_goes_on_while_the_host_is_off(fleet: Fleet) -> None:
 
     assert stale == before
     assert fleet.cert.run(["certfan", "share", "verify"]).stdout.endswith("as it should be\n")
+
+
+def test_a_lost_volume_is_made_anew_from_the_daemons_own_state(fleet: Fleet) -> None:
+    """Deleted with both bricks' bytes: made again, set up, rebuilt, every bundle is what it was, and renewals go on."""
+    fleet.renew()
+    before = fleet.wait_proven(settled(fleet) + 1)
+    settled(fleet)
+    kept = _bundles(fleet)
+    fleet.farm.gluster.lose()
+    try:
+        machine.wait_until(lambda: told(fleet, r"^share share\.unavailable"), "the loss named", 10)
+    finally:
+        fleet.farm.gluster.make()
+    remount(fleet)
+    fleet.cert.run(["certfan", "share", "setup"])
+    lacking = fleet.cert.run(["certfan", "share", "verify"], check=False)
+    rebuilt = fleet.cert.run(["certfan", "share", "rebuild"]).stdout
+    for vm, where, unit in ((fleet.cert, "/srv/le-mail1", "srv-le\\x2dmail1"), (fleet.web1, SHARE, "srv-le")):
+        vm.run(["umount", "-l", where], check=False)
+        vm.run(["systemctl", "restart", f"{unit}.mount"])
+    again = _bundles(fleet)
+    fleet.renew()
+    fleet.wait_proven(before + 1, timeout=120)
+
+    assert lacking.returncode == 1
+    assert f"{NAME}/{before - 1} is missing" in lacking.stdout
+    assert rebuilt.endswith("generations are on the share\n")
+    assert len(kept) >= 2 * 2 * 6
+    assert kept == again
+    assert fleet.cert.run(["certfan", "share", "verify"]).stdout.endswith("as it should be\n")
+
+
+def _bundles(fleet: Fleet) -> dict[str, bytes]:
+    """Return every file of every generation as the host's brick holds it."""
+    brick = fleet.farm.gluster.brick(fleet.farm.host) / "le"
+    return {
+        str(path.relative_to(brick)): path.read_bytes()
+        for consumer in ("web1", "mail1")
+        for path in (brick / consumer / "generations").rglob("*")
+        if path.is_file()
+    }
