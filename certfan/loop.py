@@ -14,8 +14,8 @@ from typing import Any
 
 LONGEST_NAP = timedelta(minutes=1)  # level, not edge: look again even when nobody rang
 # With hundreds of steps under way one ends every few milliseconds, and each tick looks at everything.
-PACE = 8  # between two ticks at least this many times what was weighed of the last one,
-LONGEST_PAUSE = 1.0  # but no more seconds than this
+PACE = 5  # between two ticks at least this many times what was weighed of the last one,
+LEAST_PAUSE, LONGEST_PAUSE = 0.01, 1.0  # but neither fewer nor more seconds than this
 
 Key = tuple[str, ...]
 Tick = Callable[[asyncio.TaskGroup], Awaitable[datetime | None]]  # returns when to tick again at the latest
@@ -50,9 +50,9 @@ class Loop:
     @contextmanager
     def weighed(self) -> Iterator[None]:
         """Count this part of a tick, without an await in it: the more time it takes, the rarer the ticks are."""
-        began = time.monotonic()
+        began = time.thread_time()
         yield
-        self._weight += time.monotonic() - began
+        self._weight += time.thread_time() - began
 
     def start(self, group: asyncio.TaskGroup, key: Key, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` as the one task of its key; when it ends, the bell rings."""
@@ -78,7 +78,7 @@ class Loop:
                 self._bell.clear()
                 self._ticked_at, self._weight = time.monotonic(), 0.0
                 wake_at = await tick(group)
-                await asyncio.sleep(min(PACE * self._weight, LONGEST_PAUSE))
+                await asyncio.sleep(min(max(PACE * self._weight, LEAST_PAUSE), LONGEST_PAUSE))
                 await self._nap(wake_at)
 
     async def _nap(self, wake_at: datetime | None) -> None:

@@ -2,66 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
-from certfan.core.custody import fits, lost_since
 from certfan.core.ledger import Ledger
 from certfan.core.looks import checked_identifiers, looks
-from certfan.core.model import Certificate, Desired, Generation, Reason
-from certfan.core.policy import LONGEST_ORDER_WAIT, holding_instants, renewal_instant
-from certfan.core.retirement import place_instants, place_waits
+from certfan.core.model import Desired
+from certfan.core.outlook import NEVER, Outlook
 from certfan.core.room import STANDING_STILL, Room, has_failed
 from certfan.core.standing import (
     PATH,
-    fallback_instant,
     has_open_order,
     is_same_set,
     is_suggested,
-    lifts,
     names_of,
     open_order_at,
-    standing,
     whom_to_ask,
 )
-from certfan.core.steps import AskCsr, Issue, Observed, Wish
-from certfan.core.subjects import order_subject
-
-NEVER = datetime.min.replace(tzinfo=UTC)
+from certfan.core.steps import Issue, Observed, Wish
 
 
-def orders(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+def orders(
+    known: Mapping[str, Outlook], desired: Desired, observed: Observed, now: datetime
+) -> Iterator[Wish]:
     """Wish for the looks and the most urgent orders that each authority's caps and limits leave room for."""
     due: list[Issue] = []
     wanted: set[str] = set()
-    for certificate in desired.certificates.values():
-        yield from _order_instants(certificate, desired, observed)
-        found = standing(certificate, desired, observed, now)
+    for name, outlook in known.items():
+        found = outlook.standing
         if found is None:
             continue
-        if found.holding is not None and found.holding.until is not None:
-            yield found.holding.until
-        yield from _asked_of_holder(certificate, found.reason, observed, now)
+        yield from outlook.requests
         if observed.self_check and (found.holding is None or found.holding.code == PATH):
-            wanted.update(checked_identifiers(certificate))
-        if found.holding is None and (certificate.name,) not in observed.in_flight:
-            due.append(Issue(certificate.name, found.reason, found.authority, exempt=found.exempt))
+            wanted.update(checked_identifiers(desired.certificates[name]))
+        if found.holding is None and (name,) not in observed.in_flight:
+            due.append(Issue(name, found.reason, found.authority, exempt=found.exempt))
     yield from (instant for at in observed.moved.values() for instant in (at, at + STANDING_STILL))
     yield from _begun(due, desired, observed, now)
     yield from looks(desired, observed, wanted, now)
-
-
-def _asked_of_holder(
-    certificate: Certificate, reason: Reason, observed: Observed, now: datetime
-) -> Iterator[Wish]:
-    """Wish for the request of a consumer that makes its own keys, early: whatever holds the order up takes longer."""
-    name, where = certificate.name, (certificate.name, certificate.holder)
-    known = observed.signing_requests.get(name)
-    if certificate.holder and not fits(known, certificate, observed.generations.get(name, ())):
-        yield from place_instants(where, observed)
-        if not place_waits(where, observed, now):
-            yield AskCsr(*where, reason)
 
 
 # What is begun
@@ -152,25 +131,3 @@ def _order_urgency(issue: Issue, desired: Desired, observed: Observed) -> tuple[
     usable = (g.not_after for g in generations if (name, g.number) not in observed.revoked)
     is_troubled = has_failed(desired.certificates[name], issue.authority, observed)
     return is_troubled, name not in observed.open_orders, max(usable, default=NEVER), name
-
-
-# When an answer may be another one
-
-
-def _order_instants(certificate: Certificate, desired: Desired, observed: Observed) -> Iterator[datetime]:
-    name = certificate.name
-    generations: tuple[Generation, ...] = observed.generations.get(name, ())
-    info = observed.renewals.get(name)
-    if generations and observed.clock_trusted:
-        yield renewal_instant(generations[-1], info)
-    if info is not None:
-        yield from (info.start, info.end)
-    if (since := lost_since(generations, observed.lost_keys.get(name))) is not None:
-        yield since
-    for authority in (certificate.authority, *certificate.fallback):
-        attempt = observed.attempts.get(order_subject(certificate, authority))
-        if attempt is not None:
-            yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
-            yield fallback_instant(certificate, attempt, observed)
-            yield from (at for at in lifts(certificate, authority, attempt, observed) if at)
-    yield from (at for facts in (observed.asked, observed.config_changed) if (at := facts.get(name)))

@@ -9,62 +9,28 @@ from certfan.core.attempts import UNREACHABLE
 from certfan.core.model import Attempt, Desired, Generation
 from certfan.core.orders import orders_in_flight, under_way
 from certfan.core.policy import (
-    JITTER,
-    LONGEST_ASK_WAIT,
     LONGEST_ORDER_WAIT,
     attempt_holds,
     holding_instants,
     proof_is_fresh,
 )
-from certfan.core.renewal import LATEST_ASK, USUAL_ASK
 from certfan.core.room import stands_still
 from certfan.core.standing import awaits_key
-from certfan.core.steps import AskRenewal, Observed, Revoke, RollAccountKey, TidyOrders, Wish
+from certfan.core.steps import Observed, Revoke, RollAccountKey, TidyOrders, Wish
 from certfan.core.subjects import (
     order_subject,
-    renewal_subject,
     revocation_subject,
     rollover_subject,
     tidy_subject,
 )
 
-LONGEST_UNTIL_ASKED = LATEST_ASK * (1 + JITTER)
 LEFTOVER_LIFE = timedelta(days=7)  # a pending authorization ends by itself by then
 
 
 def upkeep(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
     """Wish for all that is due."""
-    yield from _asks(desired, observed, now)
     yield from _revocations(desired, observed, now)
     yield from _accounts(desired, observed, now)
-
-
-# When to renew (RFC 9773)
-
-
-def _asks(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
-    for name in desired.certificates:
-        generations = observed.generations.get(name, ())
-        if not generations or generations[-1].authority not in desired.authorities:
-            continue
-        newest = generations[-1]
-        yield newest.not_after
-        attempt = observed.attempts.get(renewal_subject(name))
-        if attempt is not None:
-            yield from holding_instants(attempt.not_before, LONGEST_ASK_WAIT)
-        due = _ask_at(newest, observed)
-        yield from (due, due - LONGEST_UNTIL_ASKED)
-        is_due = due <= now or due > now + LONGEST_UNTIL_ASKED
-        if is_due and now < newest.not_after and not attempt_holds(attempt, now, LONGEST_ASK_WAIT):
-            yield AskRenewal(name, newest.number)
-
-
-def _ask_at(newest: Generation, observed: Observed) -> datetime:
-    """Return when to ask about a generation: for the first time a while after it was issued, as nothing can be new."""
-    info = observed.renewals.get(newest.certificate)
-    if info is not None and info.number == newest.number:
-        return info.ask_again_at
-    return newest.issued_at + min(USUAL_ASK, (newest.not_after - newest.not_before) / 10)
 
 
 # Revoking

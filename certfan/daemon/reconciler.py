@@ -29,6 +29,7 @@ from certfan.core.plan import (
     Key,
     Observed,
     Offer,
+    Outlooks,
     Publish,
     Retire,
     Revoke,
@@ -90,6 +91,7 @@ class Reconciler:
         self._loop = loop
         self._out = lookout
         self._steps: dict[Key, Step] = {}
+        self._outlooks = Outlooks()
         self._back = RollBacks(store=parts.store, state=parts.state, journal=parts.journal, clock=parts.clock)
         self._forgetting = Forgetting(
             store=parts.store, state=parts.state, share=parts.share, lookout=lookout, journal=parts.journal
@@ -114,7 +116,7 @@ class Reconciler:
         # Nothing is awaited between the clock's judgement and the plan that acts on it.
         with self._loop.weighed():
             observed = self.observed(desired, facts, in_flight)
-            planned = plan(desired, observed, now)
+            planned = plan(desired, observed, now, self._outlooks)
         for name in outdated(desired, observed, now):
             self._loop.cancel((name,))
         self._steps = {key: step for key, step in self._steps.items() if key in in_flight}

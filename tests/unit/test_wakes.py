@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
@@ -32,6 +32,7 @@ from certfan.core.model import (
     RevocationReason,
 )
 from certfan.core.orders import orders
+from certfan.core.outlook import Outlooks
 from certfan.core.plan import Observed, RollAccountKey
 from certfan.core.standing import PATH
 from certfan.core.subjects import (
@@ -220,7 +221,17 @@ def split(part: Part, observed: Observed, now: datetime) -> tuple[list[object], 
     return [wish for wish in wishes if not isinstance(wish, datetime)], instants
 
 
-@pytest.mark.parametrize("part", [orders, upkeep])
+def certificates(desired: Desired, observed: Observed, now: datetime) -> Iterator[object]:
+    """Tell the outlook of each certificate, and the orders that follow from them."""
+    known = Outlooks().of(desired, observed, now)
+    yield from orders(known, desired, observed, now)
+    for outlook in known.values():
+        yield replace(outlook, until=None)
+        if outlook.until is not None:
+            yield outlook.until
+
+
+@pytest.mark.parametrize("part", [certificates, upkeep])
 @settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(observed=worlds(), share=st.floats(0, 1, exclude_max=True))
 def test_nothing_changes_before_the_plan_wakes(part: Part, observed: Observed, share: float) -> None:

@@ -473,8 +473,8 @@ PLANTED: dict[str, tuple[str, Any]] = {
     ),
     "a request is never done": ("certfan.core.policy.is_asked", lambda asked_at, *_: asked_at is not None),
     "the authority's cap is not kept": ("certfan.core.room.Room.has", lambda *_, **__: True),
-    "an offer does not wait for the share": ("certfan.core.plan._is_ready", lambda *_: True),
-    "a back-off's end wakes nobody": ("certfan.core.orders.holding_instants", lambda *_: ()),
+    "an offer does not wait for the share": ("certfan.core.outlook._is_ready", lambda *_: True),
+    "a back-off's end wakes nobody": ("certfan.core.outlook.holding_instants", lambda *_: ()),
     "an orphan is retired at once": ("certfan.core.retirement._is_expired", lambda *_: True),
     "a pointer moves before its mark": (
         "certfan.core.deployment.marks",
@@ -529,7 +529,7 @@ PLANTED: dict[str, tuple[str, Any]] = {
         lambda generation, window, _, now, *, dice: RENEWAL_INFO(generation, window, None, now, dice=dice),
     ),
     "an authority is asked all the time": (
-        "certfan.core.upkeep._ask_at",
+        "certfan.core.outlook._ask_at",
         lambda newest, _: newest.issued_at,
     ),
     "a clock in doubt renews": (
@@ -579,6 +579,10 @@ PLANTED: dict[str, tuple[str, Any]] = {
             ),
             now,
         ),
+    ),
+    "what is kept from plan to plan forgets that an order has begun": (
+        "certfan.core.outlook._facts_of",
+        lambda certificate, observed: (observed.generations.get(certificate.name),),
     ),
     "an account key is changed under an order": ("certfan.core.upkeep.under_way", lambda *_: ()),
     "an order begins while the account key changes": ("certfan.core.standing.awaits_key", lambda *_: False),

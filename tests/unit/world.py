@@ -81,6 +81,7 @@ class World(AtAuthorities):
         self.failures: Counter[str] = Counter()  # in a row, by subject
         self.wakes: dict[str, datetime | None] = {}
         self.looks = 0
+        self.outlooks = plan.Outlooks()
         self.done: Counter[str] = Counter()  # what was begun, to see that the histories reach everything
         super().__init__()
 
@@ -187,7 +188,12 @@ class World(AtAuthorities):
         return last if self.looks % 5 == 0 else None
 
     def look_daemon(self) -> int:
-        decided = plan.plan(self.desired, self.observed(), self.now)
+        observed = self.observed()
+        decided = plan.plan(self.desired, observed, self.now, self.outlooks)
+        must(
+            decided == plan.plan(self.desired, observed, self.now),
+            "what is kept from plan to plan changes none",
+        )
         self.wakes["daemon"] = decided.wake_at
         if (later := self._until(decided.wake_at)) is not None:
             again = plan.plan(self.desired, self.observed(), later)

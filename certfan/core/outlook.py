@@ -1,0 +1,304 @@
+"""What the rules say of one certificate by itself, and for how long.
+
+Caps, limits that others use up, and whatever concerns more than one certificate is not judged here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
+
+from certfan.core.custody import fits, lost_since
+from certfan.core.model import Certificate, Desired, Generation, Reason
+from certfan.core.policy import (
+    JITTER,
+    LONGEST_ASK_WAIT,
+    LONGEST_ORDER_WAIT,
+    attempt_holds,
+    holding_instants,
+    renewal_instant,
+)
+from certfan.core.renewal import LATEST_ASK, USUAL_ASK
+from certfan.core.retirement import place_instants, place_waits
+from certfan.core.standing import Standing, fallback_instant, lifts, standing
+from certfan.core.steps import AskCsr, AskRenewal, Observed, Offer, Publish, Step, Where, Wish
+from certfan.core.subjects import order_subject, renewal_subject
+
+NEVER = datetime.min.replace(tzinfo=UTC)
+CHANNEL_AFTER = timedelta(seconds=60)  # a bundle that the share has not taken by then goes over the channel
+LONGEST_UNTIL_ASKED = LATEST_ASK * (1 + JITTER)
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a certificate wants, if nothing else stood in its way; `until`: when that may change by itself."""
+
+    standing: Standing | None
+    offers: tuple[Step, ...]
+    missing: tuple[tuple[datetime, Publish], ...]  # on the share; before them until when something is served
+    requests: tuple[Step, ...]
+    asks: tuple[Step, ...]
+    until: datetime | None
+
+
+def outlook(certificate: Certificate, desired: Desired, observed: Observed, now: datetime) -> Outlook:
+    """Apply every rule that looks at one certificate alone."""
+    targets = _targets(certificate, observed, now)
+    found = standing(certificate, desired, observed, now)
+    offers = list(_assignments(targets, observed, now))
+    missing = [
+        (_served_until(where, observed), Publish(*where, target.number))
+        for where, target in targets.items()
+        if target is not None
+        and not _is_published(target, where, observed)
+        and not place_waits(where, observed, now)
+    ]
+    requests = [] if found is None else list(_asked_of_holder(certificate, found.reason, observed, now))
+    asks = list(_asks(certificate.name, desired, observed, now))
+    wishes = (*offers, *requests, *asks, *_instants(certificate, targets, found, observed))
+    return Outlook(
+        found,
+        _steps(offers),
+        tuple(missing),
+        _steps(requests),
+        _steps(asks),
+        min((wish for wish in wishes if isinstance(wish, datetime) and wish > now), default=None),
+    )
+
+
+def wanted_at(desired: Desired, observed: Observed, now: datetime) -> dict[Where, int]:
+    """Return the generation that belongs at each place, where there is one."""
+    every = (_targets(certificate, observed, now) for certificate in desired.certificates.values())
+    found = (one for targets in every for one in targets.items())
+    return {where: generation.number for where, generation in found if generation is not None}
+
+
+def _steps(wishes: list[Wish]) -> tuple[Step, ...]:
+    return tuple(wish for wish in wishes if not isinstance(wish, datetime))
+
+
+# Kept from plan to plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    facts: tuple[object, ...]  # what it was judged by, beside what concerns every certificate
+    ledgers: object
+    at: datetime
+    outlook: Outlook
+
+
+class Outlooks:
+    """The outlook of every certificate, judged anew only where a fact has changed or its time has come.
+
+    With a thousand certificates a plan would else take some ten milliseconds, and one follows every step.
+    """
+
+    def __init__(self) -> None:
+        self._shared: tuple[object, ...] = ()
+        self._kept: Mapping[str, _Kept] = {}
+
+    def of(self, desired: Desired, observed: Observed, now: datetime) -> Mapping[str, Outlook]:
+        """Return the outlook of each certificate that is desired."""
+        shared = _shared_facts(desired, observed)
+        before = self._kept if shared == self._shared else {}
+        found: dict[str, _Kept] = {}
+        for name, certificate in desired.certificates.items():
+            facts, kept = _facts_of(certificate, observed), before.get(name)
+            if kept is None or kept.facts != facts or not _still_holds(kept, observed, now):
+                judged = outlook(certificate, desired, observed, now)
+                kept = _Kept(facts, observed.ledgers, now, judged)
+            found[name] = kept
+        self._shared, self._kept = shared, found
+        return {name: kept.outlook for name, kept in found.items()}
+
+
+def _still_holds(kept: _Kept, observed: Observed, now: datetime) -> bool:
+    if kept.outlook.standing is not None and kept.ledgers is not observed.ledgers:
+        return False  # what was spent since may hold its order up
+    return kept.at <= now and (kept.outlook.until is None or now < kept.outlook.until)
+
+
+def _shared_facts(desired: Desired, observed: Observed) -> tuple[object, ...]:
+    """Return whatever may change the outlook of any certificate; what does not concern one is not among it."""
+    return (
+        desired,
+        observed.revoked,
+        observed.revocations,
+        observed.attempts,
+        observed.answered,
+        observed.checks,
+        observed.rollovers,
+        observed.self_check,
+        observed.clock_trusted,
+        observed.share_up,
+        frozenset(key for key in observed.in_flight if key[0] == "account"),
+    )
+
+
+def _facts_of(certificate: Certificate, observed: Observed) -> tuple[object, ...]:
+    """Return what is known of one certificate, as far as its outlook depends on it."""
+    name = certificate.name
+    facts: list[object] = [
+        part.get(name)
+        for part in (
+            observed.generations,
+            observed.asked,
+            observed.config_changed,
+            observed.renewals,
+            observed.open_orders,
+            observed.rolled_back,
+            observed.lost_keys,
+            observed.signing_requests,
+        )
+    ]
+    for consumer in certificate.consumers:
+        where = (name, consumer)
+        facts += (observed.offered.get(where), observed.published.get(where), observed.live.get(where))
+    return tuple(facts)
+
+
+# The share
+
+Targets: TypeAlias = Mapping[Where, Generation | None]  # what belongs at each place of a certificate
+
+
+def _targets(certificate: Certificate, observed: Observed, now: datetime) -> Targets:
+    places = [(certificate.name, consumer) for consumer in sorted(certificate.consumers)]
+    return {where: _target(certificate, where, observed, now) for where in places}
+
+
+def _target(certificate: Certificate, where: Where, observed: Observed, now: datetime) -> Generation | None:
+    """Return the generation that belongs at a consumer: the newest that is neither revoked nor expired.
+
+    None also when something newer is there already: numbers only grow. A consumer that has none yet gets no
+    name beyond those wanted. What another holder's key belongs to, or the daemon's own where a consumer is to have
+    it alone, belongs nowhere.
+    """
+    generations = observed.generations.get(certificate.name)
+    if not generations:
+        return None
+    has_one = max(observed.live.get(where, 0), observed.offered.get(where, 0))
+    wanted = frozenset(certificate.identifiers)
+    for newest in reversed(generations):
+        if newest.holder != certificate.holder:
+            continue
+        is_revoked = (newest.certificate, newest.number) in observed.revoked
+        if not is_revoked and now < newest.not_after and (has_one or newest.identifiers <= wanted):
+            return newest if newest.number >= has_one else None
+    return None
+
+
+def _is_published(generation: Generation, where: Where, observed: Observed) -> bool:
+    """Whether the share shows a generation to a consumer: the folder complete, the pointer at it."""
+    complete = generation.number in observed.published.get(where, frozenset())
+    return complete and observed.live.get(where) == generation.number
+
+
+def _served_until(where: Where, observed: Observed) -> datetime:
+    """Return when what a consumer was last offered expires."""
+    offered = observed.offered.get(where, 0)
+    generations = observed.generations.get(where[0], ())
+    return next((g.not_after for g in generations if g.number == offered), NEVER)
+
+
+# Assignments
+
+
+def _assignments(targets: Targets, observed: Observed, now: datetime) -> Iterator[Wish]:
+    """Wish that consumers are assigned what is ready for them."""
+    for where, target in targets.items():
+        if target is not None:
+            yield from (target.issued_at, target.issued_at + CHANNEL_AFTER)
+        if target is not None and _is_ready(target, where, observed, now):
+            if observed.offered.get(where) != target.number:
+                yield Offer(*where, target.number)
+        elif where not in observed.offered:
+            yield Offer(*where, 0, reason=Reason.MISSING)
+
+
+def _is_ready(target: Generation, where: Where, observed: Observed, now: datetime) -> bool:
+    """Whether a consumer can fetch it: from the share, or by the channel once the share has failed it for long."""
+    if _is_published(target, where, observed):
+        return True
+    failing = not observed.share_up or "/".join(where) in observed.attempts
+    return failing and not target.issued_at <= now < target.issued_at + CHANNEL_AFTER
+
+
+# Orders
+
+
+def _asked_of_holder(
+    certificate: Certificate, reason: Reason, observed: Observed, now: datetime
+) -> Iterator[Wish]:
+    """Wish for the request of a consumer that makes its own keys, early: whatever holds the order up takes longer."""
+    name, where = certificate.name, (certificate.name, certificate.holder)
+    known = observed.signing_requests.get(name)
+    if certificate.holder and not fits(known, certificate, observed.generations.get(name, ())):
+        yield from place_instants(where, observed)
+        if not place_waits(where, observed, now):
+            yield AskCsr(*where, reason)
+
+
+# When to renew (RFC 9773)
+
+
+def _asks(name: str, desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+    """Wish to ask the authority when to renew (RFC 9773)."""
+    generations = observed.generations.get(name, ())
+    if not generations or generations[-1].authority not in desired.authorities:
+        return
+    newest = generations[-1]
+    yield newest.not_after
+    attempt = observed.attempts.get(renewal_subject(name))
+    if attempt is not None:
+        yield from holding_instants(attempt.not_before, LONGEST_ASK_WAIT)
+    due = _ask_at(newest, observed)
+    yield from (due, due - LONGEST_UNTIL_ASKED)
+    is_due = due <= now or due > now + LONGEST_UNTIL_ASKED
+    if is_due and now < newest.not_after and not attempt_holds(attempt, now, LONGEST_ASK_WAIT):
+        yield AskRenewal(name, newest.number)
+
+
+def _ask_at(newest: Generation, observed: Observed) -> datetime:
+    """Return when to ask about a generation: for the first time a while after it was issued, as nothing can be new."""
+    info = observed.renewals.get(newest.certificate)
+    if info is not None and info.number == newest.number:
+        return info.ask_again_at
+    return newest.issued_at + min(USUAL_ASK, (newest.not_after - newest.not_before) / 10)
+
+
+# When an answer may be another one
+
+
+def _instants(
+    certificate: Certificate, targets: Targets, found: Standing | None, observed: Observed
+) -> Iterator[datetime]:
+    if targets:
+        yield from (generation.not_after for generation in observed.generations.get(certificate.name, ()))
+    for where in targets:
+        yield from place_instants(where, observed)
+    if found is not None and found.holding is not None and found.holding.until is not None:
+        yield found.holding.until
+    yield from _order_instants(certificate, observed)
+
+
+def _order_instants(certificate: Certificate, observed: Observed) -> Iterator[datetime]:
+    name = certificate.name
+    generations: tuple[Generation, ...] = observed.generations.get(name, ())
+    info = observed.renewals.get(name)
+    if generations and observed.clock_trusted:
+        yield renewal_instant(generations[-1], info)
+    if info is not None:
+        yield from (info.start, info.end)
+    if (since := lost_since(generations, observed.lost_keys.get(name))) is not None:
+        yield since
+    for authority in (certificate.authority, *certificate.fallback):
+        attempt = observed.attempts.get(order_subject(certificate, authority))
+        if attempt is not None:
+            yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
+            yield fallback_instant(certificate, attempt, observed)
+            yield from (at for at in lifts(certificate, authority, attempt, observed) if at)
+    yield from (at for facts in (observed.asked, observed.config_changed) if (at := facts.get(name)))
