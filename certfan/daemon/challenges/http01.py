@@ -99,6 +99,27 @@ class Responder:
             await runner.cleanup()
             self._server.end_all()
 
+    async def ask(self, address: object) -> None:
+        """Ask ourselves on one of `addresses` for what is never there; return when our own answer came.
+
+        Raises:
+            OSError, EOFError: nobody answered, or somebody else did.
+        """
+        if isinstance(address, str):
+            reader, writer = await asyncio.open_unix_connection(address)
+        else:
+            assert isinstance(address, tuple)
+            host, port = address[:2]
+            # A socket for all addresses is asked on the loopback (RFC 1122 would have it refused; Linux connects).
+            reader, writer = await asyncio.open_connection(str(host), port)
+        try:
+            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+        finally:
+            writer.close()
+        if not head.startswith(b"HTTP/1.1 404 ") or b"\r\nServer: certfan\r\n" not in head:
+            raise ConnectionError(f"somebody else answered: {head[:40]!r}")
+
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.method not in {"GET", "HEAD"}:
             return _refusal(405, "Allow: GET, HEAD\r\n")
