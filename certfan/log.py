@@ -1,7 +1,9 @@
 """Logs as facts with names: set-up, and the net that keeps key material out.
 
 An event is a constant noun.participle (`generation.published`); details are fields. JSON lines when stderr is
-no terminal, readable columns when it is; colour obeys NO_COLOR.
+no terminal, readable columns when it is; colour obeys NO_COLOR. Where stderr is systemd's journal, each line is
+handed over with its facts as fields of their own (systemd.py), to be asked for:
+`journalctl CERTFAN_EVENT=generation.published`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import structlog
+
+from certfan import systemd
 
 REDACTED = "[key material removed]"
 
@@ -94,7 +98,7 @@ def set_up(
             structlog.processors.format_exc_info,
             refuse_key_material,
             *([_hand_over(remote)] if remote else []),
-            renderer,
+            *([_to_journal(renderer)] if stream is None and systemd.logs_to_journal() else [renderer]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.WriteLoggerFactory(file=out),
@@ -112,6 +116,19 @@ def _hand_over(remote: Callable[[Mapping[str, Any]], None]) -> Any:
         return event
 
     return processor
+
+
+def _to_journal(renderer: Any) -> Any:
+    """Return the last processor where stderr is the journal: it hands the line over, or leaves it to stderr."""
+
+    def hand_over(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        fields = {key: value for key, value in event.items() if key != "timestamp"}
+        line = str(renderer(logger, method, event))
+        if systemd.tell_journal(line, method, fields):
+            raise structlog.DropEvent
+        return line
+
+    return hand_over
 
 
 def get(name: str) -> Any:

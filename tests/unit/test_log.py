@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import socket
+import sys
+from pathlib import Path
 
 import pytest
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from certfan import log
+from certfan import log, systemd
 
 KEYS = {
     "ecdsa": ec.generate_private_key(ec.SECP256R1()),
@@ -83,3 +87,49 @@ def test_a_logger_taken_before_the_set_up_is_covered_by_it() -> None:
 
     told = json.loads(out.getvalue())
     assert {"room": "early", "event": "key.leaked", "token": log.REDACTED}.items() <= told.items()
+
+
+def test_the_journal_gets_each_fact_as_a_field(tmp_path: Path) -> None:
+    """The line as ever, its level as priority, every fact under a name of its own, lines in it unharmed."""
+    place = str(tmp_path / "journal")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(place)
+        facts = {
+            "event": "order.failed",
+            "generation": "www.example.org@7",
+            "took-s": 0.8,
+            "output": "a\nb=c",
+        }
+        taken = systemd.tell_journal("order.failed ...", "warning", facts, to=place)
+        heard = journal.recv(4096)
+
+    assert taken
+    assert heard == (
+        b"MESSAGE=order.failed ...\nPRIORITY=4\nSYSLOG_IDENTIFIER=certfan\nCERTFAN_EVENT=order.failed\n"
+        b"CERTFAN_GENERATION=www.example.org@7\nCERTFAN_TOOK_S=0.8\n"
+        b"CERTFAN_OUTPUT\n\x05\0\0\0\0\0\0\0a\nb=c\n"
+    )
+
+
+def test_what_the_journal_does_not_take_goes_to_stderr(tmp_path: Path) -> None:
+    """Nobody there, or far too long: the caller is told, and nothing is waited for."""
+    place = str(tmp_path / "journal")
+    nobody = systemd.tell_journal("line", "info", {}, to=place)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(place)
+        long = systemd.tell_journal("x" * (16 << 20), "info", {}, to=place)
+
+    assert (nobody, long) == (False, False)
+
+
+def test_stderr_is_the_journal_only_if_systemd_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JOURNAL_STREAM must name the very file that stderr is: one that was inherited through a pipe does not."""
+    with open(os.devnull, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        there = os.fstat(stderr.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{there.st_dev}:{there.st_ino}")
+        same = systemd.logs_to_journal()
+        monkeypatch.setenv("JOURNAL_STREAM", f"{there.st_dev}:1")
+        other = systemd.logs_to_journal()
+
+    assert (same, other) == (True, False)
