@@ -121,6 +121,38 @@ def test_boot_comes_before_every_service_that_has_a_recipe() -> None:
     assert unit["Service"]["PrivateNetwork"] == "yes"
 
 
+@pytest.mark.parametrize("unit", ["certfan.service", "certfan-agent.service"])
+def test_what_talks_to_the_network_is_confined(unit: str) -> None:
+    """The measure of systemd-analyze for what the unit could reach is at most 1.5 of 10, and groups stay visible."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is missing")
+    done = subprocess.run(
+        [
+            "systemd-analyze",
+            "security",
+            "--offline=true",
+            "--threshold=15",
+            "--no-pager",
+            str(SHIPPED / unit),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout
+    assert "PrivateUsers" not in Unit(unit)["Service"]
+
+
+def test_port_80_is_handed_to_the_daemon_by_the_name_that_it_looks_for() -> None:
+    """The optional socket unit is the daemon's, both families apart."""
+    socket = Unit("certfan-http01.socket")["Socket"]
+
+    assert (socket["FileDescriptorName"], socket["Service"]) == ("http01", "certfan.service")
+    assert socket["BindIPv6Only"] == "ipv6-only"
+
+
 def test_the_users_of_the_units_are_made(tmp_path: Path) -> None:
     """Both users, the admins' group, and the daemon in it."""
     lines = [line.split()[:3] for line in (SHIPPED / "certfan.sysusers.conf").read_text().splitlines()]
