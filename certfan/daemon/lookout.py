@@ -54,7 +54,7 @@ class Lookout:
         self._live: dict[Where, Folder] = {}
         self._seen = False
         self._share_at = self._sweep_at = clock()
-        self._told_lost = False
+        self._lost_at: datetime | None = None  # and the journal knows of it
         self._authority_at: dict[str, datetime] = {}  # those that are silent, and when to look again
         self._answered: dict[str, datetime] = {}
         self._log = log.get("lookout")
@@ -68,6 +68,11 @@ class Lookout:
     def live(self) -> Mapping[Where, Folder]:
         """Where the share's pointers were."""
         return dict(self._live)
+
+    @property
+    def share_lost_at(self) -> datetime | None:
+        """Since when the share cannot be used, as far as this run knows."""
+        return self._lost_at
 
     @property
     def share_up(self) -> bool:
@@ -175,16 +180,16 @@ class Lookout:
                 await self._sweep()
         except ShareError as error:
             self._share_at = self._clock() + SHARE_DOWN
-            if not self._told_lost:
-                self._told_lost = True
+            if self._lost_at is None:
+                self._lost_at = self._clock()
                 await self._journal.warn(
                     "share.lost", error.subject, code=error.code, detail=error.text, hint=error.hint
                 )
             return
         self._published, self._live, self._seen = dict(seen.published), dict(seen.live), True
         self._share_at = self._clock() + SHARE_UP
-        if self._told_lost:
-            self._told_lost = False
+        if self._lost_at is not None:
+            self._lost_at = None
             await self._journal.note("share.found", "share")
 
     async def _sweep(self) -> None:

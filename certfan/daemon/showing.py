@@ -8,6 +8,7 @@ from datetime import datetime
 from certfan.core.plan import Observed
 from certfan.daemon.desk.board import Noticeboard
 from certfan.daemon.desk.configured import Configured
+from certfan.daemon.lookout import Lookout
 from certfan.daemon.reconciler import Reconciler, problem_of
 from certfan.daemon.share.share import Share
 from certfan.daemon.status.model import RemoteLog, StateOfThings
@@ -31,6 +32,7 @@ class Showing:
         reconciler: Reconciler,
         loop: Loop,
         share: Share,
+        lookout: Lookout,
         board: Noticeboard,
         timekeeper: Timekeeper,
         sender: LogSender,
@@ -41,6 +43,7 @@ class Showing:
         self._reconciler = reconciler
         self._loop = loop
         self._share = share
+        self._lookout = lookout
         self._board = board
         self._timekeeper = timekeeper
         self._sender = sender
@@ -63,6 +66,7 @@ class Showing:
             config=await self._store.config(),
             config_problems=self._configured.problems,
             share_problem=self._share.problem,
+            share_lost_at=self._lookout.share_lost_at,
             clock_problem=self._timekeeper.problem,
             remote_log=self._remote_log(),
             consumer_problems={**self._share.folder_problems, **self._board.doubles.problems},

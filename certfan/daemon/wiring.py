@@ -256,6 +256,7 @@ class Wiring:
             reconciler=self.reconciler,
             loop=self.loop,
             share=self.share,
+            lookout=self.lookout,
             board=self.board,
             timekeeper=self.timekeeper,
             sender=self.sender,

@@ -293,7 +293,7 @@ def share_down() -> StateOfThings:
         "/srv/le is not mounted: nothing of fstype fuse.glusterfs there",
         "run: mount /srv/le",
     )
-    fleet.extra = {"share_problem": problem}
+    fleet.extra = {"share_problem": problem, "share_lost_at": NOW - 40 * MINUTE}
     return fleet.things()
 
 
@@ -386,6 +386,14 @@ def many(certificates: int = 300, consumers: int = 6) -> StateOfThings:
 def events(now: datetime = NOW) -> tuple[Event, ...]:
     told = (
         ("run.began", "daemon", {"version": "0.1.0", "pid": 411}),
+        (
+            "run.unclean",
+            "run 8",
+            {
+                "began_at": "2026-11-22T07:00:00",
+                "last": [{"at": "2026-11-22T09:58:00", "name": "order.begun", "subject": NAMES[0]}],
+            },
+        ),
         ("share.found", "share", {}),
         ("order.begun", NAMES[0], {"authority": "letsencrypt", "reason": "renewal_due"}),
         ("generation.issued", f"{NAMES[0]}@7", {"took": 3.2}),

@@ -19,7 +19,7 @@ from certfan.daemon.listeners import Listener
 from certfan.daemon.status.model import State, StateOfThings
 from certfan.daemon.status.page import words
 from certfan.daemon.status.page.matrix import Choice, matrix
-from certfan.daemon.status.page.overview import calm, resets
+from certfan.daemon.status.page.overview import calm, resets, together
 from certfan.daemon.status.page.rendering import assets
 from certfan.daemon.status.page.timeline import timeline
 from certfan.daemon.status.view import view
@@ -39,7 +39,7 @@ class Seen(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
-        self.words.append(" " if tag in {"td", "th", "dt", "dd", "li", "p", "h2"} else "")
+        self.words.append(" " if tag in {"td", "th", "dt", "dd", "li", "p", "h2", "details"} else "")
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
@@ -71,7 +71,16 @@ async def test_a_problem_is_told_with_cause_since_when_and_the_next_command() ->
     assert "1 thing needs you now" in page.text
     assert "web2 was last heard at 2026-11-22 06:00 UTC" in page.text
     assert "since 5 h ago 2026-11-22 06:10 UTC" in page.text
+    assert "since 40 min ago" in (await seen(parts.share_down())).text
     assert "run on web2 systemctl status certfan-agent" in page.text
+
+
+def test_one_cause_is_told_once_with_all_that_has_it() -> None:
+    """An authority that is away is one thing to do, however many certificates wait for it."""
+    (need,) = together(view(parts.authority_down()).problems)
+
+    assert need.subjects == (NAMES[2], NAMES[3])
+    assert (need.code, need.since) == ("authority.unreachable", NOW - 5 * HOUR)
 
 
 async def test_when_nothing_needs_anybody_the_page_says_so_calmly() -> None:
@@ -163,6 +172,14 @@ async def test_a_certificate_tells_its_story() -> None:
     )
     assert "share found" not in page.text
     assert "@7 newest" in page.text
+
+
+async def test_a_run_without_an_end_is_told_with_what_came_before() -> None:
+    """Its last events can be opened where it is told, and are no line of JSON."""
+    page = await seen(parts.all_well())
+
+    assert "run unclean run 8 began at 2026-11-22T07:00:00 the last 1 event before" in page.text
+    assert "2026-11-22T09:58:00 order.begun www.example.org" in page.text
 
 
 async def test_an_output_of_a_command_is_shown_where_it_failed() -> None:
@@ -275,7 +292,7 @@ def test_what_expired_is_in_the_timelines_words() -> None:
     found = timeline(view(parts.expired()))
 
     assert found is not None
-    assert "1 renewal due now" in found.text
+    assert "Renewals: 1 due now" in found.text
     assert "1 certificate expired." in found.text
     assert found.lanes[0].tone == "bad"
 

@@ -44,6 +44,7 @@ class StateOfThings:
     config: ConfigFact | None = None
     config_problems: tuple[Problem, ...] = ()
     share_problem: Problem | None = None
+    share_lost_at: datetime | None = None
     clock_problem: Problem | None = None
     remote_log: RemoteLog | None = None
     consumer_problems: Mapping[str, Problem] = field(default_factory=dict)

@@ -73,7 +73,7 @@ def _problems(
     if things.remote_log and things.remote_log.problem:
         yield _needs("log", things.remote_log.problem)
     if things.share_problem:
-        yield _needs("share", things.share_problem)
+        yield _needs("share", things.share_problem, things.share_lost_at)
     for consumer, problem in sorted(things.consumer_problems.items()):
         yield _needs(consumer, problem)
     yield from (_needs(one.name, one.problem) for one in authorities if one.problem)

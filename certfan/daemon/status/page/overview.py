@@ -3,12 +3,49 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 
 from certfan.core.policy import Urgency
-from certfan.daemon.status.model import Page, State, Verdict
+from certfan.daemon.status.model import Needs, Page, State, Verdict
 from certfan.daemon.status.page.words import RANK, TONE_OF_VERDICT, counted, relative, said
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One cause and all that has it: the authority that is away, and each certificate that waits for it."""
+
+    subjects: tuple[str, ...]
+    code: str
+    detail: str
+    hint: str
+    since: datetime | None
+    deadline: datetime | None
+
+    @property
+    def key(self) -> str:
+        """What it is called in the page, whatever comes and goes around it."""
+        return sha256(f"{self.code} {self.subjects[0]} {self.detail}".encode()).hexdigest()[:12]
+
+
+def together(problems: Sequence[Needs]) -> tuple[Need, ...]:
+    """Return problems with the same cause as one, in the order of their first."""
+    found: dict[tuple[str, str, str], list[Needs]] = {}
+    for one in problems:
+        found.setdefault((one.code, one.detail, one.hint), []).append(one)
+    return tuple(
+        Need(
+            subjects=tuple(one.subject for one in same),
+            code=code,
+            detail=detail,
+            hint=hint,
+            since=min((one.since for one in same if one.since), default=None),
+            deadline=min((one.deadline for one in same if one.deadline), default=None),
+        )
+        for (code, detail, hint), same in found.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)

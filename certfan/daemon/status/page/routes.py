@@ -12,7 +12,7 @@ from certfan.daemon.status import resources
 from certfan.daemon.status.model import Page
 from certfan.daemon.status.page import story
 from certfan.daemon.status.page.matrix import Choice, matrix
-from certfan.daemon.status.page.overview import calm, figures, resets
+from certfan.daemon.status.page.overview import calm, figures, resets, together
 from certfan.daemon.status.page.rendering import assets, render
 from certfan.daemon.status.page.timeline import timeline
 from certfan.daemon.status.page.words import TONE_OF_STATE
@@ -74,7 +74,7 @@ class _Page:
             page,
             Choice.of(request.query),
             certificate=found,
-            problems=story.problems_of_certificate(found, page.problems),
+            problems=together(story.problems_of_certificate(found, page.problems)),
             generations=[make() for _, make in made][::-1],
             events=story.newest_first(told),
         )
@@ -93,7 +93,7 @@ class _Page:
             consumer=found,
             rows=tuple(story.rows_at(name, page)),
             resets=[one for one in page.resets if name in one.consumers],
-            problems=tuple(one for one in page.problems if story.is_about_consumer(one.subject, name)),
+            problems=together([p for p in page.problems if story.is_about_consumer(p.subject, name)]),
             events=story.newest_first(told),
         )
         return _response(text)
@@ -123,9 +123,15 @@ def overview_html(page: Page, choice: Choice, events: Sequence[Event]) -> str:
 
 
 def _html(template: str, page: Page, choice: Choice, **values: Any) -> str:
-    place = story.places(page)
     return render(
-        template, now=page.now, page=page, choice=choice, tone_of_state=TONE_OF_STATE, place=place, **values
+        template,
+        now=page.now,
+        page=page,
+        choice=choice,
+        tone_of_state=TONE_OF_STATE,
+        place=story.places(page),
+        needs=together(page.problems),
+        **values,
     )
 
 

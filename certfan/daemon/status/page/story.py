@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from urllib.parse import quote
 
 from certfan.daemon.status.model import CertificateView, Needs, Page, Row
@@ -13,17 +14,20 @@ from certfan.daemon.status.page.words import said
 from certfan.daemon.store.facts import Event
 
 MOST_FIELDS = 8
+LONGEST_FIELD = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One event: what happened, and its details as pairs of words."""
+    """One event: what happened, its details as pairs of words, and the events that it tells again, a line each."""
 
+    id: int
     at: datetime
     what: str
     subject: str
     tone: str
     fields: tuple[tuple[str, str], ...]
+    last: tuple[str, ...]
 
 
 _BAD = frozenset(
@@ -33,14 +37,27 @@ _GOOD = frozenset({"proven", "found", "mended", "published", "confirmed", "rebui
 
 
 def told(event: Event) -> Told:
-    """Return an event as it is shown; values that are no text are spelled as JSON."""
+    """Return an event as it is shown."""
     verb = event.name.rpartition(".")[2]
-    fields = [
-        (said(key), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
-        for key, value in event.fields.items()
-    ]
     tone = "bad" if verb in _BAD else "ok" if verb in _GOOD else "quiet"
-    return Told(event.at, said(event.name), event.subject, tone, tuple(fields[:MOST_FIELDS]))
+    last = event.fields.get("last")
+    again = [one for one in last if isinstance(one, dict)] if isinstance(last, list) else []
+    fields = {key: value for key, value in event.fields.items() if not (again and key == "last")}
+    return Told(
+        id=event.id,
+        at=event.at,
+        what=said(event.name),
+        subject=event.subject,
+        tone=tone,
+        fields=tuple((said(key), _spelled(value)) for key, value in fields.items())[:MOST_FIELDS],
+        last=tuple(" ".join(map(_spelled, one.values())) for one in reversed(again)),
+    )
+
+
+def _spelled(value: Any) -> str:
+    """Return a field as text; what is none is spelled as JSON."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= LONGEST_FIELD else f"{text[:LONGEST_FIELD]}…"
 
 
 def newest_first(events: Sequence[Event]) -> list[Told]:

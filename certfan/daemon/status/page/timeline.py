@@ -191,7 +191,7 @@ def _text(issued: Sequence[CertificateView], now: datetime) -> str:
     due, gone = sum(at <= now for at in renewals), sum(at <= now for at in ends)
     week, month = (sum(now < at <= now + days * DAY for at in renewals) for days in (7, 30))
     coming = min((at for at in renewals if at > now), default=None)
-    parts = [f"{counted(due, 'renewal')} due now"] if due else []
+    parts = [f"{due} due now"] if due else []
     parts += [f"{week} in the next 7 days", f"{month} in the next 30"]
     told = f"Renewals: {', '.join(parts)}"
     told += f"; the next {relative(coming, now)}." if coming else "."
