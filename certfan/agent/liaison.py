@@ -75,6 +75,7 @@ class Liaison:
         clock: Callable[[], datetime],
         heartbeat: timedelta,
         sealing_key: str = "",
+        install: str = "",
         jitter: Callable[[], float] = random.random,
         look_after_identity: Callable[[], Awaitable[None]] = _nothing,
     ) -> None:
@@ -83,6 +84,7 @@ class Liaison:
         self._clock = clock
         self._heartbeat = heartbeat
         self._sealing_key = sealing_key
+        self._install = install
         self._jitter = jitter
         self._changed = asyncio.Event()
         self._boot_id = systemd.boot_id()
@@ -146,6 +148,7 @@ class Liaison:
             sent_at=self._clock(),
             version=__version__,
             sealing_key=self._sealing_key,
+            install=self._install,
         )
 
     async def _pause(self, failures: int, error: ChannelError) -> None:

@@ -103,6 +103,7 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
             clock=now,
             heartbeat=min(HEARTBEAT, config.probe_interval / 2),
             sealing_key=trust.sealing_key,
+            install=config.install,
             look_after_identity=renewal.look,
         )
         loop = Loop(now)

@@ -142,7 +142,8 @@ def consumer_lines(consumers: Sequence[Json], now: datetime, *, colour: bool = F
             "heard" if one["heard"] else "unheard",
             when_said(one["heard_at"], now) if one["heard_at"] else "never",
             or_dash(one["version"]),
+            or_dash(one["install"]),
         )
         for one in consumers
     ]
-    return table(("CONSUMER", "STATE", "LAST HEARD", "VERSION"), cells, 1, colour)
+    return table(("CONSUMER", "STATE", "LAST HEARD", "VERSION", "INSTALLS"), cells, 1, colour)

@@ -252,6 +252,7 @@ class Report(Message):
     proofs: Annotated[tuple[ProofMessage, ...], Field(max_length=10000)]
     version: Short
     sealing_key: SealingKey = ""
+    install: Short = ""  # copy or in-place; "": a release that makes no CSRs either
 
     @classmethod
     def of(
@@ -264,6 +265,7 @@ class Report(Message):
         sent_at: datetime,
         version: str,
         sealing_key: str = "",
+        install: str = "",
     ) -> Report:
         """Turn facts into words; a proof comes with the certificate that its endpoint is to show."""
         return cls(
@@ -271,6 +273,7 @@ class Report(Message):
             sequence=sequence,
             sent_at=sent_at,
             sealing_key=sealing_key,
+            install=install,
             deployments=tuple(DeploymentMessage.of(d) for d in deployments),
             proofs=tuple(ProofMessage.of(certificate, proof) for certificate, proof in proofs),
             version=version,

@@ -89,7 +89,7 @@ DESIRED = Desired(
     },
     consumers={"web1": Consumer("web1")},
 )
-HEARD = Heard("web1", NOW - MINUTE, boot_id="b", sequence=1, version="0.1.0")
+HEARD = Heard("web1", NOW - MINUTE, boot_id="b", sequence=1, version="0.1.0", install="in-place")
 
 
 def things(

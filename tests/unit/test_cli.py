@@ -326,8 +326,8 @@ async def test_consumers_are_listed_and_revoked(tmp_path: Path) -> None:
     revoked, admin = await against(tmp_path, "consumer", "revoke", "web1")
 
     assert listed.stdout.splitlines() == [
-        "CONSUMER  STATE  LAST HEARD  VERSION",
-        "web1      heard  1 min ago   0.1.0",
+        "CONSUMER  STATE  LAST HEARD  VERSION  INSTALLS",
+        "web1      heard  1 min ago   0.1.0    in-place",
     ]
     assert revoked.returncode == 0
     assert admin.asked == [("revoke", "web1", os.getuid())]

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from certfan.core import policy
+from certfan.core.custody import SigningRequest
 from certfan.core.model import (
     Attempt,
+    Custody,
     DeploymentState,
     Health,
     Problem,
@@ -24,6 +26,7 @@ from certfan.daemon.status.view import view
 from certfan.daemon.store.facts import Run
 from tests.unit.status_parts import (
     DAY,
+    DESIRED,
     HEARD,
     HTTPS,
     MINUTE,
@@ -339,6 +342,35 @@ def test_resets_of_the_machine_are_counted() -> None:
         (1, True, False),
     ]
     assert page.summary.resets_today == 1
+
+
+def test_an_order_says_whose_csr_it_waits_for_and_why_that_takes_long() -> None:
+    """Seconds are no problem; minutes are, and at once an agent that makes none, or a CSR that was refused."""
+    certificate = dataclasses.replace(DESIRED.certificates["www.test"], custody=Custody.CONSUMER)
+    desired = dataclasses.replace(DESIRED, certificates={"www.test": certificate})
+    asked = SigningRequest(
+        "www.test",
+        "web1",
+        generation=1,
+        identifiers=frozenset(certificate.identifiers),
+        key_type=certificate.key_type,
+        asked_at=NOW - timedelta(seconds=5),
+    )
+    late = dataclasses.replace(asked, asked_at=NOW - 3 * MINUTE)
+    refused = dataclasses.replace(asked, problem=Problem("x", "it has a weak key", "look there"))
+    old = {"web1": dataclasses.replace(HEARD, install="")}
+
+    def seen(one: SigningRequest, **facts: Any) -> tuple[str, str | None]:
+        of = things(desired=desired, generations={}, offered={}, signing_requests={"www.test": one}, **facts)
+        (found,) = view(of).certificates
+        assert found.held is not None
+        return found.held.why, found.problem.detail if found.problem else None
+
+    waits = "waits for the CSR of web1"
+    assert (waits, None) == seen(asked)
+    assert (waits, waits) == seen(late)
+    assert (waits, f"{waits}, whose agent is of a release that makes none (0.1.0)") == seen(asked, heard=old)
+    assert "the CSR of web1 was refused: it has a weak key" == seen(refused)[1]
 
 
 def test_the_page_is_json() -> None:

@@ -220,6 +220,7 @@ class Noticeboard:
             proofs,
             self._clock(),
             report.version,
+            report.install,
         )
         if taken:
             await self._tell_deployments(facts, consumer, deployments)

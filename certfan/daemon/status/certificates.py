@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from certfan.core import policy
 from certfan.core.looks import checked_identifiers
 from certfan.core.model import Certificate, Generation, Problem, Reason, RenewalInfo
-from certfan.core.standing import LIMIT, PATH, Standing, standing
+from certfan.core.standing import CSR, LIMIT, PATH, Standing, standing
 from certfan.core.subjects import order_subject
 from certfan.daemon.status.authorities import revocations
 from certfan.daemon.status.forcing import to_force
@@ -26,6 +26,8 @@ from certfan.daemon.status.model import (
 )
 from certfan.daemon.status.rows import newest, rows_of
 
+_CSR_TAKES = timedelta(minutes=2)
+
 
 def certificate_view(certificate: Certificate, things: StateOfThings) -> CertificateView:
     """Return one certificate with its rows."""
@@ -35,7 +37,11 @@ def certificate_view(certificate: Certificate, things: StateOfThings) -> Certifi
     attempt = observed.attempts.get(order_subject(certificate, stands.authority)) if stands else None
     if name in observed.rolled_back:
         attempt = observed.attempts.get(name)
-    problem = attempt.problem if attempt else _problem(stands, generation, things)
+    problem = (
+        attempt.problem
+        if attempt
+        else _problem(stands, generation, things) or _holders_problem(certificate, stands, things)
+    )
     info = observed.renewals.get(name)
     renew_at = policy.renewal_instant(generation, info) if generation else None
     rows = tuple(row for consumer in certificate.consumers for row in rows_of(name, consumer, things))
@@ -105,6 +111,25 @@ def _problem(stands: Standing | None, generation: Generation | None, things: Sta
     if held is not None and held.code == LIMIT and not _is_fresh(generation, things):
         return Problem(held.code, held.why, held.hint, held.until)
     return None
+
+
+def _holders_problem(
+    certificate: Certificate, stands: Standing | None, things: StateOfThings
+) -> Problem | None:
+    """Return why the consumer that is to make the key does not: a CSR takes seconds in the normal course of things."""
+    held = stands.holding if stands is not None else None
+    if held is None or held.code != CSR:
+        return None
+    asked, heard = (
+        things.observed.signing_requests.get(certificate.name),
+        things.facts.heard.get(certificate.holder),
+    )
+    if heard is not None and not heard.install:
+        detail = f"{held.why}, whose agent is of a release that makes none ({heard.version})"
+        return Problem(held.code, detail, f"bring certfan on {certificate.holder} to the daemon's release")
+    if asked is None or (asked.problem is None and things.now < asked.asked_at + _CSR_TAKES):
+        return None
+    return Problem(held.code, held.why, held.hint)
 
 
 def _is_fresh(generation: Generation | None, things: StateOfThings) -> bool:

@@ -247,12 +247,16 @@ class AuthorityView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerView:
-    """One consumer: was it heard lately, and as which version."""
+    """One consumer: was it heard lately, as which version, and what its services' pointers lead to.
+
+    `install` is copy or in-place; what the share does not show with a key is a copy all the same.
+    """
 
     name: str
     heard: bool
     heard_at: datetime | None
     version: str | None
+    install: str | None
 
 
 @dataclass(frozen=True, slots=True)

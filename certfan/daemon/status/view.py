@@ -174,6 +174,7 @@ def consumer_view(name: str, things: StateOfThings) -> ConsumerView:
         heard=heard is not None and heard_lately(heard.at, things),
         heard_at=heard.at if heard else None,
         version=heard.version if heard else None,
+        install=(heard.install or None) if heard else None,
     )
 
 

@@ -111,6 +111,7 @@ def record_report(
     proofs: Mapping[str, Sequence[Proof]],  # by certificate
     now: datetime,
     version: str = "",
+    install: str = "",
 ) -> bool:
     """Let a report replace everything the consumer said before; False if a newer one was heard already.
 
@@ -124,7 +125,12 @@ def record_report(
     if not _is_newer(db, consumer, boot_id, sequence):
         return False
     key = {"consumer": consumer, "boot_id": boot_id}
-    put(db, tables.agent_boots, key, {"sequence": sequence, "heard_at": now, "version": version})
+    put(
+        db,
+        tables.agent_boots,
+        key,
+        {"sequence": sequence, "heard_at": now, "version": version, "install": install},
+    )
     _replace_deployments(db, consumer, deployments)
     _replace_proofs(db, consumer, proofs, now)
     return True
@@ -157,7 +163,12 @@ def all_heard(db: Connection) -> dict[str, Heard]:
     newest = select(func.max(table.c.number)).group_by(table.c.consumer).scalar_subquery()
     return {
         row.consumer: Heard(
-            row.consumer, row.heard_at, boot_id=row.boot_id, sequence=row.sequence, version=row.version
+            row.consumer,
+            row.heard_at,
+            boot_id=row.boot_id,
+            sequence=row.sequence,
+            version=row.version,
+            install=row.install,
         )
         for row in db.execute(select(table).where(table.c.number.in_(newest)))
     }

@@ -140,6 +140,7 @@ class Heard:
     boot_id: str = field(kw_only=True)
     sequence: int = field(kw_only=True)
     version: str = field(kw_only=True)
+    install: str = field(default="", kw_only=True)  # copy or in-place; "": a release that does not say
 
 
 @dataclass(frozen=True, slots=True)

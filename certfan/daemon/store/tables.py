@@ -330,6 +330,7 @@ agent_boots = _table(
     _required("sequence", Integer),
     _required("heard_at", Instant),
     _required("version", String),
+    _required("install", String, server_default=""),
     UniqueConstraint("consumer", "boot_id"),
 )
 

@@ -8,7 +8,8 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Add a column that the old rows can do without, and a new table."""
+    """Add columns that the old rows can do without, and a new table."""
+    op.add_column("agent_boots", sa.Column("install", sa.String(), server_default="", nullable=False))
     op.add_column("generations", sa.Column("holder", sa.String(), server_default="", nullable=False))
     op.create_table(
         "signing_requests",
