@@ -95,7 +95,7 @@ async def test_a_share_that_a_publish_finds_lost_is_told_and_looked_at_soon(post
 
     assert due == NOW + SHARE_DOWN
     assert await post.told() == ["share.lost", "share.found"]
-    assert (lost_at, post.lookout.share_lost_at) == (NOW, None)
+    assert (lost_at, post.lookout.share_lost_at) == (NOW + SHARE_DOWN, None)
 
 
 async def test_a_silent_authority_is_asked_for_its_directory_until_it_answers(post: Post) -> None:
