@@ -149,6 +149,7 @@ class SchemaTooNew(StateError):
 
     code = "state.schema_too_new"
     retry = Retry.NEVER
+    exit_code = 65
 
 
 class BackupInvalid(StateError):

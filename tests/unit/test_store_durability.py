@@ -18,7 +18,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from certfan.daemon.store import Store, engine, migrations, tables
+from certfan import __version__
+from certfan.daemon.store import Event, Store, engine, migrations, tables
 from certfan.errors import SchemaTooNew, StoreFailed
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -166,6 +167,38 @@ async def test_a_newer_schema_is_refused_untouched(tmp_path: Path) -> None:
         await opened(path)
 
     assert before == path.read_bytes()
+
+
+async def test_who_wrote_a_newer_schema_is_told_and_what_to_do(tmp_path: Path) -> None:
+    """The refusal names both releases and the copy to go back to, and has an exit code of its own."""
+    path = tmp_path / "certfan.db"
+    store = await opened(path)
+    await store.add_events([Event(NOW, "run.began", "daemon", {"version": "7.2.1", "pid": 1})])
+    await store.close()
+    put_revision(path, "9999")
+    with pytest.raises(SchemaTooNew) as refused:
+        await opened(path)
+
+    assert f"written by certfan 7.2.1; this is {__version__}" in refused.value.text
+    assert (
+        refused.value.hint
+        == f"install certfan 7.2.1 again, or go back to the copy of before it: ls {path}.before-*"
+    )
+    assert refused.value.exit_code == 65
+
+
+async def test_only_the_newest_copies_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of them, by their time, whatever schema they were made for."""
+    path = tmp_path / "certfan.db"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(engine, "REVISION", "0001")
+        await (await opened(path)).close()
+    for name in ("0009.20240101T000000Z", "0002.20250101T000000Z", "0003.20260101T000000Z"):
+        (tmp_path / f"certfan.db.before-{name}").touch()
+    await (await opened(path)).close()
+
+    kept = sorted(file.name.rpartition(".")[2] for file in tmp_path.glob("certfan.db.before-*"))
+    assert kept == ["20250101T000000Z", "20260101T000000Z", "20261122T120000Z"]
 
 
 async def test_a_copy_is_made_before_a_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

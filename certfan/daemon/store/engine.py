@@ -6,6 +6,7 @@ The only file of the store that knows which engine it is. Alembic is loaded when
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,11 +14,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, inspect, text
+from sqlalchemy.exc import DatabaseError
 
-from certfan import files
+from certfan import __version__, files
 from certfan.errors import SchemaTooNew
 
 REVISION = "0003"  # the newest file in migrations/versions; revisions are numbers of four digits
+KEPT = 3  # copies of before a migration
 BUSY_TIMEOUT = 5.0  # seconds; only an admin with a shell can hold this database
 
 
@@ -73,10 +76,11 @@ def _migrate(db: Connection, path: Path, clock: Callable[[], datetime]) -> None:
         empty = not inspect(db).get_table_names()
         current = "" if empty else _revision(db)
     if current > REVISION:
+        writer = _last_writer(db)
         raise SchemaTooNew(
-            f"database {path} has schema {current}, this release knows {REVISION}",
+            f"database {path} has schema {current}, written by {writer}; this is {__version__}, which knows {REVISION}",
             subject=str(path),
-            hint="install the release that wrote it, or restore a backup made before it",
+            hint=f"install {writer} again, or go back to the copy of before it: ls {path}.before-*",
         )
     if current == REVISION:
         return
@@ -95,12 +99,22 @@ def _revision(db: Connection) -> str:
     return db.execute(text("SELECT version_num FROM alembic_version")).scalar() or ""
 
 
+def _last_writer(db: Connection) -> str:
+    """Return the newest release that ran on this database, as far as a schema that we do not know lets us see."""
+    told = text("SELECT fields FROM events WHERE name = 'run.began' ORDER BY id DESC LIMIT 1")
+    with contextlib.suppress(DatabaseError, ValueError, TypeError, KeyError), db.begin():
+        return f"certfan {json.loads(db.execute(told).scalar() or '{}')['version']}"
+    return "a newer release"
+
+
 def _back_up(db: Connection, path: Path, now: datetime) -> None:
     """Copy the database, as it is before a migration, to a private file beside it; durable on return."""
     copy = path.with_name(f"{path.name}.before-{REVISION}.{now.astimezone(UTC):%Y%m%dT%H%M%SZ}")
     source = db.connection.dbapi_connection
     assert isinstance(source, sqlite3.Connection)
     files.write_private(copy, source.serialize())
+    for old in sorted(path.parent.glob(f"{path.name}.before-*"), key=lambda kept: kept.name[-16:])[:-KEPT]:
+        old.unlink()
 
 
 def copy_database(path: Path, copy: Path) -> None:
