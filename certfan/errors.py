@@ -58,6 +58,7 @@ CertfanError
 │   └── ActionRefused            control.refused            it would do harm, or there is nothing to do it to
 ├── LogUndelivered               log.undelivered            the remote receiver of log lines takes none
 ├── TreeUnreadable               takeover.unreadable        another program's folder, or a file of it, is of no use
+├── NotifyFailed                 notify.failed  nobody could be told of a problem that way
 └── InternalError                internal     a bug: caught only at a step boundary
 """
 
@@ -500,6 +501,12 @@ class TreeUnreadable(CertfanError):
 
     code = "takeover.unreadable"
     retry = Retry.NEVER
+
+
+class NotifyFailed(CertfanError):
+    """Nobody could be told of a problem that way: a program of the admin failed, or a mail server."""
+
+    code = "notify.failed"
 
 
 class InternalError(CertfanError):

@@ -18,6 +18,7 @@ from certfan.cli import (
     explaining,
     importing,
     looking,
+    notifying,
     renewing,
     shares,
     snippets,
@@ -108,6 +109,7 @@ main.add_command(authorities.revoke)
 main.add_command(authorities.account)
 main.add_command(looking.status)
 main.add_command(tokens.token)
+main.add_command(notifying.notify)
 main.add_command(looking.events)
 main.add_command(consumers.consumer)
 main.add_command(shares.share)

@@ -19,6 +19,7 @@ from certfan.daemon.status import app
 from certfan.daemon.status.adoption_control import adoption_routes
 from certfan.daemon.status.backup_control import backup_routes
 from certfan.daemon.status.doctor_control import doctor_routes
+from certfan.daemon.status.notify_control import notify_routes
 from certfan.daemon.store import Store
 from certfan.daemon.timekeeper import Timekeeper
 from certfan.daemon.wiring import Wiring, now
@@ -106,12 +107,13 @@ async def _listening(parts: Wiring) -> AsyncIterator[None]:
             tokens=lambda: parts.configured.config.status_tokens.values(),
             hosts=parts.config.status_hosts,
         )
-        status = await app.start(app.make_app(doors), parts.config.status, parts.status_tls)
+        status = await app.start(app.make_app(doors), parts.config.status, parts.status_tls.context)
         stack.push_async_callback(status.cleanup)
         others = (
             *doctor_routes(parts.doctor),
             *backup_routes(parts.archived, parts.journal),
             *adoption_routes(parts.adoptions),
+            *notify_routes(parts.notifier.test),
         )
         closed = app.make_app(doors, parts.actions, parts.authority_actions, parts.share_audit, others=others)
         control = await app.start(closed, (parts.config.control,))
@@ -128,6 +130,7 @@ async def _work(parts: Wiring, stop: asyncio.Event, hang_up: asyncio.Event) -> N
             group.create_task(_read_again(parts, hang_up), name="SIGHUP"),
             group.create_task(parts.channel.failed(), name="channel"),
             group.create_task(parts.deadlines.run(), name="deadlines"),
+            group.create_task(parts.notifier.run(), name="notifier"),
             group.create_task(parts.lookout.keep_watch(parts.configured.desired), name="share"),
             group.create_task(_renew_ca(parts), name="internal CA"),
             group.create_task(parts.health.feed_watchdog(), name="watchdog"),
@@ -152,7 +155,7 @@ async def _renew_ca(parts: Wiring) -> None:
     while True:
         await asyncio.sleep(DAILY.total_seconds())
         parts.renew_ca()
-        parts.reload_status_tls()
+        parts.status_tls.reload()
 
 
 def calm_collector() -> None:

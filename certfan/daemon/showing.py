@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
+from certfan.core.model import Problem
 from certfan.core.plan import Observed
 from certfan.daemon.desk.board import Noticeboard
 from certfan.daemon.desk.configured import Configured
@@ -36,6 +37,7 @@ class Showing:
         board: Noticeboard,
         timekeeper: Timekeeper,
         sender: LogSender,
+        notify_problems: Callable[[], Mapping[str, Problem]],
         clock: Callable[[], datetime],
     ) -> None:
         self._store = store
@@ -47,6 +49,7 @@ class Showing:
         self._board = board
         self._timekeeper = timekeeper
         self._sender = sender
+        self._notify_problems = notify_problems
         self._clock = clock
 
     async def things(self) -> StateOfThings:
@@ -70,6 +73,7 @@ class Showing:
             clock_problem=self._timekeeper.problem,
             remote_log=self._remote_log(),
             consumer_problems={**self._share.folder_problems, **self._board.doubles.problems},
+            notify_problems=self._notify_problems(),
             live=observed.live,
             in_flight=self._reconciler.steps,
             runs=tuple(await self._store.runs(LAST_RUNS)),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import ssl
 import stat
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -41,16 +40,17 @@ from certfan.daemon.issuing.upkeep import Upkeep
 from certfan.daemon.journal import Journal
 from certfan.daemon.listeners import Listener
 from certfan.daemon.lookout import Lookout
+from certfan.daemon.notifying.notifier import Notifier
 from certfan.daemon.publishing.bundles import Bundles
 from certfan.daemon.publishing.share_audit import ShareAudit
 from certfan.daemon.reconciler import Parts, Reconciler
 from certfan.daemon.share.share import Share
 from certfan.daemon.showing import Showing
 from certfan.daemon.state import StateFolder
-from certfan.daemon.status import access
+from certfan.daemon.status.access import StatusTls
+from certfan.daemon.status.pages import Pages
 from certfan.daemon.store import Store
 from certfan.daemon.timekeeper import Timekeeper
-from certfan.errors import ConfigError
 from certfan.log_sender import LogSender
 from certfan.loop import Loop
 
@@ -260,22 +260,25 @@ class Wiring:
             board=self.board,
             timekeeper=self.timekeeper,
             sender=self.sender,
+            notify_problems=lambda: self.notifier.problems,
             clock=now,
         )
 
     @cached_property
-    def status_tls(self) -> ssl.SSLContext | None:
-        """What the status shows beyond this machine."""
-        files = self.config.status_tls
-        return access.tls_context(files, or_token=bool(self.config.status_tokens)) if files else None
+    def notifier(self) -> Notifier:
+        """Whoever tells people of problems."""
+        return Notifier(
+            store=self.store,
+            journal=self.journal,
+            page=Pages(self.showing.things).page,
+            config=lambda: self.configured.config.notify,
+            clock=now,
+        )
 
-    def reload_status_tls(self) -> None:
-        """Show the pair as it now is on disk."""
-        if self.config.status_tls is not None and self.status_tls is not None:
-            try:
-                access.reload_pair(self.status_tls, self.config.status_tls)
-            except ConfigError as error:
-                log.get("status").error("status.tls_unusable", problem=error.text, hint=error.hint)
+    @cached_property
+    def status_tls(self) -> StatusTls:
+        """What the status shows beyond this machine."""
+        return StatusTls(self.config.status_tls, or_token=bool(self.config.status_tokens))
 
     @cached_property
     def deadlines(self) -> Deadlines:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from certfan import pki, toml
 from certfan.core.model import CERTIFICATE_NAME, Custody, Identifier, KeyType
+from certfan.daemon.config.notify import notify_files, notify_problems
 from certfan.daemon.config.schema import CertificateTable, Fragment, Main, identifier, listeners
 from certfan.daemon.issuing import published
 from certfan.daemon.listeners import parse_listener
@@ -31,6 +32,7 @@ def problems_of(main: Main, parts: list[Part]) -> list[str]:
         *_default_problems(main, parts),
         *_listener_problems(main, parts[0].where),
         *_status_problems(main, parts[0].where),
+        *(f"{parts[0].where}: {problem}" for problem in notify_problems(main.notify)),
         *_twice_problems(parts),
         *_reference_problems(main, parts),
         *_authority_problems(parts),
@@ -156,6 +158,10 @@ def _file_problems(main: Main, parts: list[Part]) -> Iterator[str]:
     if main.log.ca_file is not None:
         file = Path(parts[0].where).parent / main.log.ca_file
         yield from _file_problem(f"{parts[0].where}: log.ca_file", file, secret=False)
+    for key, name, secret in notify_files(main.notify):
+        yield from _file_problem(
+            f"{parts[0].where}: {key}", Path(parts[0].where).parent / name, secret=secret
+        )
     for part in parts:
         for name, table in part.tables.authority.items():
             for key in ("ca_file", "roots_file", "eab_key_file"):

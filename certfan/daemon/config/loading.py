@@ -25,6 +25,7 @@ from certfan.core.model import (
     Limits,
 )
 from certfan.daemon.config.checks import Part, certificates, default_authority, name_of, problems_of
+from certfan.daemon.config.notify import Notify, notify_of
 from certfan.daemon.config.schema import AuthorityTable, CertificateTable, Fragment, Main, listeners
 from certfan.daemon.issuing import published
 from certfan.daemon.listeners import Listener, parse_listener
@@ -69,6 +70,7 @@ class Config:
     status_hosts: frozenset[str]
     status_tokens: Mapping[str, str]  # hashes by name
     status_tls: TlsFiles | None
+    notify: Notify
     control: Listener
     probe_interval: timedelta
     log_level: str
@@ -135,6 +137,7 @@ def _build(path: Path, main: Main, parts: list[Part]) -> Config:
         status_hosts=frozenset(main.status.hosts),
         status_tokens=_frozen(dict(main.status.tokens)),
         status_tls=_status_tls(main, path.parent),
+        notify=notify_of(main.notify, path.parent),
         control=Listener(path=main.control.socket, mode=0o660, group=main.control.group),
         probe_interval=main.status.probe_interval,
         log_level=main.log.level,

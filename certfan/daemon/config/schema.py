@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from certfan import pki
 from certfan.core.model import CERTIFICATE_NAME, CONSUMER_NAME, Custody, KeyType
+from certfan.daemon.config.notify import NotifyTable
 from certfan.daemon.listeners import Listener, parse_listener
 from certfan.log_sender import checked_target
 
@@ -339,6 +340,7 @@ class Main(Fragment):
     control: ControlTable = ControlTable()
     log: LogTable = LogTable()
     watch: WatchTable = WatchTable()
+    notify: NotifyTable = NotifyTable()
 
 
 def listeners(texts: list[str]) -> tuple[Listener, ...]:

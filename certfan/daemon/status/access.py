@@ -108,6 +108,26 @@ def reload_pair(context: ssl.SSLContext, files: TlsFiles) -> None:
     _load(files.certificate, lambda: context.load_cert_chain(files.certificate, files.key, password=""))
 
 
+class StatusTls:
+    """The TLS of the status listener; `context` is None when the config has none.
+
+    Raises (when made):
+        ConfigInvalid: a file cannot be used.
+    """
+
+    def __init__(self, files: TlsFiles | None, *, or_token: bool) -> None:
+        self._files = files
+        self.context = tls_context(files, or_token=or_token) if files else None
+
+    def reload(self) -> None:
+        """Show the pair as it now is on disk; one that cannot be used is logged, and the one before stays."""
+        if self._files is not None and self.context is not None:
+            try:
+                reload_pair(self.context, self._files)
+            except ConfigInvalid as error:
+                _log.error("status.tls_unusable", problem=error.text, hint=error.hint)
+
+
 def _load(file: Path, load: Callable[[], None]) -> None:
     try:
         load()

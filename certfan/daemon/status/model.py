@@ -48,6 +48,7 @@ class StateOfThings:
     clock_problem: Problem | None = None
     remote_log: RemoteLog | None = None
     consumer_problems: Mapping[str, Problem] = field(default_factory=dict)
+    notify_problems: Mapping[str, Problem] = field(default_factory=dict)  # by channel
     live: Mapping[tuple[str, str], int] = field(default_factory=dict)  # the share's pointers
     in_flight: Mapping[Key, Step] = field(default_factory=dict)
     runs: tuple[Run, ...] = ()  # newest first

@@ -76,6 +76,8 @@ def _problems(
         yield _needs("share", things.share_problem, things.share_lost_at)
     for consumer, problem in sorted(things.consumer_problems.items()):
         yield _needs(consumer, problem)
+    for channel, problem in sorted(things.notify_problems.items()):
+        yield _needs(f"notify {channel}", problem)
     yield from (_needs(one.name, one.problem) for one in authorities if one.problem)
     yield from (_needs(one.name, one.problem, one.failing_since) for one in certificates if one.problem)
     yield from _revocation_problems(certificates)

@@ -19,8 +19,8 @@ from sqlalchemy.exc import DatabaseError
 from certfan import __version__, files
 from certfan.errors import SchemaTooNew
 
-REVISION = "0003"  # the newest file in migrations/versions; revisions are numbers of four digits
 KEPT = 3  # copies of before a migration
+REVISION = "0004"  # the newest file in migrations/versions; revisions are numbers of four digits
 BUSY_TIMEOUT = 5.0  # seconds; only an admin with a shell can hold this database
 
 

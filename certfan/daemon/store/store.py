@@ -27,6 +27,7 @@ from certfan.daemon.store import (
     process,
     signing,
     spending,
+    telling,
     wishes,
 )
 from certfan.daemon.store.batches import Batches
@@ -244,6 +245,13 @@ class Store:
     proofs = transaction(deploying.proofs)
     heard = transaction(deploying.heard)
     ended_boots = transaction(deploying.ended_boots)
+    told = transaction(telling.told)
+    outbox = transaction(telling.outbox)
+    post = transaction(telling.post)
+    sent = transaction(telling.sent)
+    not_sent = transaction(telling.not_sent)
+    keep_channels = transaction(telling.keep_channels)
+
     urgencies = transaction(lagging.urgencies)
     record_urgencies = transaction(lagging.record_urgencies)
 

@@ -384,3 +384,26 @@ events = _table(
     _required("subject", String),
     _required("fields", JSON),
 )
+
+# What each way of notifying was last told of a problem that had not ended then.
+notices = _table(
+    "notices",
+    _key("channel", String),
+    _key("subject", String),
+    _key("code", String),
+    _required("stage", String),
+    _required("detail", Text),
+    Column("since", Instant),
+)
+
+# The one message of a way of notifying that is to be sent; a row goes when it was.
+outbox = _table(
+    "outbox",
+    _key("channel", String),
+    _required("id", String),
+    _required("message", JSON),
+    _required("made_at", Instant),
+    _required("failures", Integer),
+    _required("not_before", Instant),
+    Column("problem", JSON(none_as_null=True)),
+)
