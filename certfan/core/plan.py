@@ -95,8 +95,11 @@ def plan(desired: Desired, observed: Observed, now: datetime, outlooks: Outlooks
 
 
 def _publications(known: Iterable[Outlook], observed: Observed) -> Iterator[Wish]:
-    """Wish for every bundle that the share lacks, first where nothing or the oldest is served."""
-    if observed.share_up:
+    """Wish for every bundle that the share lacks, first where nothing or the oldest is served.
+
+    Before the first look nobody knows what it lacks: everything would be published again at every start.
+    """
+    if observed.share_up and observed.share_seen:
         missing = [one for outlook in known for one in outlook.missing]
         yield from (publish for _, publish in sorted(missing, key=itemgetter(0)))
 

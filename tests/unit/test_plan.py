@@ -232,3 +232,12 @@ def test_an_old_generation_is_retired_when_a_newer_one_is_proven_for_the_keep_ti
     early = NOW + 2 * DAY
     fresh = replace(newest, heard_at=early)
     assert () == planned(replace(observed, proofs={PLACE: (fresh,)}), early)
+
+
+def test_nothing_is_published_before_the_first_look_has_shown_what_is_there() -> None:
+    """At every start each current generation would be published again."""
+    desired = make_desired(make_certificate())
+    unseen = Observed(generations={WWW: (make_generation(1),)}, share_seen=False)
+
+    assert [] == [step for step in plan(desired, unseen, NOW).steps if isinstance(step, Publish)]
+    assert Publish(WWW, WEB1, 1) in plan(desired, replace(unseen, share_seen=True), NOW).steps
