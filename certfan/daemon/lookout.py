@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 from certfan import log
 from certfan.core.model import Attempt, Authority, Desired
+from certfan.core.numbers import is_plausible
 from certfan.core.plan import Key, Where
 from certfan.core.policy import holds
 from certfan.core.upkeep import silent_authorities
@@ -28,7 +29,6 @@ SHARE_DOWN = timedelta(seconds=3)
 SHARE_SWEEP = timedelta(hours=1)
 GLANCE = timedelta(seconds=2)  # with its patience: what happened to the share is told within 5 s
 AUTHORITY_DOWN = timedelta(seconds=15)
-LEAP = 1_000_000  # generations; a restored state folder lags behind its share by a few
 AT_SHARE: Key = ("share",)
 
 
@@ -96,11 +96,11 @@ class Lookout:
     def highest(self, certificate: str, *, known: int) -> int:
         """Return the highest number that the share shows of a certificate, 0 for none.
 
-        Root on a consumer can plant any number in its folder; one that is out of reach of what we know is none.
+        One that is out of reach of what we know is none.
         """
         seen = [f for where, all_ in self._published.items() if where[0] == certificate for f in all_]
         seen += [folder for where, folder in self._live.items() if where[0] == certificate]
-        return max((folder.number for folder in seen if folder.number <= known + LEAP), default=0)
+        return max((folder.number for folder in seen if is_plausible(folder.number, known)), default=0)
 
     def put(self, where: Where, folder: Folder) -> None:
         """Take in what was just published."""

@@ -12,6 +12,7 @@ from certfan.core.custody import fits
 from certfan.core.model import Custody, Deployment, DeploymentState, Desired, Health, Problem, Proof
 from certfan.daemon.desk.doubles import Doubles
 from certfan.daemon.desk.enroller import Enroller
+from certfan.daemon.desk.plausible import Plausible
 from certfan.daemon.issuing.signing import CsrDesk
 from certfan.daemon.journal import Journal
 from certfan.daemon.publishing.bundles import Bundles
@@ -58,6 +59,7 @@ class Noticeboard:
         self._desired = desired
         self._ring = ring
         self._clock = clock
+        self._plausible = Plausible(store, journal)
         self._csrs = CsrDesk(store, journal, desired, ring, clock)
         self.doubles = Doubles(clock)
 
@@ -207,7 +209,8 @@ class Noticeboard:
             await self._store.tell_sealing_key(consumer, sealing_key)
             await self._may_seal(consumer)
         own = {certificate for certificate, name in facts.offered if name == consumer}
-        deployments = [d.value(consumer) for d in report.deployments if d.certificate in own]
+        said = [d.value(consumer) for d in report.deployments if d.certificate in own]
+        deployments = await self._plausible.among(said, facts)
         proofs: dict[str, list[Proof]] = {name: [] for name in own}
         for message in report.proofs:
             if message.certificate in own:
