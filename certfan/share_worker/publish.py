@@ -9,8 +9,8 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import partial
+from functools import cache, partial
+from typing import TYPE_CHECKING
 
 from certfan import files
 from certfan.errors import BundleInvalid, PermissionTooOpen
@@ -18,10 +18,10 @@ from certfan.share_worker import tree
 from certfan.share_worker.faults import tampered
 from certfan.share_worker.ownership import OTHERS, WRITABLE, no_folder, own, own_consumer
 
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
 _PUBLIC_MODE = 0o644  # certificates and manifests; the folders above are closed to others
-_BESIDE = ThreadPoolExecutor(
-    8
-)  # six files and two folders; started once, as starting them costs more than using them
 
 
 def publish(
@@ -110,7 +110,7 @@ def _write_whole(
     try:
         with tree.folder(number, line, make=True) as fd:
             _write(fd, contents, modes, gid, parents=(line, above))
-            durable = _BESIDE.submit(os.fsync, fd)
+            durable = _beside().submit(os.fsync, fd)
             try:
                 with tree.folder(number, line) as again:
                     _verify(again, contents, modes, gid)
@@ -145,10 +145,19 @@ def _write(
 
 def _at_once(*calls: Callable[[], None]) -> None:
     """Do all side by side: what takes time is waiting for disks, and six fsyncs may share one commit of theirs."""
-    begun = [_BESIDE.submit(call) for call in calls]
-    wait(begun)  # all of them: whoever tidies up must not meet a file that is still being made
-    for one in begun:
-        one.result()
+    begun = [_beside().submit(call) for call in calls]
+    # All of them: whoever tidies up must not meet a file that is still being made.
+    for failure in [one.exception() for one in begun]:
+        if failure is not None:
+            raise failure
+
+
+@cache
+def _beside() -> ThreadPoolExecutor:
+    """Return threads for six files and two folders; starting them anew each time cost more than using them."""
+    from concurrent.futures import ThreadPoolExecutor  # 25 ms that nobody who only reads should pay
+
+    return ThreadPoolExecutor(8)
 
 
 def _adopt(fd: int, number: str, contents: Mapping[str, bytes], modes: Mapping[str, int], gid: int) -> None:
