@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 from certfan.core.custody import fits, lost_since
+from certfan.core.ledger import Ledger
 from certfan.core.model import Certificate, Desired, Generation, Reason
 from certfan.core.policy import (
     JITTER,
@@ -85,7 +86,7 @@ def _steps(wishes: list[Wish]) -> tuple[Step, ...]:
 @dataclass(frozen=True, slots=True)
 class _Kept:
     facts: tuple[object, ...]  # what it was judged by, beside what concerns every certificate
-    ledgers: object
+    ledgers: Mapping[str, Ledger]
     at: datetime
     outlook: Outlook
 
@@ -107,7 +108,7 @@ class Outlooks:
         found: dict[str, _Kept] = {}
         for name, certificate in desired.certificates.items():
             facts, kept = _facts_of(certificate, observed), before.get(name)
-            if kept is None or kept.facts != facts or not _still_holds(kept, observed, now):
+            if kept is None or kept.facts != facts or not _still_holds(kept, certificate, observed, now):
                 judged = outlook(certificate, desired, observed, now)
                 kept = _Kept(facts, observed.ledgers, now, judged)
             found[name] = kept
@@ -115,9 +116,11 @@ class Outlooks:
         return {name: kept.outlook for name, kept in found.items()}
 
 
-def _still_holds(kept: _Kept, observed: Observed, now: datetime) -> bool:
-    if kept.outlook.standing is not None and kept.ledgers is not observed.ledgers:
-        return False  # what was spent since may hold its order up
+def _still_holds(kept: _Kept, certificate: Certificate, observed: Observed, now: datetime) -> bool:
+    if kept.outlook.standing is not None:
+        for authority in (certificate.authority, *certificate.fallback):
+            if kept.ledgers.get(authority) is not observed.ledgers.get(authority):
+                return False  # what was spent since may hold its order up
     return kept.at <= now and (kept.outlook.until is None or now < kept.outlook.until)
 
 
