@@ -8,7 +8,7 @@ from datetime import datetime
 
 from certfan.core.ledger import Ledger
 from certfan.core.looks import checked_identifiers, looks
-from certfan.core.model import Desired
+from certfan.core.model import Desired, Reason
 from certfan.core.outlook import NEVER, Outlook
 from certfan.core.room import STANDING_STILL, Room, has_failed
 from certfan.core.standing import (
@@ -19,6 +19,7 @@ from certfan.core.standing import (
     names_of,
     open_order_at,
     whom_to_ask,
+    why,
 )
 from certfan.core.steps import Issue, Observed, Wish
 
@@ -98,7 +99,8 @@ def under_way(desired: Desired, observed: Observed, now: datetime) -> Iterator[U
                 name, begun.authority, names, in_flight=in_flight, is_sent=is_sent, exempt=begun.exempt
             )
         if in_flight and certificate is not None:
-            authority, _ = whom_to_ask(certificate, desired, observed, now)
+            renews = why(certificate, observed, now) is Reason.RENEWAL_DUE
+            authority, _ = whom_to_ask(certificate, desired, observed, now, renews=renews)
             if not fits or begun is None or begun.authority != authority:
                 exempt = is_suggested(name, authority, observed, now)
                 yield UnderWay(

@@ -23,7 +23,7 @@ from certfan.core.policy import (
 )
 from certfan.core.renewal import LATEST_ASK, USUAL_ASK
 from certfan.core.retirement import place_instants, place_waits
-from certfan.core.standing import Standing, fallback_instant, lifts, standing
+from certfan.core.standing import Standing, fallback_instant, lifts, limit_instants, standing
 from certfan.core.steps import AskCsr, AskRenewal, Observed, Offer, Publish, Step, Where, Wish
 from certfan.core.subjects import order_subject, renewal_subject
 
@@ -58,7 +58,7 @@ def outlook(certificate: Certificate, desired: Desired, observed: Observed, now:
     ]
     requests = [] if found is None else list(_asked_of_holder(certificate, found.reason, observed, now))
     asks = list(_asks(certificate.name, desired, observed, now))
-    wishes = (*offers, *requests, *asks, *_instants(certificate, targets, found, observed))
+    wishes = (*offers, *requests, *asks, *_instants(certificate, targets, found, observed, now))
     return Outlook(
         found,
         _steps(offers),
@@ -277,14 +277,16 @@ def _ask_at(newest: Generation, observed: Observed) -> datetime:
 
 
 def _instants(
-    certificate: Certificate, targets: Targets, found: Standing | None, observed: Observed
+    certificate: Certificate, targets: Targets, found: Standing | None, observed: Observed, now: datetime
 ) -> Iterator[datetime]:
     if targets:
         yield from (generation.not_after for generation in observed.generations.get(certificate.name, ()))
     for where in targets:
         yield from place_instants(where, observed)
-    if found is not None and found.holding is not None and found.holding.until is not None:
-        yield found.holding.until
+    if found is not None:
+        yield from limit_instants(certificate, observed, now)
+        if found.holding is not None and found.holding.until is not None:
+            yield found.holding.until
     yield from _order_instants(certificate, observed)
 
 

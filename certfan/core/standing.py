@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -9,6 +10,7 @@ from certfan.core.attempts import UNREACHABLE
 from certfan.core.custody import fits, lost_since
 from certfan.core.issuance import Issuance
 from certfan.core.keys import unwanted
+from certfan.core.ledger import Held
 from certfan.core.looks import checked_identifiers, is_fresh
 from certfan.core.model import Attempt, Certificate, Desired, Problem, Reason
 from certfan.core.policy import (
@@ -51,18 +53,22 @@ def standing(
     reason = why(certificate, observed, now)
     if reason is None or name in observed.rolled_back:
         return None
-    authority, attempt = whom_to_ask(certificate, desired, observed, now)
-    is_exempt = reason is Reason.RENEWAL_DUE and is_suggested(name, authority, observed, now)
+    renews = reason is Reason.RENEWAL_DUE
+    authority, attempt = whom_to_ask(certificate, desired, observed, now, renews=renews)
+    is_exempt = renews and is_suggested(name, authority, observed, now)
     holding = (
         _held_by_attempt(attempt)
         or _held_by_account(authority, observed, now)
-        or _held_by_ledger(certificate, authority, observed, now, exempt=is_exempt)
+        or (None if is_exempt else _held_by_ledger(certificate, authority, observed, now))
         or _held_by_holder(certificate, observed)
         or _held_by_path(certificate, authority, observed, now)
     )
     instead_of = None
-    if authority != certificate.authority and (first := observed.attempts.get(name)) is not None:
-        instead_of = first.problem
+    if authority != certificate.authority:
+        if (first := observed.attempts.get(name)) is not None:
+            instead_of = first.problem
+        elif limit := _held_by_ledger(certificate, certificate.authority, observed, now):
+            instead_of = Problem(limit.code, limit.why, limit.hint, limit.until)
     return Standing(reason, authority, holding, exempt=is_exempt, instead_of=instead_of)
 
 
@@ -114,23 +120,29 @@ def open_order_at(authority: str, certificate: Certificate, observed: Observed) 
 
 
 def whom_to_ask(
-    certificate: Certificate, desired: Desired, observed: Observed, now: datetime
+    certificate: Certificate, desired: Desired, observed: Observed, now: datetime, *, renews: bool
 ) -> tuple[str, Attempt | None]:
     """Return whom to ask, and the failed attempt that still forbids it.
 
     It is the first of the certificate's authorities that may be asked now; a fallback only after all before it
-    have failed for long. An order that is open goes on where it is.
+    have failed for long, or are held by a limit for as long. An order that is open goes on where it is.
     """
     held: list[tuple[str, Attempt]] = []
+    limited: list[str] = []
     for name in _authorities(certificate, desired, observed):
         attempt = observed.attempts.get(order_subject(certificate, name))
         freed = lifts(certificate, name, attempt, observed)
-        if attempt is None or not attempt_holds(attempt, now, LONGEST_ORDER_WAIT, freed):
+        if attempt is not None and attempt_holds(attempt, now, LONGEST_ORDER_WAIT, freed):
+            held.append((name, attempt))
+            if now < fallback_instant(certificate, attempt, observed):
+                break
+            continue
+        is_exempt = renews and is_suggested(certificate.name, name, observed, now)
+        limit = None if is_exempt else limit_at(name, certificate, observed, now)
+        if limit is None or limit.until <= _leave_at(certificate, now, observed):
             return name, None
-        held.append((name, attempt))
-        if now < fallback_instant(certificate, attempt, observed):
-            break
-    return min(held, key=lambda one: one[1].not_before)
+        limited.append(name)
+    return (limited[0], None) if limited else min(held, key=lambda one: one[1].not_before)
 
 
 def _authorities(certificate: Certificate, desired: Desired, observed: Observed) -> list[str]:
@@ -146,13 +158,28 @@ def _authorities(certificate: Certificate, desired: Desired, observed: Observed)
 
 def fallback_instant(certificate: Certificate, attempt: Attempt, observed: Observed) -> datetime:
     """Return from when on the next authority may be asked: earlier than configured when the deadline is near."""
-    since = min(attempt.since or attempt.at, attempt.at)  # the clock may have been set back meanwhile
+    return _leave_at(
+        certificate, min(attempt.since or attempt.at, attempt.at), observed
+    )  # clocks are set back
+
+
+def _leave_at(certificate: Certificate, since: datetime, observed: Observed) -> datetime:
+    """Return how long an authority that has been of no use `since` then is waited for."""
     instant = since + certificate.fallback_after
     generations = observed.generations.get(certificate.name, ())
     if generations:
         deadline = leafs_deadline(generations[-1].not_before, generations[-1].not_after)
         instant = min(instant, max(since, since + (deadline - since) / 2))
     return instant
+
+
+def limit_instants(certificate: Certificate, observed: Observed, now: datetime) -> Iterator[datetime]:
+    """Tell when a limit ends, and when it ends so soon that the next authority need not be asked."""
+    for authority in (certificate.authority, *certificate.fallback) if certificate.fallback else ():
+        if limit := limit_at(authority, certificate, observed, now):
+            yield from (limit.until, limit.until - certificate.fallback_after)
+            for newest in observed.generations.get(certificate.name, ())[-1:]:
+                yield limit.until - (leafs_deadline(newest.not_before, newest.not_after) - limit.until)
 
 
 def lifts(
@@ -202,17 +229,20 @@ def _held_by_account(authority: str, observed: Observed, now: datetime) -> Holdi
     return Holding("authority.account", f"the account at {authority} gets a new key first")
 
 
-def _held_by_ledger(
-    certificate: Certificate, authority: str, observed: Observed, now: datetime, *, exempt: bool
-) -> Holding | None:
+def limit_at(authority: str, certificate: Certificate, observed: Observed, now: datetime) -> Held | None:
+    """Return what was spent of an authority's limits, and until when that holds an order of a certificate there."""
     ledger = observed.ledgers.get(authority)
-    if ledger is None or open_order_at(
-        authority, certificate, observed
-    ):  # an open one is among what was spent
+    # An open one is among what was spent.
+    if ledger is None or open_order_at(authority, certificate, observed):
         return None
-    held = ledger.held(
-        names_of(certificate), now, exempt=exempt, same_set=is_same_set(certificate, authority, observed)
-    )
+    same_set = is_same_set(certificate, authority, observed)
+    return ledger.held(names_of(certificate), now, same_set=same_set)
+
+
+def _held_by_ledger(
+    certificate: Certificate, authority: str, observed: Observed, now: datetime
+) -> Holding | None:
+    held = limit_at(authority, certificate, observed, now)
     if held is None:
         return None
     hint = f"it waits by itself; fewer orders, or another authority for {certificate.name}, help sooner"

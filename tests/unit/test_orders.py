@@ -30,7 +30,7 @@ from certfan.core.model import (
     RevocationReason,
 )
 from certfan.core.plan import CheckPath, Issue, Observed, Plan, RollAccountKey, plan
-from certfan.core.standing import PATH, Holding, Standing, fallback_instant, standing, why
+from certfan.core.standing import LIMIT, PATH, Holding, Standing, fallback_instant, standing, why
 from certfan.core.subjects import order_subject, path_subject, rollover_subject
 from tests.unit.planner_parts import DAY, HOUR, MINUTE, NOW, WWW, make_certificate, make_generation
 
@@ -152,6 +152,34 @@ def test_the_first_authority_is_tried_again_before_any_fallback() -> None:
     attempts = failed(NOW - 9 * DAY, at=NOW - 2 * DAY, wait=DAY)
 
     assert "ca" == stands(WITH_FALLBACK, Observed(attempts=attempts)).authority
+
+
+@pytest.mark.parametrize(("left", "where"), [(12 * HOUR, "ca"), (13 * HOUR, "second")])
+def test_a_limit_that_holds_for_longer_than_a_failure_may_last_leads_to_the_fallback(
+    left: timedelta, where: str
+) -> None:
+    """Known in advance, it is not waited for; the limit is told instead of a failure, and it ends the detour in time."""
+    used_up = spent(3, limits=Limits(orders=Limit(3, DAY)), at=NOW - DAY + left)
+    found = stands(WITH_FALLBACK, Observed(ledgers={"ca": used_up}))
+    alone = stands(make_certificate(), Observed(ledgers={"ca": used_up}))
+
+    assert (where, alone.authority) == (found.authority, "ca")
+    assert (LIMIT if where == "second" else None) == (found.instead_of.code if found.instead_of else None)
+    assert NOW + (left - 12 * HOUR if where == "second" else left) == wakes(
+        Observed(ledgers={"ca": used_up}, offered=ALONE, in_flight=frozenset({(WWW,)}))
+    )
+
+
+def test_where_no_fallback_may_be_asked_the_limit_is_waited_for() -> None:
+    """The first authority is the one that is held, until its limit ends."""
+    subjects = [order_subject(WITH_FALLBACK, name) for name in WITH_FALLBACK.fallback]
+    attempts = {name: one for s in subjects for name, one in failed(NOW, subject=s).items()}
+    used_up = spent(3, limits=Limits(orders=Limit(3, 2 * DAY)))
+    found = stands(WITH_FALLBACK, Observed(ledgers={"ca": used_up}, attempts=attempts))
+
+    assert "ca" == found.authority
+    assert found.holding is not None
+    assert (LIMIT, NOW + 2 * DAY) == (found.holding.code, found.holding.until)
 
 
 def test_a_near_deadline_shortens_the_wait_for_a_fallback() -> None:
@@ -686,10 +714,12 @@ def test_the_plan_wakes_where_a_window_begins_and_ends() -> None:
     ahead = replace(observed, renewals={WWW: soon})
     inside = replace(observed, renewals={WWW: info(-HOUR, 2 * HOUR)})
 
-    assert ([], NOW + HOUR) == (issues(plan(wanted(WITH_FALLBACK), ahead, NOW)), wakes(ahead))
-    assert [WWW] == issues(plan(wanted(WITH_FALLBACK), ahead, NOW + HOUR))
-    assert [WWW] == issues(plan(wanted(WITH_FALLBACK), inside, NOW + 2 * HOUR - SECOND))
-    assert [] == issues(plan(wanted(WITH_FALLBACK), inside, NOW + 2 * HOUR))
+    alone = make_certificate()
+
+    assert ([], NOW + HOUR) == (issues(plan(wanted(alone), ahead, NOW)), wakes(ahead, alone))
+    assert [WWW] == issues(plan(wanted(alone), ahead, NOW + HOUR))
+    assert [WWW] == issues(plan(wanted(alone), inside, NOW + 2 * HOUR - SECOND))
+    assert [] == issues(plan(wanted(alone), inside, NOW + 2 * HOUR))
 
 
 # Reasons

@@ -187,6 +187,15 @@ class AtAuthorities:
         begun = self.daemon.open.get(step.certificate)
         if begun is not None and begun.authority == step.authority:
             return
+        patience = FALLBACK_AFTER
+        if known := self.daemon.generations.get(step.certificate):
+            left = known[-1].not_after - 7 * DAY - self.now
+            patience = min(patience, max(left / 2, timedelta(0)))
+        ledger = self.observed().ledgers.get(certificate.authority)
+        if ledger and (held := ledger.held(frozenset(map(str, certificate.identifiers)), self.now)):
+            self.done["Issue.limited"] += held.until > self.now + patience
+            if held.until > self.now + patience:
+                return
         must(step.certificate in self.daemon.attempts, "a fallback is asked when the first has failed")
         since = self.failing_since.get(step.certificate)
         if since is None:  # the clock jumped since
