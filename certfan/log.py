@@ -31,6 +31,12 @@ _JWK = re.compile(r"""(["'](?:d|p|q|dp|dq|qi)["']\s*:\s*["'])[A-Za-z0-9_-]{16,}(
 _PKCS8 = re.compile(
     r"\bM(?:II[A-Za-z0-9+/]{2,4}IBADANBgkq|IGHAgEAMBMGByqGSM49|IG2AgEAMBAGByqGSM49|C4CAQAwBQYDK2V)[A-Za-z0-9+/=\s]+"
 )
+# What one of these is in, if it is in JSON at all: a search for each of them takes a tenth of the time. A JWK that is private
+# has a `d`, whose quotes are escaped inside of a string.
+_SIGNS = (
+    *(b"PRIVATE KEY", b"IBADANBgkq", b"IGHAgEAMBMGByqGSM49", b"IG2AgEAMBAGByqGSM49", b"C4CAQAwBQYDK2V"),
+    *(b'"d"', b"'d'", b'\\"d\\"'),
+)
 _SECRET_FIELDS = frozenset({"key_pem", "private_key", "privkey", "token", "password", "secret"})
 
 
@@ -60,15 +66,9 @@ def _without_member(found: re.Match[str]) -> str:
 
 def redact_json(body: bytes) -> bytes:
     """Return JSON with every trace of a private key replaced; what holds none comes back as it is, fast."""
-    text = body.decode()
-    # In JSON the quotes of a JWK inside of a string are escaped.
-    if (
-        _PEM.search(text) is None
-        and _PKCS8.search(text) is None
-        and _JWK.search(text.replace("\\", "")) is None
-    ):
-        return body
-    return json.dumps(redact(json.loads(body))).encode()
+    if any(sign in body for sign in _SIGNS):
+        return json.dumps(redact(json.loads(body))).encode()
+    return body
 
 
 def refuse_key_material(

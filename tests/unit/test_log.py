@@ -53,6 +53,22 @@ def test_a_private_key_in_any_shape_is_removed(name: str, shape: str) -> None:
     assert log.REDACTED in out.getvalue()
 
 
+@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize("shape", ["{pem}", "it was {body} here", '{{"kty": "EC", "d": "{body:.40}"}}'])
+def test_json_that_holds_a_key_loses_it(name: str, shape: str) -> None:
+    """What is encoded already is looked through as it stands; what holds none comes back as the very same bytes."""
+    pem = KEYS[name].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    body = "".join(pem.splitlines()[1:-1]).replace("+", "-").replace("/", "_") if "kty" in shape else ""
+    body = body or "".join(pem.splitlines()[1:-1])
+    told = json.dumps({"a": [{"detail": shape.format(pem=pem, body=body)}]}).encode()
+
+    cleaned = log.redact_json(told)
+
+    assert body[5:40] not in cleaned.decode().replace("\\n", "")
+    assert log.REDACTED in json.loads(cleaned)["a"][0]["detail"]
+    assert log.redact_json(clean := b'{"detail": "nothing here"}') is clean
+
+
 def test_an_event_is_one_json_line_with_its_facts() -> None:
     """Details are fields, never woven into the text."""
     out = io.StringIO()

@@ -73,3 +73,14 @@ async def test_nobody_waits_for_the_next_page_while_there_is_one() -> None:
     farm.go_on.set()
     assert await making is not first
     assert farm.looks == 2
+
+
+async def test_what_is_made_of_a_page_is_encoded_once_for_a_large_farm_and_anew_for_a_small_one() -> None:
+    """Asked for again, it is the very bytes; of a small farm it is as fresh as the page."""
+    large, small = Pages(Farm(LARGE + 1).look), Pages(Farm(3).look)
+
+    assert await large.encoded("all", lambda page: page) is await large.encoded("all", lambda page: page)
+    assert await large.encoded("all", lambda page: page) != await large.encoded(
+        "sum", lambda page: page.summary
+    )
+    assert await small.encoded("all", lambda page: page) is not await small.encoded("all", lambda page: page)

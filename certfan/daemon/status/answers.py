@@ -10,16 +10,17 @@ from aiohttp import ETag, web
 from certfan.daemon.status.wire import encode
 
 # May be kept, must be asked for again: an ETag is of use only so.
+_JSON = "application/json; charset=utf-8"
 CACHE = "private, no-cache"
 
 
 def answer(request: web.Request, value: Any) -> web.Response:
-    """Return a dataclass as JSON, or 304 when that is what the client has (RFC 9110 section 13.1.2)."""
-    return answer_bytes(request, encode(value), "application/json; charset=utf-8")
+    """Return a dataclass as JSON; one that was encoded already is its bytes."""
+    return answer_bytes(request, value if isinstance(value, bytes) else encode(value), _JSON)
 
 
 def answer_bytes(request: web.Request, body: bytes, content_type: str) -> web.Response:
-    """Return a body with its ETag, or 304."""
+    """Return a body with its ETag, or 304 when that is what the client has (RFC 9110 section 13.1.2)."""
     tag = ETag(hashlib.sha256(body).hexdigest()[:32])
     known = request.if_none_match
     if known is not None and any(one.value in {tag.value, "*"} for one in known):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from aiohttp import web
 
@@ -129,6 +130,9 @@ class _Routes:
 
     async def page(self) -> Page:
         return await self._pages.page()
+
+    async def encoded(self, key: Hashable, make: Callable[[Page], Any]) -> bytes:
+        return await self._pages.encoded(key, make)
 
     async def livez(self, request: web.Request) -> web.Response:
         return checked(request, self._doors.alive())

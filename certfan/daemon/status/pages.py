@@ -6,15 +6,17 @@ Measured with 1,000 certificates on 20 consumers: the page takes 0.4 s, which wo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, TypeVar
 
 from certfan.daemon.status.model import Page, StateOfThings
 from certfan.daemon.status.view import view
+from certfan.daemon.status.wire import encode
 
 LARGE = 500  # pairs; below that everything is made in less than 20 ms
 KEPT_FOR = 10  # times as long as it took, so that at most a tenth of one core is spent on it
 STALE = 60.0  # seconds after which nobody is told it any more
+MOST_KEPT = 16 << 20  # bytes of JSON
 _T = TypeVar("_T")
 
 
@@ -27,6 +29,8 @@ class Pages:
         self._page: Page | None = None
         self._large = False
         self._made_at = self._took = 0.0  # by the loop's clock
+        self._encoded_of: Page | None = None
+        self._encoded: dict[Hashable, bytes] = {}
         self._exposition: tuple[Page, bytes] | None = None
 
     async def page(self) -> Page:
@@ -52,6 +56,17 @@ class Pages:
         self._made_at = asyncio.get_running_loop().time()
         self._took = self._made_at - began
         return self._page
+
+    async def encoded(self, key: Hashable, make: Callable[[Page], Any]) -> bytes:
+        """Return the JSON of something that is made of the page alone; of a large farm it is kept with the page."""
+        page = await self.page()
+        if self._encoded_of is not page:
+            self._encoded_of, self._encoded = page, {}
+        if (body := self._encoded.get(key)) is None:
+            body = await self._beside(lambda: encode(make(page)))
+            if self._large and self._encoded_of is page and sum(map(len, self._encoded.values())) < MOST_KEPT:
+                self._encoded[key] = body
+        return body
 
     async def exposition(self) -> bytes:
         """Return the page as metrics."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import nsmallest
@@ -57,6 +57,9 @@ class Source(Protocol):
 
     async def page(self) -> Page:
         """Return the page as it is now, or was a moment ago."""
+
+    async def encoded(self, key: Hashable, make: Callable[[Page], Any]) -> bytes:
+        """Return the JSON of something that is made of the page alone."""
 
     async def events(self, after: int, limit: int, subject: str) -> Sequence[Event]:
         """Return events after an id, ascending; with `after` negative the last of them."""
@@ -129,17 +132,21 @@ CERTIFICATE = Query("certificate", "only those of this certificate")
 CONSUMER = Query("consumer", "only those of this consumer")
 
 
-async def _status(source: Source, _: Mapping[str, Any]) -> Page:
-    return await source.page()
+async def _status(source: Source, _: Mapping[str, Any]) -> bytes:
+    return await source.encoded("status", lambda page: page)
 
 
-async def _certificates(source: Source, asked: Mapping[str, Any]) -> Certificates:
-    things = await source.things()
-    items = (
-        (name, partial(certificate_view, one, things)) for name, one in things.desired.certificates.items()
-    )
-    found, more = _paged(items, asked)
+async def _certificates(source: Source, asked: Mapping[str, Any]) -> bytes:
+    return await source.encoded((*asked.values(),), lambda page: _certificates_of(page, asked))
+
+
+def _certificates_of(page: Page, asked: Mapping[str, Any]) -> Certificates:
+    found, more = _paged(((one.name, partial(_itself, one)) for one in page.certificates), asked)
     return Certificates(certificates=found, next=more)
+
+
+def _itself(one: CertificateView) -> CertificateView:
+    return one
 
 
 async def _certificate(source: Source, asked: Mapping[str, Any]) -> CertificateView:

@@ -36,10 +36,8 @@ class Located:
     @classmethod
     def of(cls, endpoint: Endpoint) -> Located:
         """Put its one word beside an endpoint."""
-        return cls(str(endpoint), **{one.name: getattr(endpoint, one.name) for one in _ENDPOINT})
-
-
-_ENDPOINT = dataclasses.fields(Endpoint)
+        one = endpoint
+        return cls(str(one), one.service, one.protocol, one.address, one.port, one.server_name)
 
 
 def _seconds(span: timedelta) -> int:
