@@ -1,6 +1,7 @@
 """The privileged half: root, without a network, on a unix socket; lays what is signed and runs what root configured.
 
-A request is JSON lines, each exactly {"certificate": NAME, "generation": N} (0: a placeholder), ended by a half-close.
+A request is JSON lines, each exactly {"certificate": NAME, "generation": N} (0: a placeholder), ended by a half-close; or the
+one line {"pin": "trust"}: believe what the agent has left in its state folder, if a CA that is pinned has signed it.
 Names and numbers are all that is believed: bundles are verified again against what root has pinned (`bundled`). The
 answer is one line of JSON (`swap.Answer`). Anything odd: nothing is done.
 
@@ -27,13 +28,14 @@ from typing import Any
 from certfan import files, log, systemd
 from certfan.agent import config as agent_config
 from certfan.agent import own_keys
-from certfan.agent.bundled import Bundled
+from certfan.agent.bundled import Bundled, plain
 from certfan.agent.config import AgentConfig
-from certfan.agent.identity import read_trust
+from certfan.agent.identity import read_trust, write_trust
 from certfan.agent.installer import Installer
 from certfan.agent.own_keys import OwnKeys
 from certfan.agent.places import opened
-from certfan.agent.swap import Answer, Swap, Wanted
+from certfan.agent.rotation import STATEMENT, pinned_by
+from certfan.agent.swap import PIN, Answer, Swap, Wanted
 from certfan.core.model import CERTIFICATE_NAME, KeyType, Problem
 from certfan.errors import (
     ApplyUnavailable,
@@ -135,8 +137,10 @@ async def _answered(connection: socket.socket, config_path: Path, clock: Callabl
         _check_caller(connection, config)
         request = await _request(connection)
         to_sign = parse_csr(request)
-        requested = parse(request) if to_sign is None else ()
+        requested = parse(request) if to_sign is None and request != PIN else ()
         async with _locked(config):
+            if request == PIN:
+                return _pin(config)
             if to_sign is not None:
                 return Answer(csr=OwnKeys(config.install_to).csr(to_sign))
             return await _apply(config, requested, clock)
@@ -166,6 +170,19 @@ async def _apply(
         raise BundleInvalid(error.text, subject=error.subject, hint=error.hint) from error
     async with opened(config, installer, bundled, clock) as places:
         return await Swap(config, places, clock).run(wanted)
+
+
+def _pin(config: AgentConfig) -> Answer:
+    """Pin what a CA that is pinned says; the agent only carries it here."""
+    folder = os.open(config.state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        data = plain(STATEMENT, folder, "statement of trust")
+    finally:
+        os.close(folder)
+    trust = pinned_by(data, read_trust(config.trust))
+    write_trust(config.trust, trust)
+    log.get("apply").info("trust.pinned", number=trust.number, fleet=trust.fleet)
+    return Answer()
 
 
 def parse(request: bytes) -> tuple[tuple[str, int], ...]:

@@ -18,7 +18,7 @@ from certfan.agent.identity import SealingFolder, Trust
 from certfan.agent.installer import Installer
 from certfan.agent.own_keys import OwnKeys
 from certfan.core.model import Custody
-from certfan.errors import BundleInvalid, KeyLost, SealInvalid
+from certfan.errors import BundleInvalid, KeyLost, SealInvalid, SignatureInvalid
 from certfan.protocol import manifest
 
 
@@ -49,13 +49,14 @@ class Bundled:
         found = staged(self._config.state, certificate, generation)
         if found is None:
             return self._laid_earlier(certificate, generation)
-        bundle = self.opened(found, certificate, generation)
-        if bundle.manifest.custody is Custody.CONSUMER:
-            return self._with_own_key(bundle.chain, certificate, generation)
         try:
+            bundle = self.opened(found, certificate, generation)
+            if bundle.manifest.custody is Custody.CONSUMER:
+                return self._with_own_key(bundle.chain, certificate, generation)
             return bundle.pair(SealingFolder(self._config.trust).read())
-        except SealInvalid:
-            # Sealed to what this machine had before it was enrolled anew: what was opened then may be here still.
+        except (SealInvalid, SignatureInvalid):
+            # Sealed to what this machine had before it was enrolled anew, or signed under a CA that is pinned no
+            # longer: what was verified and opened then may be here still.
             with contextlib.suppress(BundleInvalid):
                 return self._laid_earlier(certificate, generation)
             raise
@@ -125,10 +126,10 @@ def staged(state: Path, certificate: str, generation: int) -> dict[str, bytes] |
                     part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder
                 )
                 opened.callback(os.close, folder)
-            found = {name: _plain(name, folder, subject) for name in manifest.ALWAYS_THERE}
+            found = {name: plain(name, folder, subject) for name in manifest.ALWAYS_THERE}
             for name in manifest.KEY_FILE_NAMES:
                 with contextlib.suppress(FileNotFoundError):
-                    found[name] = _plain(name, folder, subject)
+                    found[name] = plain(name, folder, subject)
             return found
     except FileNotFoundError:
         return None
@@ -138,7 +139,8 @@ def staged(state: Path, certificate: str, generation: int) -> dict[str, bytes] |
         ) from error
 
 
-def _plain(name: str, folder: int, subject: str) -> bytes:
+def plain(name: str, folder: int, subject: str) -> bytes:
+    """Read a stranger's file in an open folder: no symlink is followed, no pipe waited for, its size capped."""
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     with os.fdopen(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -15,12 +15,13 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from certfan import files, pki
 from certfan.errors import ConfigInvalid, ConfigTooOpen, NotAuthenticated, PkiError, StateTooOpen
 from certfan.protocol.identity import EnrolmentLine
+from certfan.protocol.trust import TrustStatement
 
 ENROL_HINT = "run: certfan agent enrol LINE, with the line that `certfan consumer add NAME` prints"
 
@@ -34,11 +35,21 @@ class Trust:
     address: str
     ca: str  # PEM
     sealing_key: str = ""  # public, base64: what our private keys are sealed to; "": enrolled before 0.2
+    number: int = 0  # of the statement that said which CA; 0: enrolment did
 
     @property
     def ca_pem(self) -> bytes:
         """The pinned CA."""
         return self.ca.encode("ascii")
+
+    @property
+    def newest_ca(self) -> bytes:
+        """The CA (PEM) that our identity is to be of: while two are pinned, the later one."""
+        return pki.anchors(self.ca_pem)[-1]
+
+    def following(self, statement: TrustStatement) -> Trust:
+        """Return what is pinned by a statement that was verified."""
+        return replace(self, ca=statement.ca, number=statement.number)
 
 
 def read_trust(folder: Path) -> Trust:
@@ -64,7 +75,7 @@ def read_trust(folder: Path) -> Trust:
         )
     try:
         trust = Trust(**json.loads(data))
-        if pki.fleet_of(trust.ca_pem) != trust.fleet or not trust.consumer or ":" not in trust.address:
+        if pki.fleet_of(trust.newest_ca) != trust.fleet or not trust.consumer or ":" not in trust.address:
             raise ValueError("fields contradict each other")
     except (ValueError, TypeError, AttributeError, PkiError) as error:
         raise ConfigInvalid((f"{path}: is damaged",), subject=str(path), hint=ENROL_HINT) from error
@@ -75,7 +86,10 @@ def write_trust(folder: Path, trust: Trust) -> None:
     """Pin a fleet; `fleet.json` last, because it is what counts. Repeatable."""
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     files.write_private(folder / "ca.pem", trust.ca_pem, mode=0o644)
-    document = json.dumps(asdict(trust), indent=2) + "\n"
+    told = asdict(trust)
+    if not trust.number:
+        del told["number"]  # an agent of an earlier release knows no such field
+    document = json.dumps(told, indent=2) + "\n"
     files.write_private(folder / "fleet.json", document.encode(), mode=0o644)
 
 

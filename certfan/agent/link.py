@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 import aiohttp
@@ -41,6 +42,7 @@ from certfan.protocol.messages import (
     Report,
     decode,
 )
+from certfan.protocol.trust import HEADER
 
 _CONNECT = 10  # seconds
 _ANSWER = 30  # seconds that an answer may take beyond what it was told to wait
@@ -54,7 +56,14 @@ class Link:
     """
 
     def __init__(
-        self, address: str, identity: Path, *, fleet: str, ca_pem: bytes, consumer: str | None = None
+        self,
+        address: str,
+        identity: Path,
+        *,
+        fleet: str,
+        ca_pem: bytes,
+        consumer: str | None = None,
+        trust_number: int = 0,
     ) -> None:
         """Speak as whoever `identity` is, which must be `consumer` if one is named."""
 
@@ -71,6 +80,7 @@ class Link:
             pki.daemon_name(fleet),
             context,
             without=lambda: client_context(ca_pem),
+            headers={HEADER: str(trust_number)} if trust_number else {},
         )
         self._unknown: set[str] = set()
         self._log = log.get("link")
@@ -78,7 +88,19 @@ class Link:
     @classmethod
     def of(cls, trust: Trust, identity: Path) -> Link:
         """Return a link to whom this machine trusts."""
-        return cls(trust.address, identity, fleet=trust.fleet, ca_pem=trust.ca_pem, consumer=trust.consumer)
+        return cls(
+            trust.address,
+            identity,
+            fleet=trust.fleet,
+            ca_pem=trust.ca_pem,
+            consumer=trust.consumer,
+            trust_number=trust.number,
+        )
+
+    @property
+    def trust_offered(self) -> int:
+        """The number of what the daemon last said is to be believed; 0: it has said nothing of it."""
+        return self._caller.trust_offered
 
     async def __aenter__(self) -> Self:
         return self
@@ -146,6 +168,14 @@ class Link:
         body = await self._caller.call("POST", "/v1/identity", message=RenewRequest(csr=csr_pem))
         return self._decode(RenewReply, body).certificate.encode()
 
+    async def trust(self) -> bytes:
+        """Return what the daemon says is to be believed, unverified.
+
+        Raises:
+            DaemonUnreachable, NotAuthenticated, MessageInvalid: see the module.
+        """
+        return await self._caller.call("GET", "/v1/trust")
+
     def _decode(self, kind: type[M], body: bytes) -> M:
         return decode(kind, body, self._tell_unknown)
 
@@ -169,11 +199,14 @@ class Caller:
         context: Callable[[], ssl.SSLContext],
         *,
         without: Callable[[], ssl.SSLContext] | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._address = address
         self._server_name = server_name
         self._context = context
         self._without = without
+        self._headers = headers
+        self.trust_offered = 0
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -231,9 +264,12 @@ class Caller:
             f"https://{self._address}{path}",
             params=params,
             data=message.encode() if message is not None else None,
+            headers=self._headers,
             server_hostname=self._server_name,
             allow_redirects=False,
         ) as response:
+            told = response.headers.get(HEADER, "")
+            self.trust_offered = int(told) if told.isascii() and told.isdigit() and len(told) < 10 else 0
             yield response
 
     async def _refuses_us(self) -> bool:

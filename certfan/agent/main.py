@@ -24,6 +24,7 @@ from certfan.agent.prober import Prober
 from certfan.agent.reconciler import Parts, Reconciler
 from certfan.agent.record import Record
 from certfan.agent.renewal import Renewal
+from certfan.agent.rotation import Rotation
 from certfan.agent.shelf import Shelf
 from certfan.agent.staging import Staging
 from certfan.agent.whereabouts import Whereabouts
@@ -50,8 +51,8 @@ def run(path: Path) -> int:
     log.set_up()
     tls.shrink_buffers()
     config = load(path)
-    trust = read_trust(config.trust)
-    asyncio.run(serve(config, trust))
+    read_trust(config.trust)  # one that is not enrolled is told before anything starts
+    asyncio.run(serve(config))
     return 0
 
 
@@ -91,20 +92,42 @@ def _own_state_folder(config: AgentConfig) -> tuple[int, int]:
     return account.pw_uid, account.pw_gid
 
 
-async def serve(config: AgentConfig, trust: Trust) -> None:
-    """Wire the parts and run them; returns after a signal. Cancelled, every part has stopped."""
+async def serve(config: AgentConfig) -> None:
+    """Run the agent; returns after a signal. When root has pinned another CA, every part is made anew with it."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    while not stop.is_set():
+        await _serve(config, read_trust(config.trust), stop)
+
+
+async def _serve(config: AgentConfig, trust: Trust, stop: asyncio.Event) -> None:
+    """Wire the parts and run them until told to stop, or to believe something else. Cancelled, every part has stopped."""
+    over = asyncio.Event()
     async with _opened(config, trust) as (link, supply, whereabouts):
         renewal = Renewal(link, config.state / "identity", trust, clock=now)
+        privileged = Privileged(config.apply_socket)
+        rotation = Rotation(
+            link,
+            trust,
+            config.state,
+            privileged=privileged,
+            staging=lambda believed: Staging(config.bundles, believed, now),
+            repinned=over.set,
+            clock=now,
+        )
+
+        async def look_after_identity() -> None:
+            await rotation.look()
+            await renewal.look()
+
         liaison = Liaison(
             link,
             clock=now,
             heartbeat=min(HEARTBEAT, config.probe_interval / 2),
             sealing_key=trust.sealing_key,
             install=config.install,
-            look_after_identity=renewal.look,
+            look_after_identity=look_after_identity,
         )
         loop = Loop(now)
         prober = Prober(now)
@@ -115,7 +138,7 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
                 record=Record(config.state),
                 staging=Staging(config.bundles, trust, now),
                 source=supply,
-                privileged=Privileged(config.apply_socket),
+                privileged=privileged,
                 prober=prober,
                 whereabouts=whereabouts,
                 changed=liaison.changed,
@@ -135,11 +158,22 @@ async def serve(config: AgentConfig, trust: Trust) -> None:
                 group.create_task(_feed_watchdog(lambda: loop.silence), name="watchdog"),
             ]
             systemd.notify("READY=1", f"STATUS=consumer {trust.consumer} of fleet {trust.fleet}")
-            await stop.wait()
-            systemd.notify("STOPPING=1")
+            await _either(stop, over)
+            if stop.is_set():
+                systemd.notify("STOPPING=1")
             for task in tasks:
                 task.cancel()
     log.get("agent").info("agent.stopped")
+
+
+async def _either(*events: asyncio.Event) -> None:
+    """Wait until one of them is set."""
+    waits = [asyncio.create_task(event.wait(), name="wait") for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 @contextlib.asynccontextmanager

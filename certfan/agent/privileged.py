@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from certfan.agent.swap import Answer
+from certfan.agent.swap import PIN, Answer
 from certfan.core.agent_steps import Asked, Pair
 from certfan.errors import ApplyUnavailable, InstallFailed
 
@@ -62,6 +62,14 @@ class Privileged:
             detail = answer.problem.detail if answer.problem else "it was not made"
             raise InstallFailed(f"key of {certificate}: {detail}", subject=certificate, hint=HINT)
         return answer.csr
+
+    async def pin(self) -> Answer:
+        """Have pinned what the statement in our state folder says, if root finds it signed by a CA that is pinned.
+
+        Raises:
+            ApplyUnavailable: as `apply`.
+        """
+        return await self._answered(PIN)
 
     async def _answered(self, request: bytes) -> Answer:
         try:

@@ -54,7 +54,8 @@ class Renewal:
             return
         try:
             cert_pem = (self._folder / "cert.pem").read_bytes()
-            if now >= self._due_at(pki.read_leaf(cert_pem)):
+            # One that is not of the CA which is to stay is followed at once: it keeps the other from being dropped.
+            if not pki.is_of(cert_pem, self._trust.newest_ca) or now >= self._due_at(pki.read_leaf(cert_pem)):
                 await self._renew(cert_pem)
             self._not_before = None
         except (CertfanError, OSError) as error:

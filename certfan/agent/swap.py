@@ -48,6 +48,9 @@ class ServiceOutcome:
     problem: Problem | None = None
 
 
+PIN = b'{"pin": "trust"}\n'  # the one request that names no certificate
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What became of a request. `problem` is None when all of it is live and each concerned service took it.

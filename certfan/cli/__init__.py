@@ -17,6 +17,7 @@ from certfan.cli import (
     doctoring,
     explaining,
     importing,
+    internal_ca,
     looking,
     notifying,
     renewing,
@@ -102,6 +103,7 @@ main.add_command(completing.completion)
 main.add_command(explaining.why)
 main.add_command(explaining.plan)
 main.add_command(doctoring.doctor)
+main.add_command(internal_ca.ca)
 main.add_command(backing.backup)
 main.add_command(backing.restore)
 main.add_command(renewing.renew)

@@ -18,6 +18,7 @@ from certfan.daemon.state import StateFolder
 from certfan.daemon.status import app
 from certfan.daemon.status.adoption_control import adoption_routes
 from certfan.daemon.status.backup_control import backup_routes
+from certfan.daemon.status.ca_control import ca_routes
 from certfan.daemon.status.doctor_control import doctor_routes
 from certfan.daemon.status.notify_control import notify_routes
 from certfan.daemon.store import Store
@@ -96,6 +97,7 @@ async def _listening(parts: Wiring) -> AsyncIterator[None]:
         stack.push_async_callback(parts.responder.stop)
         await parts.configured.open()
         stack.push_async_callback(parts.share.stop)
+        parts.channel.offer(parts.rotation)
         await parts.channel.start()
         stack.push_async_callback(parts.channel.stop)
         doors = app.Doors(
@@ -112,6 +114,7 @@ async def _listening(parts: Wiring) -> AsyncIterator[None]:
         others = (
             *doctor_routes(parts.doctor),
             *backup_routes(parts.archived, parts.journal),
+            *ca_routes(parts.rotation),
             *adoption_routes(parts.adoptions),
             *notify_routes(parts.notifier.test),
         )
@@ -133,6 +136,7 @@ async def _work(parts: Wiring, stop: asyncio.Event, hang_up: asyncio.Event) -> N
             group.create_task(parts.notifier.run(), name="notifier"),
             group.create_task(parts.lookout.keep_watch(parts.configured.desired), name="share"),
             group.create_task(_renew_ca(parts), name="internal CA"),
+            group.create_task(parts.rotation.run(), name="rotation"),
             group.create_task(parts.health.feed_watchdog(), name="watchdog"),
             group.create_task(parts.sender.run(parts.journal.log_is_kept), name="remote log"),
         ]

@@ -44,6 +44,7 @@ from certfan.daemon.notifying.notifier import Notifier
 from certfan.daemon.publishing.bundles import Bundles
 from certfan.daemon.publishing.share_audit import ShareAudit
 from certfan.daemon.reconciler import Parts, Reconciler
+from certfan.daemon.rotation import Rotation
 from certfan.daemon.share.share import Share
 from certfan.daemon.showing import Showing
 from certfan.daemon.state import StateFolder
@@ -188,7 +189,9 @@ class Wiring:
     @cached_property
     def enroller(self) -> Enroller:
         """Whoever makes agents known."""
-        return Enroller(self.ca.ca, self.store, clock=now, address=self.config.channel_address)
+        enroller = Enroller(self.ca.ca, self.store, clock=now, address=self.config.channel_address)
+        enroller.take_over(self.ca.ca, self.ca.issuer)
+        return enroller
 
     @cached_property
     def board(self) -> Noticeboard:
@@ -212,6 +215,26 @@ class Wiring:
         """Issue the channel's and the signer's certificates again when half of their life is gone."""
         self.ca = open_ca(self.state.ca, self.config.fleet, now())
         self.channel.renew(self.ca)
+
+    @cached_property
+    def rotation(self) -> Rotation:
+        """Whoever has the internal CA followed by another one."""
+        return Rotation(
+            folder=self.state.ca,
+            ca=lambda: self.ca,
+            take_over=self._take_over_ca,
+            store=self.store,
+            journal=self.journal,
+            pinned=lambda: self.channel.pinned,
+            sign_share_anew=lambda: self.share_audit.sign_anew(),
+            clock=now,
+        )
+
+    async def _take_over_ca(self) -> None:
+        """Have every part use what the CA's folder holds now."""
+        self.ca = open_ca(self.state.ca, self.config.fleet, now())
+        self.enroller.take_over(self.ca.ca, self.ca.issuer)
+        await self.channel.believe(self.ca)
 
     # The loop.
 
@@ -339,7 +362,7 @@ class Wiring:
             share=self.share,
             bundles=self.bundles,
             journal=self.journal,
-            ca_pem=lambda: self.ca.ca.cert_pem,
+            ca_pem=lambda: self.ca.anchors,
             fleet=self.config.fleet,
             desired=self.configured.desired,
             observed=self.showing.observed,

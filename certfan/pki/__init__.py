@@ -54,6 +54,7 @@ from certfan.pki.sealing import (
     sealing_public,
     unseal,
 )
+from certfan.pki.trust import anchors, is_of, sign_trust, verify_trust
 
 __all__ = [
     "FLEET_NAME",
@@ -66,11 +67,13 @@ __all__ = [
     "Pair",
     "Request",
     "ServerRequest",
+    "anchors",
     "certified_key_hash",
     "consumer_of",
     "csr_pem",
     "daemon_name",
     "fleet_of",
+    "is_of",
     "issued_at",
     "key_type",
     "load_chain",
@@ -94,9 +97,11 @@ __all__ = [
     "sealing_id",
     "sealing_public",
     "sign",
+    "sign_trust",
     "top_names",
     "unseal",
     "verify",
     "verify_chain",
     "verify_signer",
+    "verify_trust",
 ]

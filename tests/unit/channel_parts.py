@@ -60,8 +60,8 @@ class Yard:
     async def used(self, consumer: str, serial: str) -> bool:
         return bool(await self.store.use_identity(serial, self.now))
 
-    async def renew(self, consumer: str, serial: str, csr: bytes) -> bytes:
-        return await self.enroller.renew(consumer, serial, csr)
+    async def renew(self, consumer: str, serial: str, csr: bytes, *, trust: int = 0) -> bytes:
+        return await self.enroller.renew(consumer, serial, csr, trust=trust)
 
     async def assignments(self, consumers: Collection[str]) -> dict[str, Assignments]:
         self.reads += 1

@@ -138,7 +138,7 @@ async def test_a_lost_reply_is_asked_for_again_with_the_same_key(daemon: Daemon,
     daemon.now = NOW + HALF
     renew, seen = daemon.board.renew, []
 
-    async def lose(consumer: str, serial: str, csr: bytes) -> bytes:
+    async def lose(consumer: str, serial: str, csr: bytes, *, trust: int = 0) -> bytes:
         seen.append(stat.S_IMODE((web1.folder / "identity/renewing.pem").stat().st_mode))
         await renew(consumer, serial, csr)
         raise CertfanError("reply lost")
@@ -316,7 +316,7 @@ async def test_an_answer_that_is_not_ours_replaces_nothing(daemon: Daemon, web1:
         lambda _: b"garbage",
     ]
 
-    async def renew(consumer: str, serial: str, csr: bytes) -> bytes:
+    async def renew(consumer: str, serial: str, csr: bytes, *, trust: int = 0) -> bytes:
         asked.append(csr)
         return answers[len(asked) - 1](csr)
 

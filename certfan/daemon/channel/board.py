@@ -38,8 +38,11 @@ class Board(Protocol):
     async def used(self, consumer: str, serial: str) -> bool:
         """Note an identity's first use; True if that ended others of the consumer."""
 
-    async def renew(self, consumer: str, serial: str, csr: bytes) -> bytes:
-        """Return the certificate (PEM) that follows an identity; raises RequestInvalid, NotAuthenticated, NotAllowed."""
+    async def renew(self, consumer: str, serial: str, csr: bytes, *, trust: int = 0) -> bytes:
+        """Return the certificate (PEM) that follows an identity; raises RequestInvalid, NotAuthenticated, NotAllowed.
+
+        `trust` is the number of the statement of trust that the agent has pinned.
+        """
 
     async def assignments(self, consumers: Collection[str]) -> Mapping[str, Assignments]:
         """Return all that each of the consumers is to have now, with the revision it has."""

@@ -35,6 +35,7 @@ from certfan.protocol.messages import (
     decode,
     sealing_key_of,
 )
+from certfan.protocol.trust import HEADER
 
 MAX_ENROLMENT = 16 << 10  # bytes; the request for a successor is no longer
 PATIENCE = 30.0  # seconds that a body may take, and that anything but a blocking query may
@@ -69,6 +70,16 @@ class EndSessions(Protocol):
         """Close them, those aside that show the identity with the serial `but`."""
 
 
+class Trust(Protocol):
+    """What agents are to believe."""
+
+    def trust_number(self) -> int:
+        """Return its number; 0: there is nothing."""
+
+    def statement(self) -> bytes:
+        """Return it, signed."""
+
+
 class Routes:
     """Answers one request at a time; keeps nothing a connection."""
 
@@ -89,6 +100,16 @@ class Routes:
         self._end = end
         self._patience = patience
         self._unknown: set[str] = set()
+        self._trust: Trust | None = None
+        self.pinned: dict[str, int] = {}  # by consumer: which statement of trust it has, as it last said
+
+    def believe(self, ca_pem: bytes) -> None:
+        """Show another CA to whoever enrols from now on."""
+        self._ca_pem = ca_pem
+
+    def offer(self, trust: Trust) -> None:
+        """Offer a statement of trust to everybody else."""
+        self._trust = trust
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer any request; an expected failure becomes a problem as JSON."""
@@ -111,6 +132,8 @@ class Routes:
             late = MessageInvalid(f"{request.path} took longer than {self._patience} s")
             response = _problem(late, 408)
         response.headers["Cache-Control"] = "no-store"
+        if self._trust is not None and (number := self._trust.trust_number()):
+            response.headers[HEADER] = str(number)
         return response
 
     async def _route(self, request: web.BaseRequest) -> web.Response:
@@ -122,6 +145,7 @@ class Routes:
         # The guard: nothing below is reached without an identity that counts now.
         caller = await self._caller(request)
         consumer = caller.consumer
+        self.pinned[consumer] = _pinned(request)
         match request.method, request.path.removeprefix("/").split("/"):
             case "GET", ["v1", "assignments"]:
                 return await self._assignments(request, consumer)
@@ -131,6 +155,8 @@ class Routes:
                 return await self._bundle(consumer, certificate, generation)
             case "POST", ["v1", "requests", certificate, generation]:
                 return await self._csr(request, consumer, certificate, generation)
+            case "GET", ["v1", "trust"] if self._trust is not None:
+                return _json(self._trust.statement())
             case "POST", ["v1", "identity"]:
                 return await self._renew(request, caller)
         raise UnknownName(f"nothing at {request.method} {request.path[:200]}")
@@ -202,7 +228,9 @@ class Routes:
     async def _renew(self, request: web.BaseRequest, caller: Caller) -> web.Response:
         async with asyncio.timeout(self._patience):
             asked = self._decode(RenewRequest, await _body(request, MAX_ENROLMENT))
-            cert_pem = await self._board.renew(caller.consumer, caller.serial, asked.csr.encode())
+            cert_pem = await self._board.renew(
+                caller.consumer, caller.serial, asked.csr.encode(), trust=_pinned(request)
+            )
         return _json(RenewReply(certificate=cert_pem.decode("ascii")).encode())
 
     async def _enrol(self, request: web.BaseRequest) -> web.Response:
@@ -224,6 +252,11 @@ class Routes:
         if field not in self._unknown and len(self._unknown) < _MOST_UNKNOWN:
             self._unknown.add(field)
             _log.warning("field.unknown", field=field[:200], hint="bring the daemon to the agents' release")
+
+
+def _pinned(request: web.BaseRequest) -> int:
+    told = request.headers.get(HEADER, "")
+    return int(told) if _is_number(told) else 0
 
 
 def _is_number(text: str) -> bool:

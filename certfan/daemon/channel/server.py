@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
 
 from aiohttp import web
 
 from certfan import log
 from certfan.daemon.ca import CaFolder
 from certfan.daemon.channel.board import Board
-from certfan.daemon.channel.routes import PATIENCE, Routes, peer_certificate
+from certfan.daemon.channel.routes import PATIENCE, Routes, Trust, peer_certificate
 from certfan.daemon.channel.waiting import Waiting
 from certfan.daemon.listeners import Listener, bind
 from certfan.errors import NotAuthenticated
@@ -35,7 +37,7 @@ class Channel:
         """Give every body, and every answer but a blocking query's, `patience` seconds."""
         self._listeners = listeners
         self._waiting = Waiting(board)
-        self._context = server_context(ca.ca.cert_pem, ca.server_cert, ca.server_key)
+        self._context = server_context(ca.anchors, ca.server_cert, ca.server_key)
         self._routes = Routes(
             board,
             self._waiting,
@@ -114,6 +116,33 @@ class Channel:
     def renew(self, ca: CaFolder) -> None:
         """Show the pair that lies in the CA's folder now to every new connection; raises OSError."""
         self._context.load_cert_chain(ca.server_cert, ca.server_key)
+
+    @property
+    def pinned(self) -> Mapping[str, int]:
+        """Which statement of trust each consumer has, as it last said."""
+        return self._routes.pinned
+
+    def offer(self, trust: Trust) -> None:
+        """Offer a statement of trust to every agent that has an older one."""
+        self._routes.offer(trust)
+
+    async def believe(self, ca: CaFolder) -> None:
+        """Listen anew with what the CA's folder holds now; every agent comes back by itself.
+
+        A context that is in use forgets no CA, so there is another one. Cancelled, nobody may listen any more.
+
+        Raises:
+            OSError: an address that was ours cannot be bound any more.
+        """
+        self._context = server_context(ca.anchors, ca.server_cert, ca.server_key)
+        self._routes.believe(ca.ca.cert_pem)
+        if self._http is None:
+            return
+        there = [replace(one, port=port) for one, port in zip(self._listeners, self.ports, strict=True)]
+        for server in self._servers:
+            server.close()
+        self._abort(None)
+        self._servers = [await self._listen(listener, self._http) for listener in there]
 
     def announce(self, consumer: str) -> None:
         """Wake a consumer's blocking queries: its assignments have, or may have, a new revision."""

@@ -89,12 +89,12 @@ class Noticeboard:
             await self._journal.note("identity.replaced", consumer, serial=serial, ended=list(ended))
         return bool(ended)
 
-    async def renew(self, consumer: str, serial: str, csr: bytes) -> bytes:
+    async def renew(self, consumer: str, serial: str, csr: bytes, *, trust: int = 0) -> bytes:
         """Issue the successor of an identity, unless two machines show it: that would lock one of them out."""
         if self.doubles.is_doubled(consumer):
             problem = self.doubles.problems[consumer]
             raise NotAllowed(problem.detail, subject=consumer, hint=problem.hint)
-        cert_pem = await self._enroller.renew(consumer, serial, csr)
+        cert_pem = await self._enroller.renew(consumer, serial, csr, trust=trust)
         await self._journal.note("identity.renewed", consumer, serial=pki.read_leaf(cert_pem).serial)
         return cert_pem
 

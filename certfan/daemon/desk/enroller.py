@@ -32,6 +32,12 @@ class Enroller:
         self._store = store
         self._clock = clock
         self._address = address
+        self._issuer: Callable[[int], pki.InternalCA] = lambda _: self._ca
+
+    def take_over(self, ca: pki.InternalCA, issuer: Callable[[int], pki.InternalCA]) -> None:
+        """Use another CA from now on; `issuer` says which one an agent gets that has pinned a statement of trust."""
+        self._ca = ca
+        self._issuer = issuer
 
     async def add(self, consumer: str) -> str:
         """Return a line that enrols one agent of `consumer` within 15 minutes. Earlier lines keep their time.
@@ -73,9 +79,10 @@ class Enroller:
             consumer=enrolment.consumer,
         )
 
-    async def renew(self, consumer: str, serial: str, csr: bytes) -> bytes:
+    async def renew(self, consumer: str, serial: str, csr: bytes, *, trust: int = 0) -> bytes:
         """Issue the successor (PEM) of a live identity for the new key of a request; repeatable with that key.
 
+        `trust` is the number of the statement that the agent has pinned: it decides which CA may issue it.
         Both count until the successor is used for the first time.
 
         Raises:
@@ -84,7 +91,7 @@ class Enroller:
         """
         now = self._clock()
         request = pki.read_csr(csr)
-        cert_pem, leaf = self._ca.issue_consumer(csr, consumer, now)
+        cert_pem, leaf = self._issuer(trust).issue_consumer(csr, consumer, now)
         successor = _fact(leaf, consumer, spki=request.spki_hash, cert_pem=cert_pem)
         return await self._store.renew_identity(serial, now, successor)
 
