@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +29,11 @@ def is_running() -> bool:
 def boot_id() -> str:
     """Return the kernel's id of this boot (sd_id128_get_boot(3))."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def booted_for() -> timedelta:
+    """Return the time since boot, suspend included: the wall clock goes on then too."""
+    return timedelta(seconds=time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
 def notify(*states: str) -> None:

@@ -76,6 +76,7 @@ class Liaison:
         heartbeat: timedelta,
         sealing_key: str = "",
         install: str = "",
+        reset: bool | None = None,  # the boot before this one had no end
         jitter: Callable[[], float] = random.random,
         look_after_identity: Callable[[], Awaitable[None]] = _nothing,
     ) -> None:
@@ -85,6 +86,7 @@ class Liaison:
         self._heartbeat = heartbeat
         self._sealing_key = sealing_key
         self._install = install
+        self._reset = reset
         self._jitter = jitter
         self._changed = asyncio.Event()
         self._boot_id = systemd.boot_id()
@@ -140,12 +142,15 @@ class Liaison:
     ) -> Report:
         # Of one boot, across restarts of this process, a later report must have the higher number.
         self._sequence = max(self._sequence + 1, time.monotonic_ns() // 1_000_000)
+        now = self._clock()
         return Report.of(
             deployments,
             ((certificate, proof) for (certificate, _), proof in proofs.items()),
             boot_id=self._boot_id,
             sequence=self._sequence,
-            sent_at=self._clock(),
+            sent_at=now,
+            booted_at=now - systemd.booted_for(),
+            reset=self._reset,
             version=__version__,
             sealing_key=self._sealing_key,
             install=self._install,

@@ -105,6 +105,8 @@ async def _serve(config: AgentConfig, trust: Trust, stop: asyncio.Event) -> None
     """Wire the parts and run them until told to stop, or to believe something else. Cancelled, every part has stopped."""
     over = asyncio.Event()
     async with _opened(config, trust) as (link, supply, whereabouts):
+        record = Record(config.state)
+        reset = record.begin_boot(systemd.boot_id())
         renewal = Renewal(link, config.state / "identity", trust, clock=now)
         privileged = Privileged(config.apply_socket)
         rotation = Rotation(
@@ -127,6 +129,7 @@ async def _serve(config: AgentConfig, trust: Trust, stop: asyncio.Event) -> None
             heartbeat=min(HEARTBEAT, config.probe_interval / 2),
             sealing_key=trust.sealing_key,
             install=config.install,
+            reset=reset,
             look_after_identity=look_after_identity,
         )
         loop = Loop(now)
@@ -135,7 +138,7 @@ async def _serve(config: AgentConfig, trust: Trust, stop: asyncio.Event) -> None
             Parts(
                 config=config,
                 consumer=trust.consumer,
-                record=Record(config.state),
+                record=record,
                 staging=Staging(config.bundles, trust, now),
                 source=supply,
                 privileged=privileged,
@@ -161,6 +164,7 @@ async def _serve(config: AgentConfig, trust: Trust, stop: asyncio.Event) -> None
             await _either(stop, over)
             if stop.is_set():
                 systemd.notify("STOPPING=1")
+                record.end_boot()
             for task in tasks:
                 task.cancel()
     log.get("agent").info("agent.stopped")

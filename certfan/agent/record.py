@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ from certfan.core.model import Endpoint
 MAX_ASSIGNED = 8 << 20
 Worked = frozenset[tuple[str, Endpoint]]
 
+
+@dataclass(frozen=True, slots=True)
+class LastBoot:
+    """The boot that the agent last ran in, whether it was told to end there, and whether the one before was not."""
+
+    boot_id: str
+    ended: bool
+    reset: bool | None
+
+
+_BOOT: TypeAdapter[LastBoot] = TypeAdapter(LastBoot)
 _OUTCOMES: TypeAdapter[dict[str, dict[int, Outcome]]] = TypeAdapter(dict[str, dict[int, Outcome]])
 _WORKED: TypeAdapter[list[tuple[str, Endpoint]]] = TypeAdapter(list[tuple[str, Endpoint]])
 _ASSIGNED: TypeAdapter[list[Assignment]] = TypeAdapter(list[Assignment])
@@ -75,6 +87,24 @@ class Record:
         if pairs & self.outcomes.keys():
             self.outcomes = {pair: outcome for pair, outcome in self.outcomes.items() if pair not in pairs}
             self.remember_outcomes({})
+
+    def begin_boot(self, boot_id: str) -> bool | None:
+        """Remember that we run in this boot; return whether the one before had no end. Repeatable.
+
+        None: there is none before, or nobody knows of it.
+        """
+        before = self._read("boot.json", _BOOT)
+        if before is None or before.boot_id != boot_id:
+            reset = None if before is None else not before.ended
+            self._boot = LastBoot(boot_id, ended=False, reset=reset)
+        else:
+            self._boot = replace(before, ended=False)
+        self._write("boot.json", _BOOT.dump_json(self._boot))
+        return self._boot.reset
+
+    def end_boot(self) -> None:
+        """Remember that we were told to end: should the machine go down now, it is no reset."""
+        self._write("boot.json", _BOOT.dump_json(replace(self._boot, ended=True)))
 
     def _read(self, name: str, kind: TypeAdapter[Any]) -> Any:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -25,8 +26,7 @@ def page_lines(page: Json, *, colour: bool = False, progress: bool = False) -> l
     lines = [f"{page['fleet']}: {paint(summary['state'], colour)}, {summary['text']}"]
     if worst := instant(summary["worst_deadline"]):
         lines[0] += f", worst deadline {when(worst, now)}"
-    if resets := summary["resets_today"]:
-        lines.append(f"this machine was reset {resets} {'time' if resets == 1 else 'times'} in the last 24 h")
+    lines += reset_lines(page, now)
     lines += [_lagging_line(one, now, colour) for one in summary["lagging"]]
     for problem in page["problems"]:
         lines += ["", f"{paint('problem', colour)}: {clean(problem['subject'])}: {clean(problem['detail'])}"]
@@ -39,6 +39,28 @@ def page_lines(page: Json, *, colour: bool = False, progress: bool = False) -> l
     rows = [row for certificate in page["certificates"] for row in certificate["endpoints"]]
     lines += ["", *endpoint_lines(rows, now, colour)]
     return [*lines, "", *_orphan_lines(page["orphans"], now)] if page["orphans"] else lines
+
+
+def reset_lines(page: Json, now: datetime) -> list[str]:
+    """Return a line that says which machines were reset in the last 24 hours, together or alone."""
+    found = page["resets"]
+    if not found:
+        ours = page["summary"]["resets_today"]
+        return [f"this machine was reset {_times(ours)} in the last 24 h"] if ours else []
+    counts = Counter(map(_who_was_reset, found))
+    told = "; ".join(f"{who} {_times(count)}" for who, count in counts.items())
+    return [f"reset in the last 24 h, last {when_said(found[0]['at'], now)}: {told}"]
+
+
+def _who_was_reset(one: Json) -> str:
+    if one["all_together"]:
+        return "every machine together (the host)"
+    names = [*(["this machine"] if one["daemon"] else []), *map(clean, one["consumers"])]
+    return f"{', '.join(names)} {'together' if one['machines'] > 1 else 'alone'}"
+
+
+def _times(count: int) -> str:
+    return f"{count} {'time' if count == 1 else 'times'}"
 
 
 def endpoint_lines(rows: Sequence[Json], now: datetime, colour: bool) -> list[str]:

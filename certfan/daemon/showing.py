@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from certfan.core.model import Problem
 from certfan.core.plan import Observed
@@ -13,12 +13,14 @@ from certfan.daemon.lookout import Lookout
 from certfan.daemon.reconciler import Reconciler, problem_of
 from certfan.daemon.share.share import Share
 from certfan.daemon.status.model import RemoteLog, StateOfThings
-from certfan.daemon.status.resets import DAY
 from certfan.daemon.store import Event, Store, StoreFacts
 from certfan.daemon.timekeeper import Timekeeper
 from certfan.log_sender import LogSender
 from certfan.loop import Loop
 
+BOOTS_KNOWN = timedelta(
+    days=2
+)  # for what was reset in the last one: what came before tells how far that went
 LAST_RUNS = 50
 
 
@@ -77,7 +79,7 @@ class Showing:
             live=observed.live,
             in_flight=self._reconciler.steps,
             runs=tuple(await self._store.runs(LAST_RUNS)),
-            ended_boots=await self._store.ended_boots(now - DAY),
+            boots=await self._store.boots(now - BOOTS_KNOWN, now),
         )
 
     def _remote_log(self) -> RemoteLog | None:

@@ -5,7 +5,6 @@ What must never come in: why it cannot (core.clock), and which authority is aske
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -24,11 +23,6 @@ def wall_clock() -> datetime:
     return datetime.now(UTC)
 
 
-def boot_clock() -> timedelta:
-    """Return the time since boot, suspend included: the wall clock goes on then too."""
-    return timedelta(seconds=time.clock_gettime(time.CLOCK_BOOTTIME))
-
-
 class Timekeeper:
     """Holds what the clocks have done since the start. `before` is what the store remembers of the run before."""
 
@@ -37,7 +31,7 @@ class Timekeeper:
         before: Reading | None = None,
         *,
         wall: Callable[[], datetime] = wall_clock,
-        boot: Callable[[], timedelta] = boot_clock,
+        boot: Callable[[], timedelta] = systemd.booted_for,
         boot_id: Callable[[], str] = systemd.boot_id,
         built_at: datetime = BUILT_AT,
     ) -> None:

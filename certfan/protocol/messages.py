@@ -253,6 +253,10 @@ class Report(Message):
     version: Short
     sealing_key: SealingKey = ""
     install: Short = ""  # copy or in-place; "": a release that makes no CSRs either
+    booted_at: Instant | None = (
+        None  # by the agent's clock, as `sent_at`; None: one of before 0.2 does not say
+    )
+    reset: bool | None = None  # the boot before had no end; None: nobody knows
 
     @classmethod
     def of(
@@ -266,6 +270,8 @@ class Report(Message):
         version: str,
         sealing_key: str = "",
         install: str = "",
+        booted_at: datetime | None = None,
+        reset: bool | None = None,
     ) -> Report:
         """Turn facts into words; a proof comes with the certificate that its endpoint is to show."""
         return cls(
@@ -277,6 +283,8 @@ class Report(Message):
             deployments=tuple(DeploymentMessage.of(d) for d in deployments),
             proofs=tuple(ProofMessage.of(certificate, proof) for certificate, proof in proofs),
             version=version,
+            booted_at=booted_at,
+            reset=reset,
         )
 
 

@@ -30,10 +30,11 @@ from certfan.core.model import (
     Proof,
     RenewalInfo,
 )
+from certfan.core.resets import OURS, Boot
 from certfan.daemon.observing import remembered
 from certfan.daemon.status import app
 from certfan.daemon.status.model import StateOfThings
-from certfan.daemon.store.facts import AccountFact, ConfigFact, EndedBoot, Event, Heard, Run
+from certfan.daemon.store.facts import AccountFact, ConfigFact, Event, Heard, Run
 from tests.unit.status_parts import DAY, MINUTE, NO_FACTS, NOW
 
 HOUR = timedelta(hours=1)
@@ -206,20 +207,34 @@ class Fleet:
                 "config": ConfigFact(12, "0" * 64, self.now - 9 * DAY),
                 "live": dict(self.facts["offered"]),
                 "runs": runs(self.now),
-                "ended_boots": ended_boots(self.now),
+                "boots": boots(self.now),
             }
             | self.extra
         )
 
 
-def ended_boots(now: datetime) -> tuple[EndedBoot, ...]:
-    """The host took all with it twice, the mail server went down once on its own."""
-    boots = [
-        EndedBoot(consumer, now - ago - timedelta(seconds=20 + 7 * n))
+def boots(now: datetime) -> tuple[Boot, ...]:
+    """The host took all with it twice, the mail server went down once on its own, the daemon's machine twice."""
+    came_up = [
+        (now - ago, timedelta(seconds=20 + 7 * n), name)
         for ago in (2 * HOUR, 5 * HOUR)
-        for n, consumer in enumerate(SERVICES)
+        for n, name in enumerate(SERVICES)
     ]
-    return (*boots, EndedBoot("mail", now - 8 * HOUR))
+    came_up += [(now - ago, timedelta(0), OURS) for ago in (2 * HOUR, 5 * HOUR, 11 * HOUR, 19 * HOUR)]
+    came_up.append((now - 8 * HOUR, timedelta(0), "mail"))
+    newest = {name: max(at for at, _, who in came_up if who == name) for _, _, name in came_up}
+    return tuple(
+        Boot(
+            machine=name,
+            boot_id=f"{name} {at}",
+            booted_at=at + after,
+            heard_at=now
+            if at == newest[name]
+            else min(other for other, _, who in came_up if who == name and other > at),
+            reset=True,
+        )
+        for at, after, name in came_up
+    )
 
 
 def runs(now: datetime) -> tuple[Run, ...]:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from certfan.core import clock
 from certfan.core.clock import ClockState, Reading
 from certfan.daemon.journal import Journal
-from certfan.daemon.timekeeper import Timekeeper, boot_clock, wall_clock
+from certfan.daemon.timekeeper import Timekeeper, wall_clock
+from certfan.systemd import booted_for
 from tests.unit.planner_parts import DAY, HOUR, MINUTE, NOW
 
 BUILT_AT = NOW - 20 * DAY
@@ -256,5 +257,5 @@ def test_the_machines_own_clocks_are_read() -> None:
     keeper = Timekeeper()
 
     assert wall_clock().tzinfo is UTC
-    assert boot_clock() > timedelta(0)
+    assert booted_for() > timedelta(0)
     assert keeper.reading.boot_id

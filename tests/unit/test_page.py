@@ -323,7 +323,7 @@ async def test_the_page_of_a_consumer_counts_when_its_machine_went_down() -> Non
     """And says how often the daemon's went with it."""
     page = await seen(parts.all_well(), "/consumers/mail")
 
-    assert "went down 3 times in the last 24 hours, 2 of them together with the daemon's" in page.text
+    assert "was reset 3 times in the last 24 hours, 2 of them together with the daemon's" in page.text
 
 
 def test_a_page_that_works_says_what_is_on_the_way() -> None:

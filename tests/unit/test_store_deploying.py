@@ -53,19 +53,6 @@ async def test_only_a_change_moves_the_revision(store: Store) -> None:
     assert {"mail1": ((WWW, 1),)} == lists.offered
 
 
-async def test_a_boot_has_ended_when_another_one_followed_it(store: Store) -> None:
-    """The newest of each consumer still runs, whatever it is; what ended long ago is not told."""
-    for boot, ago in (("a", 26), ("b", 9), ("c", 2), ("d", 0)):
-        await store.record_report("web1", boot, 1, [], {}, NOW - timedelta(hours=ago))
-    await store.record_report("mail1", "x", 1, [], {}, NOW - timedelta(hours=3))
-
-    ended = await store.ended_boots(NOW - timedelta(days=1))
-
-    assert [("web1", NOW - timedelta(hours=ago)) for ago in (9, 2)] == [
-        (b.consumer, b.heard_at) for b in ended
-    ]
-
-
 @pytest.mark.parametrize("count", [7, deploying.NAMED + 1])
 async def test_lists_of_few_and_of_many(store: Store, count: int) -> None:
     """Each has its own certificates, sorted, and nobody is left out, however the query is written."""

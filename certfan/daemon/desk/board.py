@@ -10,6 +10,7 @@ from typing import Any
 from certfan import pki
 from certfan.core.custody import fits
 from certfan.core.model import Custody, Deployment, DeploymentState, Desired, Health, Problem, Proof
+from certfan.core.resets import booted_at
 from certfan.daemon.desk.doubles import Doubles
 from certfan.daemon.desk.enroller import Enroller
 from certfan.daemon.desk.plausible import Plausible
@@ -62,6 +63,7 @@ class Noticeboard:
         self._plausible = Plausible(store, journal)
         self._csrs = CsrDesk(store, journal, desired, ring, clock)
         self.doubles = Doubles(clock)
+        self._boots: dict[str, str] = {}  # the boot of each that is noted, so that most reports need no look
 
     async def identity(self, serial: str) -> IdentityFact | Standing | None:
         """Return the identity of a serial, ended or not."""
@@ -226,10 +228,20 @@ class Noticeboard:
             report.install,
         )
         if taken:
+            await self._note_boot(consumer, report)
             await self._tell_deployments(facts, consumer, deployments)
             for certificate, seen in proofs.items():
                 await self._tell_proofs(facts, consumer, certificate, seen)
             self._ring()
+
+    async def _note_boot(self, consumer: str, report: Report) -> None:
+        """Note a boot when it is first heard of, and tell of one that nobody shut the machine down for."""
+        if report.booted_at is None or self._boots.get(consumer) == report.boot_id:
+            return
+        self._boots[consumer] = report.boot_id
+        at = booted_at(self._clock(), report.sent_at, report.booted_at)
+        if await self._store.note_boot(consumer, report.boot_id, at, report.reset) and report.reset:
+            await self._journal.warn("machine.reset", consumer, booted_at=at.isoformat())
 
     async def _tell_deployments(self, facts: StoreFacts, consumer: str, said: Iterable[Deployment]) -> None:
         for one in sorted(said, key=lambda d: (d.at, _PROGRESS[d.state])):

@@ -14,10 +14,11 @@ from certfan.core.ledger import Used
 from certfan.core.model import Desired, Problem
 from certfan.core.plan import Key, Observed, Step
 from certfan.core.policy import Urgency
+from certfan.core.resets import Boot, Reset
 from certfan.core.standing import Holding
 from certfan.daemon.status.wire import Place, Span
 from certfan.daemon.status.wire import as_json as as_json
-from certfan.daemon.store.facts import AccountFact, ConfigFact, EndedBoot, Run, StoreFacts
+from certfan.daemon.store.facts import AccountFact, ConfigFact, Run, StoreFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +48,12 @@ class StateOfThings:
     share_lost_at: datetime | None = None
     clock_problem: Problem | None = None
     remote_log: RemoteLog | None = None
+    boots: tuple[Boot, ...] = ()  # of all machines that were heard of in the last 24 hours
     consumer_problems: Mapping[str, Problem] = field(default_factory=dict)
     notify_problems: Mapping[str, Problem] = field(default_factory=dict)  # by channel
     live: Mapping[tuple[str, str], int] = field(default_factory=dict)  # the share's pointers
     in_flight: Mapping[Key, Step] = field(default_factory=dict)
     runs: tuple[Run, ...] = ()  # newest first
-    ended_boots: tuple[EndedBoot, ...] = ()  # of consumers, in the last 24 hours
 
 
 class Verdict(StrEnum):
@@ -284,16 +285,6 @@ class RunView:
     ended_at: datetime | None
     clean: bool | None
     after_reset: bool  # the machine went down without telling the run before
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reset:
-    """What went down at about the same time: `at` is the last that was heard of it. With all together it was the host."""
-
-    at: datetime
-    daemon: bool  # this machine
-    consumers: tuple[str, ...]
-    all_together: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 from certfan.core.model import Problem
+from certfan.core.resets import OURS, Reset, resets
 from certfan.daemon.status.authorities import authority_views
 from certfan.daemon.status.certificates import certificate_view
 from certfan.daemon.status.model import (
@@ -27,7 +28,6 @@ from certfan.daemon.status.model import (
     Verdict,
 )
 from certfan.daemon.status.orphans import orphans
-from certfan.daemon.status.resets import resets
 from certfan.daemon.status.rows import heard_lately
 
 DAY = timedelta(days=1)
@@ -53,8 +53,8 @@ def view(things: StateOfThings) -> Page:
         consumers=tuple(consumer_view(name, things) for name in sorted(things.desired.consumers)),
         orphans=orphaned,
         runs=runs,
+        resets=_resets(things),
         remote_log=things.remote_log,
-        resets=resets(things),
     )
 
 
@@ -178,6 +178,13 @@ def consumer_view(name: str, things: StateOfThings) -> ConsumerView:
         version=heard.version if heard else None,
         install=(heard.install or None) if heard else None,
     )
+
+
+def _resets(things: StateOfThings) -> tuple[Reset, ...]:
+    """Return the resets of the last 24 hours, newest first, of machines that are still in the config."""
+    known = {*things.desired.consumers, OURS}
+    found = resets(boot for boot in things.boots if boot.machine in known)
+    return tuple(one for one in found if one.at > things.now - DAY)
 
 
 def run_views(things: StateOfThings) -> tuple[RunView, ...]:

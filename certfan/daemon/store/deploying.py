@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from certfan.core.model import Deployment, DeploymentState, Endpoint, Health, Proof
 from certfan.daemon.store import tables
-from certfan.daemon.store.facts import EndedBoot, Heard, PublishedFact
+from certfan.daemon.store.facts import Heard, PublishedFact
 from certfan.daemon.store.prepared import run, value
 from certfan.daemon.store.rows import add, from_problem, is_there, put, to_problem
 
@@ -172,16 +172,6 @@ def all_heard(db: Connection) -> dict[str, Heard]:
         )
         for row in db.execute(select(table).where(table.c.number.in_(newest)))
     }
-
-
-def ended_boots(db: Connection, since: datetime) -> tuple[EndedBoot, ...]:
-    """Return the boots that were last heard after `since`, and that another boot of their consumer followed."""
-    table, other = tables.agent_boots, tables.agent_boots.alias()
-    newest = select(func.max(other.c.number)).where(other.c.consumer == table.c.consumer).scalar_subquery()
-    query = select(table.c.consumer, table.c.heard_at).where(
-        table.c.heard_at > since, table.c.number < newest
-    )
-    return tuple(EndedBoot(*row) for row in db.execute(query.order_by(table.c.heard_at)))
 
 
 def _among(consumer: Column[Any], names: Collection[str]) -> ColumnElement[bool]:

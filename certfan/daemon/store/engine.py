@@ -20,7 +20,7 @@ from certfan import __version__, files
 from certfan.errors import SchemaTooNew
 
 KEPT = 3  # copies of before a migration
-REVISION = "0004"  # the newest file in migrations/versions; revisions are numbers of four digits
+REVISION = "0005"  # the newest file in migrations/versions; revisions are numbers of four digits
 BUSY_TIMEOUT = 5.0  # seconds; only an admin with a shell can hold this database
 
 

@@ -144,14 +144,6 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
-class EndedBoot:
-    """A boot of a consumer's machine that another one followed; `heard_at` is its last report, by our clock."""
-
-    consumer: str
-    heard_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
 class ConfigFact:
     """The config in force. `problems` are those of the newest file, which then is not the one in force."""
 

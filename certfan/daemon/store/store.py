@@ -16,6 +16,7 @@ from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError
 
 from certfan import log
 from certfan.daemon.store import (
+    boots,
     checking,
     deploying,
     engine,
@@ -244,7 +245,8 @@ class Store:
     deployments = transaction(deploying.deployments)
     proofs = transaction(deploying.proofs)
     heard = transaction(deploying.heard)
-    ended_boots = transaction(deploying.ended_boots)
+    note_boot = transaction(boots.note_boot)
+    boots = transaction(boots.boots)
     told = transaction(telling.told)
     outbox = transaction(telling.outbox)
     post = transaction(telling.post)

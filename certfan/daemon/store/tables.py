@@ -331,6 +331,8 @@ agent_boots = _table(
     _required("heard_at", Instant),
     _required("version", String),
     _required("install", String, server_default=""),
+    Column("booted_at", Instant),  # by the daemon's clock; NULL: nobody said
+    Column("reset", Boolean),  # NULL: nobody knows how the boot before ended
     UniqueConstraint("consumer", "boot_id"),
 )
 
