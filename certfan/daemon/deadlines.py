@@ -12,8 +12,7 @@ from typing import Any
 
 from certfan import log
 from certfan.core.policy import Urgency
-from certfan.daemon.status.model import Row, StateOfThings, Verdict
-from certfan.daemon.status.rows import rows_of
+from certfan.daemon.status.model import Page, Row, Verdict
 from certfan.daemon.store import Event, Store
 from certfan.daemon.store.lagging import Spot
 
@@ -24,9 +23,9 @@ NEAR, MISSED, PRESSING = "deadline.near", "deadline.missed", "deadline.pressing"
 class Deadlines:
     """Looks at every endpoint now and then, and remembers durably what it has told."""
 
-    def __init__(self, store: Store, things: Callable[[], Awaitable[StateOfThings]]) -> None:
+    def __init__(self, store: Store, page: Callable[[], Awaitable[Page]]) -> None:
         self._store = store
-        self._things = things
+        self._page = page
         self._log = log.get("deadlines")
 
     async def run(self) -> None:
@@ -37,9 +36,9 @@ class Deadlines:
 
     async def look(self) -> None:
         """Tell what has become more urgent since it was last told; what is proven again starts anew."""
-        things = await self._things()
+        page = await self._page()
         told = await self._store.urgencies()
-        lagging = {spot_of(row): row for row in _lagging(things)}
+        lagging = {spot_of(row): row for row in _lagging(page)}
         changes: dict[Spot, Urgency | None] = {spot: None for spot in told if spot not in lagging}
         events: list[Event] = []
         for spot, row in lagging.items():
@@ -49,9 +48,9 @@ class Deadlines:
             changes[spot] = row.urgency
             self._say(row)
             if name := _event(before, row.urgency):
-                events.append(Event(things.now, name, row.certificate, _fields(row)))
+                events.append(Event(page.now, name, row.certificate, _fields(row)))
         if changes:
-            await self._store.record_urgencies(changes, events, things.now)
+            await self._store.record_urgencies(changes, events, page.now)
 
     def _say(self, row: Row) -> None:
         fields = {"subject": row.certificate, **_fields(row)}
@@ -67,9 +66,9 @@ def spot_of(row: Row) -> Spot:
     return row.certificate, row.consumer, endpoint
 
 
-def _lagging(things: StateOfThings) -> Iterator[Row]:
-    for name, consumer in sorted(things.desired.pairs):
-        yield from (row for row in rows_of(name, consumer, things) if row.verdict is not Verdict.PROVEN)
+def _lagging(page: Page) -> Iterator[Row]:
+    for certificate in page.certificates:
+        yield from (row for row in certificate.endpoints if row.verdict is not Verdict.PROVEN)
 
 
 def _event(before: Urgency, now: Urgency) -> str | None:

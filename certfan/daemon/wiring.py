@@ -288,12 +288,17 @@ class Wiring:
         )
 
     @cached_property
+    def pages(self) -> Pages:
+        """Pages for whoever tells of them; the status and the control socket have their own."""
+        return Pages(self.showing.things)
+
+    @cached_property
     def notifier(self) -> Notifier:
         """Whoever tells people of problems."""
         return Notifier(
             store=self.store,
             journal=self.journal,
-            page=Pages(self.showing.things).page,
+            page=self.pages.page,
             config=lambda: self.configured.config.notify,
             clock=now,
         )
@@ -306,7 +311,7 @@ class Wiring:
     @cached_property
     def deadlines(self) -> Deadlines:
         """Whoever tells of endpoints that are late."""
-        return Deadlines(self.store, self.showing.things)
+        return Deadlines(self.store, self.pages.page)
 
     @cached_property
     def actions(self) -> AdminActions:

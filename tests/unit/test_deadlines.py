@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from certfan.core.model import Health, Proof
 from certfan.core.policy import Urgency, urgency
 from certfan.daemon.deadlines import Deadlines
-from certfan.daemon.status.model import StateOfThings, Verdict
+from certfan.daemon.status.model import Page, StateOfThings, Verdict
 from certfan.daemon.status.view import view
 from certfan.daemon.store import Store
 from tests.unit.status_parts import DAY, HTTPS, MINUTE, NOW, WHERE, deployment, generation, proof, things
@@ -73,8 +73,8 @@ async def heard(store: Store, *seen: StateOfThings) -> tuple[list[tuple[str, str
     lines = []
     for one in seen:
 
-        async def look(one: StateOfThings = one) -> StateOfThings:
-            return one
+        async def look(one: StateOfThings = one) -> Page:
+            return view(one)
 
         with capture_logs() as logs:
             await Deadlines(store, look).look()
