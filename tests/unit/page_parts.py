@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from hashlib import sha256
 from typing import Any
 
 from certfan.core.ledger import Ledger, Spend, SpendKind
@@ -58,7 +59,7 @@ SERVICES = {
 
 
 def fingerprint(name: str, number: int) -> str:
-    return f"{(hash_of(name) << 32) + number:064x}"
+    return sha256(f"{name}@{number}".encode()).hexdigest()
 
 
 def hash_of(text: str) -> int:
@@ -70,7 +71,7 @@ def generation(name: str, number: int, issued_at: datetime, lifetime: timedelta 
         name,
         number,
         fingerprint=fingerprint(name, number),
-        serial=f"{hash_of(name) % 10**12:x}{number:02x}",
+        serial=fingerprint(name, number)[20:38],
         identifiers=frozenset({Identifier(name), Identifier(f"*.{name}")}),
         key_type=KeyType.ECDSA_P256,
         authority=LETS.name,

@@ -23,6 +23,7 @@ from certfan.daemon.status.page.overview import calm, resets, together
 from certfan.daemon.status.page.rendering import assets
 from certfan.daemon.status.page.timeline import timeline
 from certfan.daemon.status.view import view
+from certfan.daemon.store.facts import Event
 from tests.unit import page_parts as parts
 from tests.unit.page_parts import HOUR, NAMES
 from tests.unit.status_parts import DAY, MINUTE, NOW, serving
@@ -274,6 +275,14 @@ def test_a_cell_shows_the_worst_of_its_endpoints() -> None:
     ]
 
 
+def test_an_expired_leaf_is_never_shown_as_well() -> None:
+    """It is the wanted one and it is served, and still every reader turns away."""
+    lines = matrix(view(parts.expired()), Choice()).lines
+
+    assert [(c.text, c.tone) for c in lines[0].cells if c] == [("expired", "bad")] * 2
+    assert {c.text for line in lines[1:] for c in line.cells if c} == {"proven"}
+
+
 def test_few_certificates_get_a_lane_each_and_many_are_counted() -> None:
     """Every renewal and every expiry is in the picture, one way or the other."""
     few, many = timeline(view(parts.all_well())), timeline(view(parts.many()))
@@ -317,6 +326,16 @@ def test_what_went_down_together_is_told_from_what_went_down_alone() -> None:
         (True, (), False),
         (True, (), False),
     ]
+
+
+def test_as_long_as_somebody_stayed_up_it_was_not_the_host() -> None:
+    """Several at once are told as such; the host is named only when nobody was spared."""
+    of = parts.all_well()
+    spared = tuple(boot for boot in of.ended_boots if boot.consumer != "chat")
+
+    newest = view(dataclasses.replace(of, ended_boots=spared)).resets[0]
+
+    assert (newest.daemon, newest.consumers, newest.all_together) == (True, ("mail", "web1", "web2"), False)
 
 
 async def test_the_page_of_a_consumer_counts_when_its_machine_went_down() -> None:
@@ -364,6 +383,26 @@ def test_a_hint_is_taken_apart_into_what_can_be_copied(hint: str, label: str, co
 
     assert (found.label, found.command) == (label, command)
     assert found.text == ("" if command else hint)
+
+
+async def test_a_large_farms_page_is_made_once_for_all_who_look() -> None:
+    """As long as what it says is the same value; another choice of what to see is another page."""
+    of, asked = parts.many(200), []
+
+    async def events(after: int, limit: int, subject: str) -> tuple[Event, ...]:
+        asked.append(limit)
+        return parts.events()
+
+    doors = dataclasses.replace(parts.doors(lambda: of), events=events)
+    async with serving(Listener("127.0.0.1", 0), doors=doors) as runner:
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with aiohttp.ClientSession() as session:
+            texts = [await (await session.get(url + path)).text() for path in ("/", "/", "/?page=2")]
+
+    assert texts[0] == texts[1]
+    assert len(asked) == 2
+    assert "1 to 100 of 200" in texts[1]
+    assert "101 to 200 of 200" in texts[2]
 
 
 def test_who_never_opens_the_page_pays_nothing_for_it() -> None:

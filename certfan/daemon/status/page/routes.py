@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +17,13 @@ from certfan.daemon.status.page.overview import calm, figures, resets, together
 from certfan.daemon.status.page.rendering import assets, render
 from certfan.daemon.status.page.timeline import timeline
 from certfan.daemon.status.page.words import TONE_OF_STATE
+from certfan.daemon.status.pages import LARGE
 from certfan.daemon.status.reading import Source
 from certfan.daemon.store.facts import Event
 
 MOST_TOLD = 100
 NEWEST = 12
+MOST_KEPT = 16
 _POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -56,11 +59,24 @@ def page_routes(source: Source) -> list[web.RouteDef]:
 class _Page:
     def __init__(self, source: Source) -> None:
         self._source = source
+        # A large farm's page is kept for a while, so what was made of it is good for as long.
+        self._page: Page | None = None
+        self._texts: dict[Choice, str] = {}
 
     async def overview(self, request: web.Request) -> web.Response:
-        page = await self._source.page()
-        newest = await self._source.events(-1, NEWEST, "")
-        return _response(overview_html(page, Choice.of(request.query), newest))
+        page, choice = await self._source.page(), Choice.of(request.query)
+        if page is not self._page:
+            self._page, self._texts = page, {}
+        text = self._texts.get(choice)
+        if text is None:
+            newest = await self._source.events(-1, NEWEST, "")
+            if page.summary.endpoints <= LARGE:
+                text = overview_html(page, choice, newest)
+            else:
+                text = await asyncio.to_thread(overview_html, page, choice, newest)
+            if page is self._page and len(self._texts) < MOST_KEPT:
+                self._texts[choice] = text
+        return _response(text)
 
     async def certificate(self, request: web.Request) -> web.Response:
         page, name = await self._source.page(), request.match_info["name"]
