@@ -97,6 +97,20 @@ class Revoke:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveUpOrder:
+    """Close the order that is open for a certificate which has left the config."""
+
+    certificate: str
+    generation: int
+    reason: Reason = field(default=Reason.SUPERSEDED, kw_only=True)
+
+    @property
+    def key(self) -> Key:
+        """Shared with Issue."""
+        return (self.certificate,)
+
+
+@dataclass(frozen=True, slots=True)
 class TidyOrders:
     """Deactivate what the orders that were given up at an authority left pending."""
 
@@ -236,7 +250,7 @@ class ForgetConsumer:
         return ("consumer", self.consumer, "forget")
 
 
-UpkeepStep: TypeAlias = CheckPath | AskRenewal | Revoke | TidyOrders | RollAccountKey
+UpkeepStep: TypeAlias = CheckPath | AskRenewal | Revoke | GiveUpOrder | TidyOrders | RollAccountKey
 Step: TypeAlias = (
     Issue
     | AskCsr

@@ -12,6 +12,7 @@ from certfan.core.steps import (
     CheckPath,
     Forget,
     ForgetConsumer,
+    GiveUpOrder,
     Issue,
     Revoke,
     RollAccountKey,
@@ -27,7 +28,7 @@ def subject_of(step: Step, desired: Desired) -> str:
         case Issue(name, authority=authority):
             wanted = desired.certificates.get(name)
             return order_subject(wanted, authority) if wanted else name
-        case RollBack(name) | Forget(name):
+        case RollBack(name) | Forget(name) | GiveUpOrder(name):
             return name
         case ForgetConsumer(consumer):
             return consumer_subject(consumer)

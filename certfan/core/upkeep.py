@@ -16,7 +16,7 @@ from certfan.core.policy import (
 )
 from certfan.core.room import stands_still
 from certfan.core.standing import awaits_key
-from certfan.core.steps import Observed, Revoke, RollAccountKey, TidyOrders, Wish
+from certfan.core.steps import GiveUpOrder, Observed, Revoke, RollAccountKey, TidyOrders, Wish
 from certfan.core.subjects import (
     order_subject,
     revocation_subject,
@@ -24,12 +24,14 @@ from certfan.core.subjects import (
     tidy_subject,
 )
 
+SLIPS_LAST = timedelta(hours=1)  # so long an order waits for its certificate to come back into the config
 LEFTOVER_LIFE = timedelta(days=7)  # a pending authorization ends by itself by then
 
 
 def upkeep(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
     """Wish for all that is due."""
     yield from _revocations(desired, observed, now)
+    yield from _orphaned_orders(desired, observed, now)
     yield from _accounts(desired, observed, now)
 
 
@@ -101,6 +103,20 @@ def successors(name: str, number: int, observed: Observed) -> tuple[Generation, 
 
 def _pairs(name: str, desired: Desired) -> list[tuple[str, str]]:
     return sorted(pair for pair in desired.pairs if pair[0] == name)
+
+
+# Orders of what left the config
+
+
+def _orphaned_orders(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+    """Wish that they are given up: what they left pending at the authority is then tidied up."""
+    for name, begun in sorted(observed.open_orders.items()):
+        if name in desired.certificates:
+            continue
+        until = begun.begun_at + SLIPS_LAST
+        yield from (begun.begun_at, until)
+        if not begun.begun_at <= now < until:
+            yield GiveUpOrder(name, begun.generation)
 
 
 # Our account

@@ -25,6 +25,7 @@ from certfan.core.plan import (
     Clear,
     Forget,
     ForgetConsumer,
+    GiveUpOrder,
     Issue,
     Key,
     Observed,
@@ -177,7 +178,7 @@ class Reconciler:
                 await self._is.issuer.issue(self._is.desired(), step, floor=floor)
             case AskCsr():
                 await self._ask_csr(step)
-            case CheckPath() | AskRenewal() | Revoke() | TidyOrders() | RollAccountKey():
+            case CheckPath() | AskRenewal() | Revoke() | GiveUpOrder() | TidyOrders() | RollAccountKey():
                 await self._is.upkeep.do(self._is.desired(), step)
             case Publish():
                 await self._publish(step)

@@ -11,7 +11,7 @@ from certfan import pki
 from certfan.core.ledger import SpendKind
 from certfan.core.model import Desired, Identifier, Problem, Revocation, RevocationReason
 from certfan.core.renewal import Window
-from certfan.core.steps import AskRenewal, Revoke, TidyOrders
+from certfan.core.steps import AskRenewal, GiveUpOrder, Revoke, TidyOrders
 from certfan.daemon.issuing.upkeep import Upkeep
 from certfan.daemon.journal import Journal
 from certfan.errors import AuthorityMalformed, AuthorityRefused, AuthoritySlow, ChallengeFailed
@@ -217,6 +217,20 @@ async def test_what_another_account_ordered_is_revoked_by_its_own_key(place: Pla
 
     assert 2 == place.ca.calls["revoke"]
     assert {(NAME, 1)} == set((await place.store.facts()).revoked)
+
+
+# Orders of what left the config
+
+
+async def test_an_order_that_nobody_wants_any_more_is_closed_and_its_authority_is_told(place: Place) -> None:
+    """Its token is answered no longer, and what it left pending is deactivated at the next turn."""
+    await place.cut_after("record_token")
+    keeper = upkeep(place)
+    await keeper.do(wanted(), GiveUpOrder(NAME, 1))
+    facts, tokens = await place.store.facts(), await place.store.tokens()
+
+    assert ((), {}) == (facts.issuances, tokens)
+    assert ["lab"] == [left.authority for left in facts.leftovers]
 
 
 # When to renew

@@ -17,7 +17,16 @@ from certfan.core.model import (
     Revocation,
     RevocationReason,
 )
-from certfan.core.plan import AskRenewal, Observed, Plan, Revoke, RollAccountKey, TidyOrders, plan
+from certfan.core.plan import (
+    AskRenewal,
+    GiveUpOrder,
+    Observed,
+    Plan,
+    Revoke,
+    RollAccountKey,
+    TidyOrders,
+    plan,
+)
 from certfan.core.subjects import renewal_subject, revocation_subject, rollover_subject, tidy_subject
 from certfan.core.upkeep import is_succeeded
 from tests.unit.planner_parts import (
@@ -291,3 +300,22 @@ def test_what_orders_left_behind_is_tidied_once_an_authority() -> None:
     assert not has(plan(DESIRED, held, NOW), TidyOrders("ca"))
     assert has(plan(DESIRED, held, NOW + HOUR), TidyOrders("ca"))
     assert not has(plan(DESIRED, Observed(), NOW), TidyOrders("ca"))
+
+
+# Orders of what left the config
+
+
+def test_an_order_of_what_left_the_config_waits_an_hour_and_is_given_up() -> None:
+    """A slip is mended by then, and what is wanted or under way is left alone; the plan wakes for it."""
+    begun = Issuance(WWW, 1, "ca", (Identifier(WWW),), NOW, "https://ca/order/1")
+    observed = Observed(open_orders={WWW: begun})
+    nobodys = make_desired()
+    step = GiveUpOrder(WWW, 1)
+
+    assert (NOW + HOUR, False) == (
+        plan(nobodys, observed, NOW).wake_at,
+        has(plan(nobodys, observed, NOW), step),
+    )
+    assert has(plan(nobodys, observed, NOW + HOUR), step)
+    assert not has(plan(nobodys, replace(observed, in_flight=frozenset({(WWW,)})), NOW + HOUR), step)
+    assert not has(plan(DESIRED, observed, NOW + HOUR), step)

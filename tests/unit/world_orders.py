@@ -104,6 +104,9 @@ class AtAuthorities:
             case plan.Revoke(name, number, expired=is_expired):
                 self._check_revoke(name, number, is_expired=is_expired)
                 return self._revoke(name, number, is_expired=is_expired)
+            case plan.GiveUpOrder(name):
+                must(name not in self.wanted, "only an order that nobody wants is given up")
+                return self._give_up(name)
             case plan.TidyOrders(authority):
                 return self._tidy(authority)
             case plan.RollAccountKey(authority):
@@ -531,6 +534,11 @@ class AtAuthorities:
         self.succeeded(subject_of(plan.Revoke(name, number), self.desired))
 
     # Our account
+
+    def _give_up(self, name: str) -> Work:
+        yield None
+        self.done["GiveUpOrder.done"] += 1
+        self.drop_order(name)
 
     def _tidy(self, authority: str) -> Work:
         yield None

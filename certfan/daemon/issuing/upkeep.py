@@ -22,7 +22,15 @@ from certfan.core.model import (
     RevocationReason,
 )
 from certfan.core.renewal import renewal_info
-from certfan.core.steps import AskRenewal, CheckPath, Revoke, RollAccountKey, TidyOrders, UpkeepStep
+from certfan.core.steps import (
+    AskRenewal,
+    CheckPath,
+    GiveUpOrder,
+    Revoke,
+    RollAccountKey,
+    TidyOrders,
+    UpkeepStep,
+)
 from certfan.core.subjects import subject_of
 from certfan.core.upkeep import LEFTOVER_LIFE
 from certfan.daemon.issuing.accounts import Accounts, AcmeClient
@@ -72,6 +80,8 @@ class Upkeep:
                 await self.ask_renewal(desired, step)
             case Revoke():
                 await self.revoke(desired, step)
+            case GiveUpOrder():
+                await self.give_up(step)
             case TidyOrders():
                 await self.tidy(desired, step)
             case RollAccountKey():
@@ -162,6 +172,13 @@ class Upkeep:
         await self._accounts.client(authority)
         if step.authority in (await self._store.facts()).rollovers:
             await self._accounts.roll_key(authority)
+        self._tokens.replace(await self._store.tokens())
+
+    async def give_up(self, step: GiveUpOrder) -> None:
+        """Close an order that nobody wants any more; its tokens are answered no longer."""
+        problem = Problem("authority.refused", f"{step.certificate}: it has left the config")
+        await self._store.abandon_issuance(step.certificate, step.generation, problem, self._clock())
+        await self._journal.note("order.given_up", f"{step.certificate}@{step.generation}")
         self._tokens.replace(await self._store.tokens())
 
     async def tidy(self, desired: Desired, step: TidyOrders) -> None:
