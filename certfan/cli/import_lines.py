@@ -68,7 +68,7 @@ def _config_lines(told: Json) -> Iterator[str]:
         yield "the config asks for all of it already"
         return
     yield f"{'written' if told['done'] else 'to be written'}: {told['config']['file']}"
-    yield from (f"  {line}".rstrip() for line in text.splitlines())
+    yield from (clean(f"  {line}").rstrip() for line in text.splitlines())
 
 
 def _last_lines(told: Json) -> Iterator[str]:

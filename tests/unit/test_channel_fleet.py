@@ -123,6 +123,34 @@ async def test_reports_repeated_and_reordered_leave_what_the_newest_said(
     ]
 
 
+async def test_a_reset_that_an_agent_tells_of_is_told_once_by_the_daemons_clock(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    """However often the same boot reports, over a restart of the daemon too; an agent of before says nothing."""
+    wrong = NOW + timedelta(days=9)  # its clock
+    boots = [
+        report("old", 1),
+        *(
+            report("new", n).model_copy(
+                update={"sent_at": wrong, "booted_at": wrong - timedelta(hours=1), "reset": True}
+            )
+            for n in (1, 2, 3)
+        ),
+    ]
+    async with linked(daemon, tmp_path, "web1") as links:
+        for one in boots[:3]:
+            await links["web1"].report(one)
+        await daemon.restart()
+        await links["web1"].report(boots[3])
+
+    (told,) = await daemon.happened("machine.reset")
+    assert ("web1", (NOW - timedelta(hours=1)).isoformat()) == (told.subject, told.fields["booted_at"])
+    known = [one for one in await daemon.store.boots(NOW - timedelta(days=1), NOW) if one.machine]
+    assert [("web1", "new", NOW - timedelta(hours=1), True)] == [
+        (one.machine, one.boot_id, one.booted_at, one.reset) for one in known
+    ]
+
+
 async def test_revoking_on_the_control_socket_ends_live_sessions(daemon: Daemon, tmp_path: Path) -> None:
     """What `certfan consumer revoke` does: a waiting query of the consumer ends well within 5 s; nothing comes after."""
     async with linked(daemon, tmp_path, "web1", "web2") as links, daemon.control() as control:
