@@ -373,7 +373,8 @@ def hostile() -> StateOfThings:
     fleet.facts["generations"][NAMES[0]] = fleet.facts["generations"][NAMES[0]][:1]
     tested = Problem("service.config_test_failed", HOSTILE, HOSTILE, output=HOSTILE)
     fleet.deployed(NAMES[1], "web1", DeploymentState.FAILED, tested)
-    fleet.shows(NAMES[1], "web1", health=Health.REFUSED, fingerprint="", detail=HOSTILE)
+    spelled = Endpoint("apache2", "tls", "192.0.2.9", 443, HOSTILE)
+    fleet.shows(NAMES[1], "web1", health=Health.REFUSED, fingerprint="", detail=HOSTILE, endpoint=spelled)
     fleet.facts["heard"]["web1"] = dataclasses.replace(fleet.facts["heard"]["web1"], version=HOSTILE)
     fleet.extra = {"share_problem": Problem("share.unavailable", HOSTILE, HOSTILE)}
     return fleet.things()

@@ -328,16 +328,6 @@ def test_what_went_down_together_is_told_from_what_went_down_alone() -> None:
     ]
 
 
-def test_as_long_as_somebody_stayed_up_it_was_not_the_host() -> None:
-    """Several at once are told as such; the host is named only when nobody was spared."""
-    of = parts.all_well()
-    spared = tuple(boot for boot in of.ended_boots if boot.consumer != "chat")
-
-    newest = view(dataclasses.replace(of, ended_boots=spared)).resets[0]
-
-    assert (newest.daemon, newest.consumers, newest.all_together) == (True, ("mail", "web1", "web2"), False)
-
-
 async def test_the_page_of_a_consumer_counts_when_its_machine_went_down() -> None:
     """And says how often the daemon's went with it."""
     page = await seen(parts.all_well(), "/consumers/mail")

@@ -107,7 +107,8 @@ def _source(name: str) -> str:
 
 
 def _finalize(value: Any) -> Any:
-    return words.visible(value) if type(value) is str else value
+    """What is no HTML of ours is text, also what only becomes one here: an endpoint is spelled by its agent."""
+    return value if hasattr(value, "__html__") else words.visible(str(value))
 
 
 def _when(now: datetime, at: datetime | None) -> Any:

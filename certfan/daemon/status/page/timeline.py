@@ -6,7 +6,7 @@ the picture needs no scaling and its letters stay as large as the page's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -140,22 +140,22 @@ def _midnight(at: datetime) -> datetime:
 
 
 def _ticks(axis: _Axis, now: float) -> Iterator[Tick]:
-    """Yield round dates, five to eight of them."""
+    """Yield round dates, about five to eight of them."""
     length = axis.stop - axis.start
-    is_round: Callable[[datetime], bool]
-    if length <= 45 * DAY:
-        is_round = lambda day: day.weekday() == 0  # noqa: E731
-    elif length <= 130 * DAY:
-        is_round = lambda day: day.day in {1, 15}  # noqa: E731
-    else:
-        is_round = lambda day: day.day == 1 and (length < 260 * DAY or day.month % 2 == 1)  # noqa: E731
-    day = axis.start
-    while day <= axis.stop:
+    for number in range(length // DAY + 1):
+        day = axis.start + number * DAY
         x = axis.place(day)
-        if is_round(day) and 2 < x < 98 and abs(x - now) > 4:
+        if _is_round(day, length) and 2 < x < 98 and abs(x - now) > 4:
             anchor = "start" if x < 6 else "end" if x > 94 else "middle"
             yield Tick(x, f"{day.day} {day:%b}", anchor, abs(x - now) < 18)
-        day += DAY
+
+
+def _is_round(day: datetime, length: timedelta) -> bool:
+    if length <= 45 * DAY:
+        return day.weekday() == 0
+    if length <= 130 * DAY:
+        return day.day in {1, 15}
+    return day.day == 1 and (length < 260 * DAY or day.month % 2 == 1)
 
 
 def _lane(certificate: CertificateView, index: int, axis: _Axis, now: datetime) -> Lane:
