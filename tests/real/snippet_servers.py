@@ -140,6 +140,30 @@ class Web:
         home = {"XDG_DATA_HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder)}
         return machine.spawn([str(word) for word in argv], self.folder / "log", env=home)
 
+    def refuses(self, example: str, folder: Path) -> str:
+        """Return what the server has against an example in a config of its own, "" for nothing."""
+        config = folder / "conf"
+        (folder / "snippets").mkdir(exist_ok=True)
+        for name, text in self.texts.items():
+            (folder / "snippets" / f"{name}.conf").write_text(text)
+            (folder / "certfan.caddy").write_text(text)
+        config.write_text(
+            {
+                "apache": "\n".join(
+                    ["ServerName x", f"ErrorLog {folder}/log", *_loaded(), self.texts.get("", ""), example]
+                ),
+                "nginx": f"pid {folder}/pid; events {{}} http {{ {example} }}\n",
+                "caddy": example,
+            }[self.kind]
+        )
+        argv = {
+            "apache": ["apache2", "-t", "-f", config],
+            "nginx": ["nginx", "-t", "-q", "-p", folder, "-c", config, "-e", "/dev/null"],
+            "caddy": [machine.pebble_program("caddy"), "adapt", "--adapter", "caddyfile", "--config", config],
+        }[self.kind]
+        done = machine.run([str(word) for word in argv], check=False)
+        return done.stderr if done.returncode else ""
+
     def wait(self, process: subprocess.Popen[bytes]) -> None:
         """Return when it listens; raises NotInTime with what it said when it ends instead."""
 
@@ -168,7 +192,7 @@ class Web:
 
     def _apache(self, pem: Path) -> None:
         lines = ["ServerName x", f"PidFile {self.folder}/pid", f"ErrorLog {self.folder}/error.log"]
-        lines += [f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so" for name in _MODULES]
+        lines += _loaded()
         lines += [f"DefaultRuntimeDir {self.folder}", f"DocumentRoot {self.folder}"]
         lines += ["User www-data", "Group www-data"] if os.geteuid() == 0 else []
         # mod_md beside us, busy with a name of its own at an authority that is nowhere.
@@ -209,3 +233,7 @@ class Web:
             lines += [*opened, *vhost.lines, "}"]
         lines += [f"https://secure.test:{self.tls} {{", f"bind {self.address}", f"tls {pem} {pem}"]
         self._write(*lines, "import le_proxy", "import le_hsts", "}")
+
+
+def _loaded() -> list[str]:
+    return [f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so" for name in _MODULES]

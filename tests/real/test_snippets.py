@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import trustme
@@ -14,6 +16,7 @@ from tests.real.snippet_servers import HSTS, LIMITS, OWN, Web
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
+PAGE = Path(__file__).parents[2] / "docs/snippets.md"
 TOKEN = "/.well-known/acme-challenge/" + "x" * 43
 
 
@@ -89,3 +92,18 @@ def test_what_the_printed_texts_call_impossible_is(daemon: Daemon, webs: Sequenc
     for web in (web for web in webs if web.number % 2 == 0 and web.kind in LIMITS):
         kind, status = LIMITS[web.kind]
         assert status == web.ask(web.name(kind, "last"), TOKEN).status, web.kind
+
+
+@pytest.mark.parametrize("kind", ["apache", "nginx", "caddy"])
+def test_the_servers_take_what_the_page_shows(webs: Sequence[Web], tmp_path: Path, kind: str) -> None:
+    """The examples of docs/snippets.md, with the printed text beside them, pass each server's own test of its config."""
+    (example, *_) = re.findall(rf"```{kind}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    pem = webs[0].folder.parent / "pem"
+    example = re.sub(r"/etc/certfan/live/[\w.]+/(fullchain|privkey)\.pem", str(pem), example)
+    (web,) = (web for web in webs if web.kind == kind and web.number % 2 == 0)
+
+    refused = web.refuses(example, tmp_path)
+    spoilt = web.refuses(example.replace("le_proxy", "le_nothing"), tmp_path)
+
+    assert refused == ""
+    assert "le_nothing" in spoilt
