@@ -195,6 +195,18 @@ def test_the_agent_loads_none_of_the_daemons_libraries() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_who_never_opens_the_page_does_not_pay_for_its_library() -> None:
+    """What renders templates is loaded by the first page, not by the daemon's start."""
+    early = [
+        name
+        for name, path in modules()
+        for dotted, at_top in imports(path)
+        if at_top and dotted.split(".")[0] in {"jinja2", "markupsafe"}
+    ]
+
+    assert early == []
+
+
 def test_no_room_is_a_lumber_room() -> None:
     """A module is named for the part it plays."""
     assert [name for name, _ in modules() if set(name.split(".")) & BANNED_NAMES] == []

@@ -12,14 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from certfan import __version__, log
 from certfan.daemon.status.page import words
 from certfan.daemon.status.page.matrix import Cell
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 _FILES = {
     "page.css": "text/css",
@@ -69,7 +66,7 @@ def render(template: str, *, now: datetime, **values: Any) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def _environment() -> Any:
     import jinja2  # whoever never opens the page need not load it
 
     environment = jinja2.Environment(
