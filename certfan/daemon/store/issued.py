@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
     BindParameter,
     Connection,
-    Row,
-    Select,
     bindparam,
     delete,
     func,
@@ -39,14 +37,14 @@ NUMBERS = (
 )
 
 
-MOST_NAMED = 100  # certificates of which a query names each
+MOST_NAMED = 100  # certificates that are read one by one
 _MADE, _WISH, _SAID, _BEFORE = tables.generations.c, tables.asked.c, tables.deployments.c, tables.forgotten.c
 _CERTIFICATE: BindParameter[str] = bindparam("certificate")
 _FINGERPRINT = select(_MADE.fingerprint).where(
     _MADE.certificate == _CERTIFICATE, _MADE.number == bindparam("number")
 )
 _EVERY = select(tables.generations).order_by(_MADE.certificate, _MADE.number)
-_OF_SOME = _EVERY.where(_MADE.certificate.in_(bindparam("grown", expanding=True)))
+_OF_ONE = _EVERY.where(_MADE.certificate == _CERTIFICATE)
 _FULFIL = delete(tables.asked).where(_WISH.certificate == _CERTIFICATE, _WISH.at <= bindparam("at"))
 _REPORTED = union_all(
     select(func.max(_SAID.generation)).where(_SAID.certificate == _CERTIFICATE),
@@ -118,7 +116,7 @@ def _end_orders(db: Connection, generation: Generation, why: str) -> None:
 
 def generations(db: Connection) -> dict[str, tuple[Generation, ...]]:
     """Return every generation ever issued, by certificate, ascending by number."""
-    return _generations(db, _EVERY, {})
+    return _by_certificate(rows(db, _EVERY, {}))
 
 
 def more_generations(
@@ -127,14 +125,13 @@ def more_generations(
     """Return every generation ever issued when some are known, and rows were added for certificates only since."""
     if None in grown or len(grown) > MOST_NAMED:
         return generations(db)
-    return {**known, **_generations(db, _OF_SOME, {"grown": list(grown)})}
+    new = [row for name in grown for row in rows(db, _OF_ONE, {"certificate": name})]
+    return {**known, **_by_certificate(new)}
 
 
-def _generations(
-    db: Connection, query: Select[Any], values: Mapping[str, object]
-) -> dict[str, tuple[Generation, ...]]:
+def _by_certificate(made: Iterable[Any]) -> dict[str, tuple[Generation, ...]]:
     found: dict[str, list[Generation]] = {}
-    for row in db.execute(query, values):
+    for row in made:
         found.setdefault(row.certificate, []).append(_generation(row))
     return {certificate: tuple(known) for certificate, known in found.items()}
 
@@ -222,7 +219,7 @@ def revoked(db: Connection) -> dict[tuple[str, int], datetime]:
     return {(certificate, number): at for certificate, number, at in rows}
 
 
-def _generation(row: Row[Any]) -> Generation:
+def _generation(row: Any) -> Generation:
     return Generation(
         row.certificate,
         row.number,
