@@ -47,6 +47,29 @@ def list_(config: Path, as_json: bool) -> None:
 @consumer.command()
 @config_option
 @json_option
+@click.option(
+    "--last", default=10, show_default=True, type=click.IntRange(1, 1000), help="How many events to show."
+)
+@click.argument("name", shell_complete=names("consumers"))
+def show(config: Path, name: str, last: int, as_json: bool) -> None:
+    """Consumer NAME: when it was heard, what each of its endpoints serves, and what happened to it lately."""
+    from urllib.parse import quote
+
+    from certfan.cli.control import call
+    from certfan.cli.show import consumer_page
+
+    found = call(config, "GET", f"/api/v1/consumers/{quote(name, safe='')}")
+    page = call(config, "GET", "/api/v1/status")
+    events = call(config, "GET", f"/api/v1/events?subject={quote(name, safe='')}&limit={last}")["events"]
+    rows = [r for one in page["certificates"] for r in one["endpoints"] if r["consumer"] == name]
+    now = datetime.fromisoformat(page["now"])
+    lines = consumer_page(found, rows, events, now, colour=looking.in_colour())
+    looking.say({"consumer": found, "endpoints": rows, "events": events}, "\n".join(lines), as_json)
+
+
+@consumer.command()
+@config_option
+@json_option
 @click.argument("name", shell_complete=names("consumers"))
 def revoke(config: Path, name: str, as_json: bool) -> None:
     """End every identity of consumer NAME, and its live sessions."""

@@ -169,3 +169,16 @@ def consumer_lines(consumers: Sequence[Json], now: datetime, *, colour: bool = F
         for one in consumers
     ]
     return table(("CONSUMER", "STATE", "LAST HEARD", "VERSION", "INSTALLS"), cells, 1, colour)
+
+
+def consumer_page(
+    one: Json, rows: Sequence[Json], events: Sequence[Json], now: datetime, *, colour: bool = False
+) -> list[str]:
+    """Return one consumer: itself, its endpoints, what happened to it."""
+    lines = [*consumer_lines([one], now, colour=colour), "", *endpoint_lines(rows, now, colour)]
+    for problem in dict.fromkeys(
+        (row["problem"]["detail"], row["problem"]["hint"]) for row in rows if row["problem"]
+    ):
+        lines += ["", f"{paint('problem', colour)}: {clean(problem[0])}"]
+        lines += [f"  try: {clean(problem[1]).removeprefix('run: ')}"] if problem[1] else []
+    return [*lines, "", *map(event_line, events)] if events else lines

@@ -70,6 +70,31 @@ def test_help_pays_for_nothing_it_does_not_show(words: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_every_command_has_a_help_that_is_as_cheap() -> None:
+    """Of all commands in one process: a sentence and a description of each option, and still nothing heavy."""
+    script = (
+        "import sys, click; from certfan.cli import main\n"
+        "def walk(command, words):\n"
+        "    ctx = click.Context(command, info_name=' '.join(words))\n"
+        "    assert command.help and command.get_help(ctx), words\n"
+        "    for one in command.params:\n"
+        "        assert isinstance(one, click.Argument) or one.help, (words, one.name)\n"
+        "    for name in getattr(command, 'commands', {}): walk(command.commands[name], [*words, name])\n"
+        "walk(main, ['certfan'])\n"
+        f"print([m for m in sys.modules if m.split('.')[0] in {HEAVY!r} or m.startswith(('certfan.daemon', 'certfan.agent'))])\n"
+        "print(len(sys.modules))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+    assert (0, "") == (done.returncode, done.stderr)
+    heavy, count = done.stdout.splitlines()
+    assert "[]" == heavy
+    assert (
+        int(count) < 220
+    )  # `certfan --help` took 90 ms with 180 of them, most of it click and the interpreter
+
+
 def test_check_says_what_a_good_config_asks_for(examples: Path) -> None:
     """The example is good."""
     done = certfan("check", "--config", str(examples / "certfan.toml"))

@@ -34,6 +34,18 @@ async def test_why_is_the_page_of_one_certificate_for_a_program(tmp_path: Path) 
     assert ("www.test", "generation.published") == (told["certificate"]["name"], told["events"][0]["name"])
 
 
+async def test_a_consumer_is_shown_with_its_endpoints(tmp_path: Path) -> None:
+    """When it was heard, what it serves, what happened; a name that is none is guessed at."""
+    done, _ = await against(tmp_path, "consumer", "show", "web1")
+    raw, _ = await against(tmp_path, "consumer", "show", "web1", "--json")
+    wrong, _ = await against(tmp_path, "consumer", "show", "web2")
+
+    assert (0, "web1") == (done.returncode, done.stdout.splitlines()[1].split()[0])
+    assert any("proven" in line and "www.test" in line for line in done.stdout.splitlines())
+    assert ["www.test"] == [row["certificate"] for row in json.loads(raw.stdout)["endpoints"]]
+    assert (1, True) == (wrong.returncode, 'did you mean "web1"?' in wrong.stderr)
+
+
 async def test_why_of_a_name_that_is_not_there_guesses(tmp_path: Path) -> None:
     """Exit code 1 and the name that was meant."""
     done, _ = await against(tmp_path, "why", "ww.test")
