@@ -7,6 +7,7 @@ sd_notify(3), the watchdog, sockets handed over (sd_listen_fds(3)), and the jour
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -87,7 +88,8 @@ def journal_entry(line: str, level: str, fields: Mapping[str, object]) -> bytes:
     """Write a line and its facts as the journal takes them: `CERTFAN_EVENT=generation.published`."""
     entry = {"MESSAGE": line, "PRIORITY": str(_PRIORITIES.get(level, 6)), "SYSLOG_IDENTIFIER": "certfan"}
     for key, value in fields.items():
-        entry["CERTFAN_" + re.sub(r"[^A-Z0-9]", "_", key.upper())[:50]] = str(value)
+        told = json.dumps(value, default=str) if isinstance(value, list | dict) else str(value)
+        entry["CERTFAN_" + re.sub(r"[^A-Z0-9]", "_", key.upper())[:50]] = told
     return b"".join(_field(name, value.encode(errors="replace")) for name, value in entry.items())
 
 

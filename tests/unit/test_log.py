@@ -115,6 +115,7 @@ def test_the_journal_gets_each_fact_as_a_field(tmp_path: Path) -> None:
             "generation": "www.example.org@7",
             "took-s": 0.8,
             "output": "a\nb=c",
+            "last": [{"name": "run.began"}],
         }
         taken = systemd.tell_journal("order.failed ...", "warning", facts, to=place)
         heard = journal.recv(4096)
@@ -124,6 +125,7 @@ def test_the_journal_gets_each_fact_as_a_field(tmp_path: Path) -> None:
         b"MESSAGE=order.failed ...\nPRIORITY=4\nSYSLOG_IDENTIFIER=certfan\nCERTFAN_EVENT=order.failed\n"
         b"CERTFAN_GENERATION=www.example.org@7\nCERTFAN_TOOK_S=0.8\n"
         b"CERTFAN_OUTPUT\n\x05\0\0\0\0\0\0\0a\nb=c\n"
+        b'CERTFAN_LAST=[{"name": "run.began"}]\n'
     )
 
 
