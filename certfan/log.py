@@ -104,10 +104,23 @@ def set_up(
         logger_factory=structlog.WriteLoggerFactory(file=out),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(stream=out, level=logging.WARNING, format="%(name)s: %(message)s", force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)
     # acme logs whole JWS bodies at DEBUG; aiohttp's access log would double every challenge.
     for name in ("acme", "josepy", "urllib3", "aiohttp.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _Libraries(logging.Handler):
+    """Lets what libraries warn of pass the same processors, the redactor among them, and leave by the same ways."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger = structlog.get_logger(room=record.name)
+        try:
+            detail = record.getMessage()
+        except (TypeError, ValueError):  # its arguments do not fit its text
+            detail = str(record.msg)
+        level = logging.ERROR if record.levelno >= logging.ERROR else logging.WARNING  # some have their own
+        logger.log(level, "library.warned", detail=detail, exc_info=record.exc_info)
 
 
 def _hand_over(remote: Callable[[Mapping[str, Any]], None]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import socket
 import sys
@@ -103,6 +104,32 @@ def test_a_logger_taken_before_the_set_up_is_covered_by_it() -> None:
 
     told = json.loads(out.getvalue())
     assert {"room": "early", "event": "key.leaked", "token": log.REDACTED}.items() <= told.items()
+
+
+def test_what_a_library_warns_of_is_a_line_like_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its name is the room; keys in its text or its traceback are removed, and the remote receiver gets it too."""
+    pem = KEYS["ecdsa"].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    out, sent = io.StringIO(), []
+    log.set_up(stream=out, remote=lambda event: sent.append(dict(event)))
+    library = logging.getLogger("some.library")
+
+    library.info("nobody wants to know")
+    library.warning("it broke: %s", pem)
+    try:
+        raise ValueError(pem)
+    except ValueError:
+        library.exception("again")
+    library.log(45, "%d", "no number")
+    log.set_up()
+
+    told = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert ["warning", "error", "error"] == [line["level"] for line in told]
+    assert {("some.library", "library.warned")} == {(line["room"], line["event"]) for line in told}
+    assert ["it broke: " + log.REDACTED, "again", "%d"] == [line["detail"].strip() for line in told]
+    assert "ValueError" in told[1]["exception"]
+    assert pem.splitlines()[1] not in out.getvalue()
+    assert [line["detail"] for line in told] == [event["detail"] for event in sent]
+    assert "" == capsys.readouterr().err
 
 
 def test_the_journal_gets_each_fact_as_a_field(tmp_path: Path) -> None:
