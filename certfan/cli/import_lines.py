@@ -72,7 +72,10 @@ def _config_lines(told: Json) -> Iterator[str]:
 
 
 def _last_lines(told: Json) -> Iterator[str]:
-    if not told["done"]:
+    left = [row for row in (*told["accounts"], *told["certificates"]) if row["do"] == "adopt"]
+    if not (told["done"] or left or told["config"]["text"]):
+        yield "nothing is left to do"
+    elif not told["done"]:
         yield f"nothing was changed; to do it: certfan import {told['folder']} --yes"
     elif told["failed"]:
         yield f"not all of it was done; once that is mended, the same again: certfan import {told['folder']} --yes"

@@ -23,7 +23,7 @@ from certfan.errors import AuthorityUnreachable, UnknownName
 from certfan.takeover import planning
 from certfan.takeover.tree import FoundAccount, FoundPair, Tree, Way
 from tests.unit.fleet_parts import PAIRS, a_fleet
-from tests.unit.planner_parts import NOW, WWW
+from tests.unit.planner_parts import NOW, WWW, make_certificate
 from tests.unit.status_parts import Admin, AuthorityAdmin, control_socket
 from tests.unit.test_adoptions import Desk
 
@@ -48,10 +48,13 @@ class Office(AuthorityAdmin):
     def __init__(self, *, uri: str | None = None, silent: bool = False) -> None:
         super().__init__()
         self.uri, self.silent = uri, silent
+        self.thumbprint = "ab" * 32
 
     async def account(self, authority: str) -> AccountView:
         known = await super().account(authority)
-        return known if self.uri else replace(known, uri=None, thumbprint=None, since=None)
+        if self.uri is None:
+            return replace(known, uri=None, thumbprint=None, since=None)
+        return replace(known, uri=self.uri, thumbprint=self.thumbprint)
 
     async def import_account(self, authority: str, key: bytes, directory: str | None, *, uid: int) -> str:
         if self.silent:
@@ -123,6 +126,20 @@ async def test_accounts_and_pairs_come_before_the_certificates_that_would_be_ord
     assert "nothing" == before["certificates"][0]["served"][0]["served"]
     assert "now stop the renewals of certbot: stop it" in lines(done)
     assert 1 == again["certificates"][0]["generation"]
+
+
+async def test_when_all_is_ours_nothing_is_left_to_do(tmp_path: Path) -> None:
+    """The look after the last call says so."""
+    office = Office(uri="https://ca/acct/9")
+    async with importing(tmp_path, office) as one:
+        office.thumbprint = pki.public_key_hash(ACCOUNT_KEY)
+        one.desk.want(make_certificate())
+        await one.do(one.take())
+        told = await asyncio.to_thread(one.take().told, [("127.0.0.1", 1)])
+
+    assert ("adopted", "adopted") == (told["accounts"][0]["do"], told["certificates"][0]["do"])
+    assert "nothing is left to do" == lines(told)[-1]
+    assert [] == office.asked
 
 
 async def test_while_an_authority_is_silent_its_certificates_wait(tmp_path: Path) -> None:

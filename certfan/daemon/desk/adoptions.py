@@ -128,7 +128,7 @@ class Adoptions:
             raise ActionRefused(
                 f"{made.certificate}: the config asks for something else ({reason}), so it would be ordered at once",
                 subject=made.certificate,
-                hint=f"give certificate {made.certificate} in the config the names and key_type that the pair has",
+                hint=f'give certificate {made.certificate} in the config the names and key_type of the pair, and custody = "share"',
             )
 
 
