@@ -167,7 +167,7 @@ class Lookout:
         while True:
             was_up = self.share_up
             with contextlib.suppress(CertfanError):  # the share remembers it for the status
-                await self._share.glance(desired().consumers)
+                await self._share.glance(desired().consumers.values())
             if self.share_up != was_up:
                 self._share_at = self._clock()
                 self._loop.ring()

@@ -18,6 +18,7 @@ from certfan.errors import CertfanError, InternalError, StateLocked
 from certfan.share_worker import frames, tree
 from certfan.share_worker.faults import DISCONNECTED, translate, unavailable
 from certfan.share_worker.look import Eye, glance, read_bundle
+from certfan.share_worker.patrol import Patrol
 from certfan.share_worker.place import Place
 from certfan.share_worker.publish import publish
 from certfan.share_worker.removal import clear, forget, retire, sweep
@@ -37,6 +38,7 @@ class Worker:
         self._share_id: str | None = settings["sentinel_id"]
         self._place = Place(self._path, share_id=self._share_id, require_mount=settings["require_mount"])
         self._eye = Eye(self._beat)
+        self._patrol = Patrol()
         self._opened = 0
         self._say = say
         self._said_at = 0.0
@@ -82,7 +84,7 @@ class Worker:
                 return frames.encode({"consumers": self._look(), "mount": self._place.describe()})
             case "glance":
                 self._place.prove_again()
-                return frames.encode(glance(self._whole_share(), self._path, **given))
+                return frames.encode(glance(self._whole_share(), self._path, **given, patrol=self._patrol))
             case "survey":
                 seen = survey(self._whole_share(), self._beat)
                 return frames.encode({"consumers": seen, "mount": self._place.describe()})

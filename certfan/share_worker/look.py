@@ -6,13 +6,14 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from certfan.errors import BundleInvalid, CertfanError, PermissionTooOpen, ShareTampered
 from certfan.share_worker import tree
 from certfan.share_worker.faults import translate
 from certfan.share_worker.ownership import no_folder, own, own_consumer
+from certfan.share_worker.patrol import Patrol
 
 _GONE = frozenset({errno.ENOENT, errno.ESTALE})
 _STALE_FOR = 0.3  # seconds; measured on GlusterFS 10
@@ -77,13 +78,15 @@ def _problem(why: CertfanError) -> dict[str, str]:
     return {"code": why.code, "text": why.text, "hint": why.hint}
 
 
-def glance(root: int, path: str, consumers: Iterable[str]) -> dict[str, Any]:
+def glance(root: int, path: str, consumers: Mapping[str, int], patrol: Patrol) -> dict[str, Any]:
     """Tell in a few calls whether the share can be used: what is wrong with a consumer's folder, what with all of it.
+
+    `consumers` are those of the config, with the mode that their key files may have at most.
 
     The caller has read the sentinel: neither stat of the root nor statvfs tells a dead share.
     """
     room = os.fstatvfs(root)
-    problems = {}
+    problems = {name: _problem(why) for name, why in patrol.walk(root, consumers).items()}
     for name in consumers:
         try:
             with own_consumer(root, name) as at:

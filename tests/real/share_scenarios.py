@@ -171,14 +171,14 @@ async def full_disk(folder: Path) -> None:
     with _small_disk(folder) as root:
         share = Share(root, folder / "lock", now, require_mount=True)
         await share.publish(WEB1, NAME, 1, bundle(1))
-        await share.glance(["web1"])
+        await share.glance([WEB1])
         assert share.problem is None
         with (root / "fill").open("wb", buffering=0) as fill, suppress(OSError):
             while True:
                 fill.write(bytes(1024))
         with pytest.raises(ShareFull, match="is full"):
             await share.publish(WEB1, NAME, 2, bundle(2))
-        await share.glance(["web1"])
+        await share.glance([WEB1])
         assert share.problem is not None
         assert share.problem.code == "share.full"
         assert f"df -h {root}" in share.problem.hint
@@ -187,7 +187,7 @@ async def full_disk(folder: Path) -> None:
         await share.retire("web1", NAME, 3)  # removing goes on: that is what makes room
         (root / "fill").unlink()
         await share.publish(WEB1, NAME, 2, bundle(2))
-        await share.glance(["web1"])
+        await share.glance([WEB1])
         assert share.problem is None
         assert bundle(2) == read_live(root / "web1")
         await share.stop()
@@ -208,7 +208,7 @@ async def dead_disk(folder: Path) -> None:
         _run("umount", "-l", root)
         await share.stop()
         _run("mount", "-o", "loop", folder / "disk.img", root)
-        await share.glance(["web1"])
+        await share.glance([WEB1])
         assert share.problem is None
         assert bundle(1) == read_live(root / "web1")
         await share.publish(WEB1, NAME, 2, bundle(2))

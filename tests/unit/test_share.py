@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from certfan.core.model import Consumer
 from certfan.daemon.share.setup import set_up_share
 from certfan.daemon.share.share import Share
 from certfan.errors import (
@@ -20,6 +21,7 @@ from certfan.errors import (
     ShareTampered,
     ShareUnavailable,
 )
+from certfan.share_worker.patrol import AT_ONCE
 from certfan.share_worker.tree import Folder
 from tests.unit.share_parts import (
     MAIL1,
@@ -351,7 +353,7 @@ async def test_a_neighbour_that_spoils_its_folder_spoils_no_other(
         os.chown(spoilt, uid, -1)
     with pytest.raises((ShareTampered, PermissionTooOpen)) as caught:
         await place.share.publish(WEB1, NAME, 1, bundle(1))
-    await place.share.glance(["web1", "mail1"])
+    await place.share.glance(map(Consumer, ["web1", "mail1"]))
     await place.share.publish(MAIL1, NAME, 1, bundle(1))
     await place.share.sweep()
     seen = await place.share.look()
@@ -364,12 +366,12 @@ async def test_a_neighbour_that_spoils_its_folder_spoils_no_other(
 async def test_a_glance_tells_what_is_wrong_with_one_folder(place: Place) -> None:
     """Open to others, another owner's, a planted symlink, gone: each is told by its consumer, the share is up."""
     await place.share.publish(WEB1, NAME, 1, bundle(1))
-    await place.share.glance(["web1", "mail1"])
+    await place.share.glance(map(Consumer, ["web1", "mail1"]))
     assert {} == place.share.folder_problems
     (place.root / "mail1").chmod(0o2755)
     (place.root / "web1" / "live").chmod(0o2770)
     (place.root / "web2").symlink_to("web1")
-    await place.share.glance(["web1", "mail1", "web2", "web3"])
+    await place.share.glance(map(Consumer, ["web1", "mail1", "web2", "web3"]))
 
     assert {
         "mail1": "share.permission_too_open",
@@ -381,18 +383,62 @@ async def test_a_glance_tells_what_is_wrong_with_one_folder(place: Place) -> Non
     assert place.share.problem is None
 
 
+@pytest.mark.parametrize("harm", ["mode", "a second name", "a link in its place"])
+async def test_a_glance_finds_a_key_that_somebody_opened_up(place: Place, harm: str) -> None:
+    """Told by its consumer with the file's name, as long as it is so; the share is up, and others are not blamed."""
+    for number in (1, 2):
+        await place.share.publish(WEB1, NAME, number, bundle(number))
+        await place.share.publish(MAIL1, NAME, number, bundle(number))
+    key = place.root / "web1/generations" / NAME / "1/privkey.pem"
+    aside = key.with_name("aside")
+    if harm == "mode":
+        key.chmod(0o644)
+    elif harm == "a second name":
+        aside.hardlink_to(key)
+    else:
+        key.rename(aside)
+        key.symlink_to(aside)
+    told = []
+    for _ in range(3):
+        await place.share.glance([WEB1, MAIL1])
+        told.append({name: problem.code for name, problem in place.share.folder_problems.items()})
+        key.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
+    code = "share.permission_too_open" if harm == "mode" else "share.tampered"
+
+    assert [{"web1": code}, {}, {}] == told
+    assert place.share.problem is None
+
+
+async def test_glances_go_round_all_keys(place: Place) -> None:
+    """More certificates than one glance looks at: what the first round began, it ends, and tells what it has seen."""
+    for number in range(AT_ONCE + 5):
+        await place.share.publish(WEB1, f"{number:03}.example", 1, bundle(1))
+    for number in (0, AT_ONCE + 4):
+        (place.root / f"web1/generations/{number:03}.example/1/privkey.pem").chmod(0o664)
+    told = []
+    for _ in range(2):
+        await place.share.glance([WEB1])
+        told.append(place.share.folder_problems["web1"].detail)
+    (place.root / "web1/generations/000.example/1/privkey.pem").chmod(0o640)
+    await place.share.glance([WEB1])
+
+    assert ["000.example" in one for one in told] == [True, True]
+    assert f"{AT_ONCE + 4:03}.example" in place.share.folder_problems["web1"].detail
+
+
 async def test_a_glance_notices_a_share_that_lost_its_sentinel_or_became_another(tmp_path: Path) -> None:
     """The same folder, opened long ago: its sentinel is read anew at every glance."""
     place = make_place(tmp_path)
-    await place.share.glance(["web1"])
+    await place.share.glance(map(Consumer, ["web1"]))
     sentinel = place.root / "certfan.share"
     kept = sentinel.read_text()
     sentinel.unlink()
     with pytest.raises(ShareUnavailable, match=r"no certfan\.share"):
-        await place.share.glance(["web1"])
+        await place.share.glance(map(Consumer, ["web1"]))
     assert not place.share.is_up
     sentinel.write_text(kept)
-    await place.share.glance(["web1"])
+    await place.share.glance(map(Consumer, ["web1"]))
 
     assert place.share.problem is None
     await place.share.stop()

@@ -133,13 +133,15 @@ class Share:
         with self._watched():
             await self._worker.call("publish", arguments, files, patience=_PUBLISHING)
 
-    async def glance(self, consumers: Iterable[str]) -> None:
+    async def glance(self, consumers: Iterable[Consumer]) -> None:
         """See in a few calls whether the share can be used; `problem` and `folder_problems` tell what is not well.
+
+        Some keys are looked at each time, all of them in turn: whether somebody has opened them up.
 
         Raises:
             ShareUnavailable: not mounted, another share, disconnected or hung.
         """
-        arguments = {"consumers": sorted(consumers)}
+        arguments = {"consumers": {one.name: one.mode for one in consumers}}
         with self._watched():
             answer = (await self._worker.call("glance", arguments, patience=_GLANCING)).header
         self._mind(read_only=answer["read_only"])
