@@ -364,6 +364,7 @@ class NotAllowed(ChannelError):
     """The peer is known, but the thing is not its own."""
 
     code = "channel.not_allowed"
+    exit_code = 77
 
 
 class EnrolmentRefused(ChannelError):

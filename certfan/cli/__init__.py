@@ -51,25 +51,8 @@ def daemon(ctx: click.Context, config: Path) -> None:
 @main.command()
 @config_option
 @json_option
-@click.argument("name", shell_complete=names("certificates"))
-@click.option(
-    "--to", type=click.IntRange(min=1), help="Which generation; default: the newest earlier usable one."
-)
-def rollback(config: Path, name: str, to: int | None, as_json: bool) -> None:
-    """Serve the pair of an older generation of certificate NAME again, as its next generation."""
-    from certfan.cli.control import call
-
-    body = {"certificate": name} if to is None else {"certificate": name, "to": to}
-    answer = call(config, "POST", "/api/v1/rollback", body)
-    told = f"the pair of {name}@{answer['to']} (serial {answer['serial']}) becomes the next generation"
-    looking.say(answer, f"{told}; a later one: certfan renew {name}", as_json)
-
-
-@main.command()
-@config_option
-@json_option
 @click.option("--consumer", "is_consumer", is_flag=True, help="NAME is a consumer: end its identities too.")
-@click.argument("name")
+@click.argument("name", shell_complete=names("orphans"))
 def forget(config: Path, name: str, is_consumer: bool, as_json: bool) -> None:
     """Remove now what is left of NAME, which is in the config no longer: on the share, here, every fact."""
     from certfan.cli.control import call
@@ -107,6 +90,7 @@ main.add_command(internal_ca.ca)
 main.add_command(backing.backup)
 main.add_command(backing.restore)
 main.add_command(renewing.renew)
+main.add_command(renewing.rollback)
 main.add_command(authorities.revoke)
 main.add_command(authorities.account)
 main.add_command(looking.status)

@@ -59,7 +59,7 @@ def stage(one: Json, before: int, now: datetime) -> str:
     if held := one["held"]:
         until = f", until {when_said(held['until'], now)}" if held["until"] else ""
         return f"{clean(one['name'])}: waits: {clean(held['why'])}{until}"
-    return f"{clean(one['name'])}: about to be ordered"
+    return f"{clean(one['name'])}: about to be {'rolled back' if one['next']['step'] == 'roll_back' else 'ordered'}"
 
 
 def is_served(one: Json, before: int) -> bool:

@@ -389,6 +389,7 @@ class Wiring:
                 for path, seen in self.state.files()
             ],
             uid=os.geteuid(),
+            rotation=self.rotation.view,
         )
 
     def archived(self) -> AbstractContextManager[tuple[BinaryIO, int]]:

@@ -272,7 +272,7 @@ async def test_only_root_takes_a_backup(tmp_path: Path, monkeypatch: pytest.Monk
     async with control_socket(tmp_path, Admin(), others=routes) as config:
         done = await asyncio.to_thread(certfan, "backup", str(file), "--config", str(config))
 
-    assert 1 == done.returncode
+    assert 77 == done.returncode
     assert done.stderr.startswith("certfan: error: only root may take a backup")
     assert [] == [path.name for path in tmp_path.iterdir() if "tar" in path.name]
 

@@ -143,6 +143,20 @@ async def test_renew_tells_that_an_order_failed_since(tmp_path: Path) -> None:
     ]
 
 
+async def test_a_roll_back_is_followed_as_a_renewal_is(tmp_path: Path) -> None:
+    """It begins with a copy instead of an order, and ends when that is served."""
+    back = things(proofs={WHERE: (proof(),)}, rolled_back={"www.test": 1})
+    daemon = Renewing(things(), back, SERVED)
+    async with control_socket(
+        tmp_path, daemon, doors=dataclasses.replace(DOORS, things=daemon.things)
+    ) as config:
+        words = ("rollback", "www.test", "--wait", "--config", str(config))
+        done = await asyncio.to_thread(certfan, *words)
+
+    assert (0, "www.test@2 is served and proven by every endpoint\n") == (done.returncode, done.stdout)
+    assert "www.test: about to be rolled back" == done.stderr.splitlines()[0]
+
+
 async def test_renew_gives_up_waiting_and_not_the_order(tmp_path: Path) -> None:
     """Exit code 75, how far it has come, and where to look."""
     done = await renewed(tmp_path, "--timeout", "0", states=(things(), HALF))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,15 +20,17 @@ from certfan.core.path import Failure
 from certfan.daemon.challenges.caa import CaaFinder
 from certfan.daemon.desk.doctor import Doctor
 from certfan.daemon.offline import examine
+from certfan.daemon.rotation import Phase, RotationView
 from certfan.daemon.status.doctor_control import doctor_routes
 from certfan.daemon.status.model import StateOfThings
 from certfan.errors import AuthorityUnreachable
-from tests.unit.status_parts import DAY, WHERE, Admin, control_socket, deployment, proof, things
+from tests.unit.status_parts import DAY, NOW, WHERE, Admin, control_socket, deployment, proof, things
 from tests.unit.test_cli import certfan
 from tests.unit.test_config_watch import MAIN, certificate
 from tests.unit.tiny_dns import serving
 
 SETTLED = things(proofs={WHERE: (proof(),)}, deployments={WHERE: (deployment(1),)})
+SETTLED_CA = RotationView("example", Phase.SETTLED, 0, "ab" * 32, NOW, ())
 ALLOWED = CaaSet("test", (CaaRecord(False, "issue", "ca.test"),))
 
 
@@ -39,6 +42,7 @@ def make_doctor(
     files: tuple[FileSeen, ...] = (FileSeen("/s", 0o700, 7),),
     self_check: bool = True,
     silent: bool = False,
+    rotation: RotationView = SETTLED_CA,
 ) -> Doctor:
     async def state() -> StateOfThings:
         return of
@@ -51,6 +55,9 @@ def make_doctor(
     async def check(_: Identifier) -> Problem | None:
         return path
 
+    async def view() -> RotationView:
+        return rotation
+
     async def find(_: str) -> CaaSet | Failure:
         return caa
 
@@ -62,6 +69,7 @@ def make_doctor(
         find_caa=find,
         files=lambda: files,
         uid=7,
+        rotation=view,
     )
 
 
@@ -80,7 +88,17 @@ async def test_a_settled_farm_has_a_good_word_for_every_area() -> None:
     """Nothing is left out without being said."""
     areas = await found(make_doctor())
 
-    assert {"config", "clock", "share", "permissions", "authority", "agents", "path", "caa"} == areas.keys()
+    assert {
+        "config",
+        "clock",
+        "share",
+        "permissions",
+        "authority",
+        "agents",
+        "path",
+        "caa",
+        "ca",
+    } == areas.keys()
     assert {Grade.OK} == {one.grade for findings in areas.values() for one in findings}
 
 
@@ -117,7 +135,7 @@ async def test_what_is_wrong_comes_with_what_mends_it(
     areas = await found(doctor())
 
     assert [(Grade.BAD, subject, hint)] == [(one.grade, one.subject, one.hint) for one in areas[area]]
-    assert 8 == len(areas)
+    assert 9 == len(areas)
 
 
 async def test_paths_that_are_not_to_be_looked_at_are_said_not_to_be() -> None:
@@ -125,6 +143,15 @@ async def test_paths_that_are_not_to_be_looked_at_are_said_not_to_be() -> None:
     (one,) = (await found(make_doctor(self_check=False)))["path"]
 
     assert (Grade.WARN, "self_check") == (one.grade, one.subject)
+
+
+async def test_a_rotation_that_waits_is_told(tmp_path: Path) -> None:
+    """Somebody has begun it, and may have forgotten who is off."""
+    waits = dataclasses.replace(SETTLED_CA, phase=Phase.OVERLAP, waits_for=("web1",))
+    (one,) = (await found(make_doctor(rotation=waits)))["ca"]
+
+    assert (Grade.WARN, "run: certfan ca show") == (one.grade, one.hint)
+    assert "waits for web1" in one.detail
 
 
 async def test_nobody_listening_ends_the_looks() -> None:

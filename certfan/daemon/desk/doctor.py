@@ -14,6 +14,7 @@ from certfan.core.findings import FileSeen, Finding, Grade, caa_finding, of_prob
 from certfan.core.looks import checked_identifiers
 from certfan.core.model import Authority, Certificate, Identifier, Problem
 from certfan.daemon.challenges.caa import FindCaa
+from certfan.daemon.rotation import Phase, RotationView
 from certfan.daemon.status.model import Page, StateOfThings
 from certfan.daemon.status.view import view
 from certfan.errors import CertfanError
@@ -39,6 +40,7 @@ class Doctor:
         find_caa: FindCaa,
         files: Callable[[], Collection[FileSeen]],
         uid: int,
+        rotation: Callable[[], Awaitable[RotationView]],
     ) -> None:
         self._things = things
         self._look = look
@@ -47,6 +49,7 @@ class Doctor:
         self._find_caa = find_caa
         self._files = files
         self._uid = uid
+        self._rotation = rotation
 
     async def examine(self, tell: Tell) -> None:
         """Tell every finding as soon as it is known. Cancelled, nothing is left behind.
@@ -55,7 +58,8 @@ class Doctor:
             ExceptionGroup: of what `tell` raised; nothing more is looked at then.
         """
         things = await self._things()
-        for finding in (*_own(things), *await self._permissions(), *_known(things)):
+        rotation = _followed(await self._rotation())
+        for finding in (*_own(things), *await self._permissions(), *_known(things), rotation):
             await tell(finding)
         certificates = things.desired.certificates.values()
         async with asyncio.TaskGroup() as group:
@@ -128,6 +132,21 @@ class Doctor:
         seen = await self._find_caa(identifier.removeprefix("*."))
         identities, _ = await asked
         return caa_finding(identifier, seen, authority=authority, identities=identities, account=account)
+
+
+def _followed(ca: RotationView) -> Finding:
+    """Return whether the internal CA is the only one that is believed."""
+    if ca.phase is Phase.SETTLED:
+        return Finding(Grade.OK, "ca", "ca", f"the internal CA is good until {ca.not_after:%Y-%m-%d}")
+    waits = ", ".join(ca.waits_for) or "nobody any more"
+    why = f", and {ca.problem}" if ca.problem else ""
+    return Finding(
+        Grade.WARN,
+        "ca",
+        "ca",
+        f"another internal CA follows, and waits for {waits}{why}",
+        "run: certfan ca show",
+    )
 
 
 async def _told(finding: Finding) -> Finding:
