@@ -102,6 +102,7 @@ async def _listening(parts: Wiring) -> AsyncIterator[None]:
         stack.push_async_callback(parts.channel.stop)
         doors = app.Doors(
             things=parts.showing.things,
+            pages=parts.pages,
             events=parts.showing.events,
             story=parts.store.story,
             alive=parts.health.alive,

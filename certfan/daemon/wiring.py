@@ -289,7 +289,7 @@ class Wiring:
 
     @cached_property
     def pages(self) -> Pages:
-        """Pages for whoever tells of them; the status and the control socket have their own."""
+        """The pages that are shown and told of."""
         return Pages(self.showing.things)
 
     @cached_property

@@ -49,6 +49,7 @@ class Doors:
     story: Story
     alive: Checks = no_checks
     ready: Checks = no_checks
+    pages: Pages | None = None  # of the same things, when others show them too
     tokens: Tokens = tuple  # hashes of those that let in from elsewhere
     hosts: Collection[str] = field(default_factory=frozenset)  # names beside literal addresses and localhost
 
@@ -117,7 +118,7 @@ class _Routes:
 
     def __init__(self, doors: Doors) -> None:
         self._doors = doors
-        self._pages = Pages(doors.things)
+        self._pages = doors.pages or Pages(doors.things)
 
     async def things(self) -> StateOfThings:
         return await self._doors.things()
