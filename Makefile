@@ -6,7 +6,7 @@ SOURCES := certfan tests
 # Hundreds of short-lived processes would each compile everything anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv lab check format test sweep demo bench bench-fanout bench-acme bench-responder bench-share clean
+.PHONY: help venv lab check format test sweep demo bench bench-fanout bench-acme bench-responder bench-share bench-status clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -59,6 +59,9 @@ bench-responder: lab  ## answers to challenges, beside nginx and Caddy, into bui
 
 bench-share: lab ## bundles published, beside the same files written plainly, into build/bench/share.json
 	@$(BIN)/python -m tests.lab.bench_share
+
+bench-status: lab ## the status of 1,000 certificates on 20 consumers while orders run, into build/bench/status.json
+	@$(BIN)/python -m tests.lab.bench_status
 
 clean:           ## remove what the other targets made in this folder
 	rm -rf .venv build
