@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import tomllib
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from certfan import pki
+from certfan import pki, tls
 from certfan.cli import conf_files
 from certfan.cli.import_lines import lines
 from certfan.cli.taking import Take
-from certfan.core.model import Problem
+from certfan.core.model import Authority, Problem
 from certfan.daemon.config.checks import why_not_asked
 from certfan.daemon.status import adoption_control
 from certfan.daemon.status.model import AccountView
@@ -35,6 +36,12 @@ class Reloading(Admin):
     """A daemon that finds nothing wrong."""
 
     config_problems: Sequence[Problem] = ()
+
+    read: Callable[[], None] = staticmethod(lambda: None)
+
+    async def reload(self, *, uid: int) -> Sequence[Problem]:
+        self.read()
+        return await super().reload(uid=uid)
 
     async def forget(self, certificate: str, *, uid: int) -> None:
         await super().forget(certificate, uid=uid)
@@ -65,21 +72,21 @@ class Office(AuthorityAdmin):
 class Import:
     """A tree of one or two pairs, whose authority the daemon knows as `ca`, and a daemon that adopts."""
 
-    def __init__(self, desk: Desk, config: Path, admin: Admin, office: Office) -> None:
+    def __init__(self, desk: Desk, config: Path, admin: Reloading, office: Office) -> None:
         self.desk, self.config, self.admin, self.office = desk, config, admin, office
 
-    def take(self, *names: str, replace_account: bool = False) -> Take:
+    def take(self, *names: str, replace_account: bool = False, directory: str = "https://ca/dir") -> Take:
         pairs = [
             FoundPair(
                 name,
                 *PAIRS[n],
-                directory="https://ca/dir",
+                directory=directory,
                 way=Way("webroot", ("/var/www",)),
                 where=HERE / name,
             )
             for n, name in enumerate(names or (WWW,), 1)
         ]
-        account = FoundAccount("https://ca/dir", "https://ca/acct/9", ACCOUNT_KEY, where=HERE)
+        account = FoundAccount(directory, "https://ca/acct/9", ACCOUNT_KEY, where=HERE)
         tree = Tree("certbot", HERE, accounts=(account,), pairs=tuple(pairs), left_out=(), stop="stop it")
         desired = self.desk.fleet.desired
         roots = self.desk.roots.read_bytes()
@@ -140,6 +147,30 @@ async def test_when_all_is_ours_nothing_is_left_to_do(tmp_path: Path) -> None:
     assert ("adopted", "adopted") == (told["accounts"][0]["do"], told["certificates"][0]["do"])
     assert "nothing is left to do" == lines(told)[-1]
     assert [] == office.asked
+
+
+async def test_an_authority_that_the_config_lacks_is_put_into_it_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon must know it before it can be asked for the account; the certificates still come last."""
+    async with importing(tmp_path, Office()) as one:
+        # The authority is a public one, so its chains end in the system's roots.
+        monkeypatch.setattr(tls, "system_roots_pem", one.desk.roots.read_bytes)
+        written: list[set[str]] = []
+
+        def read() -> None:
+            found = tomllib.loads(one.file.read_text())
+            written.append(set(found))
+            new = {name: Authority(name, table["directory"]) for name, table in found["authority"].items()}
+            one.desk.fleet.desired = replace(one.desk.fleet.desired, authorities=new)
+
+        one.admin.read = read
+        done = await one.do(one.take(directory="https://new.example/dir"))
+
+    assert {"new-example": "https://new.example/dir"} == done["authorities"]
+    assert [{"authority"}, {"authority", "certificate"}] == written
+    assert "new-example" == one.office.asked[0][1]
+    assert [] == done["failed"]
 
 
 async def test_while_an_authority_is_silent_its_certificates_wait(tmp_path: Path) -> None:
