@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 from sqlalchemy import Connection
 
 T = TypeVar("T")
-MOST_LATE = 0.1  # seconds that what nobody waits for may stay unwritten
+MOST_LATE = 0.02  # seconds that what nobody waits for may stay unwritten
 Call: TypeAlias = Callable[[Connection], Any]
 Waiting: TypeAlias = tuple[list[asyncio.Future[Any]], Call]  # for whom it is done, and what
 Outcome: TypeAlias = tuple[Any, Exception | None]
