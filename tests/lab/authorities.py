@@ -230,8 +230,8 @@ class Rig:
             await self.responder.stop()
             await self.server.stop()
 
-    def _fetched(self, token: str, place: str) -> None:
-        self.places.add(place)
+    def _fetched(self, token: str, place: Callable[[], str]) -> None:
+        self.places.add(place())
         if waiting := self.waiting.get(token):
             waiting.release()
 

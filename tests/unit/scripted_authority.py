@@ -117,7 +117,7 @@ class ScriptedCa:
         self.unreachable_names: set[str] = set()
         self.silent_names: set[str] = set()  # whose challenges are never looked at
         self.on_look: Callable[[], Awaitable[None]] | None = None  # before every look at an order
-        self.fetched: Callable[[str, str], None] = lambda _token, _place: None
+        self.fetched: Callable[[str, Callable[[], str]], None] = lambda _token, _place: None
         self.connected: list[str | None] = []
         self.renewal: dict[str, Window] | None = None  # by certID; None: it has no such thing
         self.revoked: dict[bytes, int] = {}  # DER -> reason
@@ -276,7 +276,7 @@ class Client:
             (order.broken if name in self._ca.unreachable_names else order.valid).add(name)
         challenge = (await self.authorization(f"{base}/authz/{name}")).challenges[0]
         if name not in self._ca.silent_names:
-            self._ca.fetched(challenge.token, "web1")
+            self._ca.fetched(challenge.token, lambda: "web1")
         return challenge
 
     async def finalize(self, url: str, csr_der: bytes, *, order_url: str) -> OrderSeen:

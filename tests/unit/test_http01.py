@@ -31,7 +31,9 @@ class Rig:
         self.told: list[tuple[str, str]] = []
         self.asked: list[str] = []
         self.probes: dict[str, str] = {}
-        self.responder = Responder(self._look, lambda *told: self.told.append(told), probes=self.probes)
+        self.responder = Responder(
+            self._look, lambda token, place: self.told.append((token, place())), probes=self.probes
+        )
 
     def _look(self, token: str) -> str | None:
         self.asked.append(token)
@@ -180,7 +182,7 @@ async def test_the_answer_is_out_before_it_is_told() -> None:
     told = asyncio.Event()
     rig = Rig()
 
-    def fetched(_token: str, _place: str) -> None:
+    def fetched(_token: str, _place: object) -> None:
         arrived.append(receiver.recv(65536).endswith(ANSWER.encode()))
         told.set()
 

@@ -42,8 +42,9 @@ _log = log.get("http01")
 class Responder:
     """Answers validators on the listeners that it was started on.
 
-    `tokens` gives the key authorization of a live token. `fetched` is told token and place of every answer that a
-    GET got, after its last byte went out: `www.example.org from 192.168.1.5`. Both must be quick and not raise.
+    `tokens` gives the key authorization of a live token. `fetched` is told the token of every answer that a
+    GET got, after its last byte went out, and what says through which place, when asked at once: `www.example.org from
+    192.168.1.5`. Both must be quick and not raise.
     `probes` is read at every request that is for no token: answers by whole path, our own self-checks' live ones.
     No path of a token is ever looked up in it, and no probe's path has the form of a token's.
     """
@@ -51,7 +52,7 @@ class Responder:
     def __init__(
         self,
         tokens: Callable[[str], str | None],
-        fetched: Callable[[str, str], None],
+        fetched: Callable[[str, Callable[[], str]], None],
         *,
         probes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
@@ -135,7 +136,7 @@ class Responder:
             if keep and self._server:
                 self._server.keep(request.protocol)
             if found and text is not None and request.method == "GET":
-                self._fetched(found[1], _place(request))
+                self._fetched(found[1], lambda: _place(request))
 
         return _Answer(head, body, keep=keep, answered=answered)
 

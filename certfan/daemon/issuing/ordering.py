@@ -99,10 +99,10 @@ class Tokens:
         """Return the answer to a live token."""
         return self._answers.get(token)
 
-    def fetched(self, token: str, place: str) -> None:
-        """Note that somebody was given a token's answer; never blocks."""
+    def fetched(self, token: str, place: Callable[[], str]) -> None:
+        """Note that somebody was given a token's answer; `place` is asked only if an order waits for it."""
         for order in self._waiting.get(token, ()):
-            order.note_fetch(place)
+            order.note_fetch(place())
 
     def put(self, token: str, answer: str, order: Order) -> None:
         """Answer a token from now on; its order hears of every fetch."""
