@@ -2,11 +2,11 @@
 
 PYTHON ?= /usr/bin/python3
 BIN := .venv/bin
-SOURCES := certfan tests
+SOURCES := certfan tests release
 # Hundreds of short-lived processes would each compile everything anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv lab check format test sweep demo bench bench-fanout bench-acme bench-responder bench-share bench-status clean
+.PHONY: help venv lab check format test sweep demo bench bench-fanout bench-acme bench-responder bench-share bench-status wheel deb docs clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -62,6 +62,15 @@ bench-share: lab ## bundles published, beside the same files written plainly, in
 
 bench-status: lab ## the status of 1,000 certificates on 20 consumers while orders run, into build/bench/status.json
 	@$(BIN)/python -m tests.lab.bench_status
+
+wheel: .venv/ready  ## the wheel, into build/dist
+	@$(BIN)/python release/build.py wheel
+
+deb: .venv/ready  ## a Debian package of each wing, into build/dist
+	@$(BIN)/python release/build.py deb
+
+docs: .venv/ready  ## docs/reference anew, from the code
+	@$(BIN)/python release/reference.py
 
 clean:           ## remove what the other targets made in this folder
 	rm -rf .venv build

@@ -52,6 +52,7 @@ CertfanError
 │   └── ProbeUnreachable         probe.unreachable
 ├── ControlError                 control.*    the daemon's control socket
 │   ├── DaemonNotRunning         control.daemon_not_running
+│   ├── DaemonNotInstalled       control.daemon_not_installed  this machine has the agent's part alone
 │   ├── ControlDenied            control.denied             the socket is not for this user
 │   ├── UnknownName              control.unknown_name
 │   ├── StillWaiting             control.still_waiting      what was waited for has not happened yet; it goes on
@@ -461,6 +462,13 @@ class DaemonNotRunning(ControlError):
 
     code = "control.daemon_not_running"
     exit_code = 75
+
+
+class DaemonNotInstalled(ControlError):
+    """A command needs what only the daemon's part of the installation brings."""
+
+    code = "control.daemon_not_installed"
+    retry = Retry.NEVER
 
 
 class ControlDenied(ControlError):

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from certfan.errors import CertfanError, ConfigInvalid
+from certfan.errors import CertfanError, ConfigInvalid, DaemonNotInstalled
 
 _JSON = "certfan.json"
 
@@ -21,12 +21,23 @@ class Group(click.Group):
             return super().invoke(ctx)
         except CertfanError as error:
             refused, code = error, error.exit_code
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] == "certfan":
+                raise
+            refused, code = _not_installed(error), DaemonNotInstalled.exit_code
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise  # click's own
             refused, code = CertfanError(_text(error)), _exit_code(error)
         click.echo(_as_json(refused) if ctx.meta.get(_JSON) else as_text(refused), err=True)
         return ctx.exit(code)
+
+
+def _not_installed(error: ModuleNotFoundError) -> DaemonNotInstalled:
+    return DaemonNotInstalled(
+        f"this needs the daemon's part, which is not installed here: no module {error.name}",
+        hint="apt install certfan-daemon, or: pip install 'certfan[daemon]'",
+    )
 
 
 def _exit_code(error: OSError) -> int:

@@ -95,6 +95,23 @@ def test_every_command_has_a_help_that_is_as_cheap() -> None:
     )  # `certfan --help` took 90 ms with 180 of them, most of it click and the interpreter
 
 
+def test_with_the_agents_part_alone_a_command_of_the_daemon_says_what_to_install() -> None:
+    """`pip install certfan` is the agent: the daemon's libraries are missing, and no traceback tells so."""
+    script = (
+        "import sys; sys.modules['sqlalchemy'] = None\n"
+        "from certfan.cli import main; main(['daemon', '--config', sys.argv[1]])"
+    )
+    argv = [sys.executable, "-c", script, str(EXAMPLES / "certfan.toml")]
+
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert "which is not installed here: no module sqlalchemy" in done.stderr
+    assert (
+        done.stderr.splitlines()[-1] == "try: apt install certfan-daemon, or: pip install 'certfan[daemon]'"
+    )
+
+
 def test_check_says_what_a_good_config_asks_for(examples: Path) -> None:
     """The example is good."""
     done = certfan("check", "--config", str(examples / "certfan.toml"))
