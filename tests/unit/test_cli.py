@@ -556,14 +556,14 @@ def test_what_orders_wait_for_is_told_below_the_certificates() -> None:
     other = show.page_lines(as_json(view(elsewhere)))
 
     assert lines[lines.index("www.test: no answer at www.test since 1 d ago") - 2 :][:8] == [
-        "www.test: waits, again in 6 d 23 h: pebble: 2 certificates for exactly www.test in 7 days are used up",
+        "www.test: waits, again in 6 h: pebble: 2 certificates for exactly www.test in 7 days are used up",
         "www.test: pebble wants it renewed in 12 h; why: https://ca.int/why",
         "www.test: no answer at www.test since 1 d ago",
         "www.test@1: to be revoked (superseded), waits for a successor with another key",
         "",
-        "AUTHORITY  STATE  ORDERS  MOST USED LIMIT                                         ACCOUNT",
-        "pebble     ok     0       2 of 2 certificates per set www.test, less in 6 d 23 h  -",
-        "second     ok     0       -                                                       -",
+        "AUTHORITY  STATE  ORDERS  MOST USED LIMIT                                    ACCOUNT",
+        "pebble     ok     0       2 of 2 certificates per set www.test, less in 6 h  -",
+        "second     ok     0       -                                                  -",
     ]
     assert f"www.test: goes to second instead: {REFUSED.detail}" in other
 

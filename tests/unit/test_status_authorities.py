@@ -63,7 +63,11 @@ DESIRED = Desired(
 )
 
 
-def used_up(certificates: int = 2, at: datetime = NOW - MINUTE) -> dict[str, Ledger]:
+# Spent so long ago that it is free again in six hours: sooner than the fallback would be asked instead.
+SPENT = NOW - 7 * DAY + 6 * HOUR
+
+
+def used_up(certificates: int = 2, at: datetime = SPENT) -> dict[str, Ledger]:
     spends = [Spend(SpendKind.CERTIFICATE, at, frozenset({NAME}))] * certificates
     return {"pebble": Ledger.of(LIMITS, spends, domains=lambda name: name)}
 
@@ -100,7 +104,7 @@ def test_an_order_that_waits_for_a_limit_is_told_and_is_no_problem_while_there_i
 
     (certificate,) = page.certificates
     assert certificate.held is not None
-    assert ("authority.limit", NOW - MINUTE + 7 * DAY) == (certificate.held.code, certificate.held.until)
+    assert ("authority.limit", SPENT + 7 * DAY) == (certificate.held.code, certificate.held.until)
     assert "pebble: 2 certificates for exactly www.test in 7 days are used up" == certificate.held.why
     assert Next("issue", certificate.held.until) == certificate.next
     assert ([], None, State.WORKING) == (subjects(page), certificate.problem, certificate.state)
@@ -117,7 +121,7 @@ def test_an_order_that_waits_for_a_limit_is_told_and_is_no_problem_while_there_i
 )
 def test_a_limit_is_a_problem_of_what_has_no_time_to_wait(facts: dict[str, Any]) -> None:
     """Nothing that may be served any longer is left."""
-    ledgers = used_up(at=facts.get("now", NOW) - MINUTE)
+    ledgers = used_up(at=facts.get("now", NOW) + (SPENT - NOW))
 
     certificate = only(due(seen={"ledgers": ledgers}, **facts))
 
