@@ -86,7 +86,10 @@ class Places:
             bundle = self._bundled.opened(found.files, certificate, generation)
             if bundle.manifest.custody is not Custody.SHARE or pair not in {None, bundle.pair()}:
                 subject = f"{certificate}@{generation}"
-                raise BundleInvalid(f"{subject} on the share is sealed, or another pair", subject=subject)
+                raise BundleInvalid(
+                    f"{subject} on the share has no key that a service could read, or is another pair",
+                    subject=subject,
+                )
             self.installer.mount_at(self._config.share)
         except CertfanError as error:
             self._log.warning(

@@ -69,6 +69,7 @@ def test_the_key_is_nowhere_but_where_it_was_made(place: Loopback) -> None:
     served = place.certificate()["serial"]
     manifest = json.loads((live / "manifest.json").read_bytes())
     elsewhere = [place.rundir / "share", place.rundir / "daemon", home / "state"]
+    place.certfan("share", "verify")  # raises where it tells a difference
 
     assert [] == [path for folder in elsewhere for path in _with_a_key_of_web1(place, folder)]
     assert ["cert.pem", "chain.pem", "fullchain.pem"] == sorted(manifest["files"])

@@ -1,5 +1,6 @@
 """Consumer custody at the daemon, rule by rule: what is asked of whom, which CSR is taken, what is ordered with it."""
 
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -10,6 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import AttributeOID, NameOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from certfan import pki
 from certfan.core.custody import SigningRequest, fits, lost_since
@@ -160,6 +163,29 @@ HOSTILE = {
     "nothing": b"",
     "cut short": built()[:-60],
 }
+
+
+GOOD = x509.load_pem_x509_csr(built()).public_bytes(serialization.Encoding.DER)
+
+
+@given(place=st.integers(0, len(GOOD) - 1), byte=st.integers(0, 255))
+@settings(max_examples=300, deadline=None)
+def test_no_byte_of_what_a_csr_says_can_be_changed(place: int, byte: int) -> None:
+    """Whatever is made of one, it is refused, by nothing else than a refusal, or says the same (around the signature)."""
+    changed = GOOD[:place] + bytes([byte]) + GOOD[place + 1 :]
+    good = pki.read_server_csr(GOOD)
+    with contextlib.suppress(RequestInvalid):
+        found = pki.read_server_csr(changed)
+        assert (good.names, good.key) == (found.names, found.key)
+
+
+@given(st.binary(max_size=400))
+@settings(max_examples=100, deadline=None)
+def test_noise_is_no_csr(noise: bytes) -> None:
+    """Neither bare nor in the frame of one."""
+    for framed in (noise, b"-----BEGIN CERTIFICATE REQUEST-----\n" + noise):
+        with pytest.raises(RequestInvalid):
+            pki.read_server_csr(framed)
 
 
 @pytest.fixture

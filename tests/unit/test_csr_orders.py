@@ -9,17 +9,18 @@ import pytest
 
 from certfan import pki
 from certfan.agent.own_keys import OwnKeys, Wanted
-from certfan.core.model import Custody, Desired, KeyType, Reason
-from certfan.core.steps import AskCsr
+from certfan.core.model import Custody, Desired, KeyType, Reason, Revocation, RevocationReason
+from certfan.core.steps import AskCsr, Revoke
 from certfan.daemon.issuing import signing
 from certfan.daemon.publishing.rollback import RollBacks
-from certfan.errors import MessageInvalid, NotAllowed, RequestInvalid
+from certfan.errors import AuthorityRefused, MessageInvalid, NotAllowed, RequestInvalid
 from certfan.protocol.messages import MAX_CSR, CsrMessage, decode
 from tests.unit.daemon_parts import Daemon, certificate_of, running_daemon
 from tests.unit.fleet_parts import Cut, Fleet, PowerCut, a_fleet
 from tests.unit.planner_parts import HOUR, WWW, make_certificate, make_desired
-from tests.unit.scripted_authority import Gate
+from tests.unit.scripted_authority import Gate, refused
 from tests.unit.test_issuer import ISSUE, NAME, NOW, OTHER, Place, _places, roots, wanted
+from tests.unit.test_issuer_renewal import upkeep
 
 __all__ = ["roots"]
 NAMES = (NAME, OTHER)
@@ -134,6 +135,24 @@ async def test_a_key_is_kept_up_to_its_age_where_the_config_says_so(place: Place
     await signing.ask(step, desired, place.store, place.state, floor=0, now=NOW)
 
     assert first.key == (await place.store.facts()).signing_requests[NAME].key
+
+
+@pytest.mark.parametrize("reason", [RevocationReason.KEY_COMPROMISE, RevocationReason.SUPERSEDED])
+async def test_what_the_daemon_has_no_key_of_is_revoked_by_the_account(
+    place: Place, tmp_path: Path, reason: RevocationReason
+) -> None:
+    """Also a compromised one; where the account may not, nobody here may, and that is told."""
+    await asked_and_sent(place, OwnKeys(tmp_path))
+    await place.issue(own())
+    await place.store.ask_revocation(NAME, 1, Revocation(reason, at_once=True, asked_at=NOW))
+    place.ca.scripts["revoke"] = [refused("unauthorized", 403)]
+    with pytest.raises(AuthorityRefused):
+        await upkeep(place).do(own(), Revoke(NAME, 1))
+    await upkeep(place).do(own(), Revoke(NAME, 1))
+
+    assert 2 == place.ca.calls["revoke"]
+    assert [reason.code] == list(place.ca.revoked.values())
+    assert {(NAME, 1)} == set((await place.store.facts()).revoked)
 
 
 # Rolled back

@@ -51,6 +51,7 @@ def certificate_view(certificate: Certificate, things: StateOfThings) -> Certifi
     return CertificateView(
         name=name,
         identifiers=tuple(map(str, certificate.identifiers)),
+        custody=certificate.custody,
         authority=stands.authority if stands else certificate.authority,
         instead_of=stands.instead_of if stands else None,
         held=stands.holding if stands and not in_flight else None,

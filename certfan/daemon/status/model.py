@@ -171,6 +171,7 @@ class CertificateView:
 
     name: str
     identifiers: tuple[str, ...]
+    custody: str  # where its keys may exist
     authority: str  # whom the next order goes to
     instead_of: Problem | None  # why that is not the config's, but a fallback
     held: Holding | None  # what an order waits for
