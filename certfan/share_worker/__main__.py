@@ -141,7 +141,7 @@ class Worker:
     def _set_up(self, consumers: dict[str, int], uid: int) -> str:
         root = self._place.unproven()
         try:
-            return set_up(root, self._path, consumers, uid=uid, share_id=self._share_id)
+            return set_up(root, self._path, consumers, self._beat, uid=uid, share_id=self._share_id)
         finally:
             os.close(root)
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from certfan import files
 from certfan.errors import ShareTampered, ShareUnavailable
@@ -17,7 +17,15 @@ from certfan.share_worker.place import SENTINEL, Sentinel, read_sentinel, write_
 _CONSUMER_MODE = 0o2750
 
 
-def set_up(root: int, path: str, consumers: Mapping[str, int], *, uid: int, share_id: str | None) -> str:
+def set_up(
+    root: int,
+    path: str,
+    consumers: Mapping[str, int],
+    beat: Callable[[], None],
+    *,
+    uid: int,
+    share_id: str | None,
+) -> str:
     """Make the sentinels and each consumer's folders (owner `uid`, its gid, 2750); return the share's id.
 
     Repeatable: what is right stays, owner and mode of what is there are put right, no content is touched.
@@ -39,7 +47,7 @@ def set_up(root: int, path: str, consumers: Mapping[str, int], *, uid: int, shar
                 files.write_private(SENTINEL, sentinel, mode=0o640, uid=uid, gid=gid, dir_fd=at)
             for name in (tree.LIVE, tree.GENERATIONS):
                 with _folder(name, at, uid, gid) as fd:
-                    _regroup(fd, gid)
+                    _regroup(fd, gid, beat)
             files.sync_folder(".", dir_fd=at)
     files.sync_folder(".", dir_fd=root)
     return share
@@ -75,11 +83,13 @@ def _folder(name: str, at: int, uid: int, gid: int) -> Iterator[int]:
         yield fd
 
 
-def _regroup(at: int, gid: int) -> None:
+def _regroup(at: int, gid: int, beat: Callable[[], None]) -> None:
     """Give the generations that are there already to a consumer's new group; their modes stay."""
     for name in tree.entries(at):
+        beat()
         about = os.stat(name, dir_fd=at, follow_symlinks=False)
-        if stat.S_ISLNK(about.st_mode):
+        is_right = about.st_gid == gid and not stat.S_ISDIR(about.st_mode)
+        if stat.S_ISLNK(about.st_mode) or is_right:
             continue
         flags = os.O_DIRECTORY if stat.S_ISDIR(about.st_mode) else os.O_NONBLOCK
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, dir_fd=at)
@@ -87,7 +97,7 @@ def _regroup(at: int, gid: int) -> None:
             if os.fstat(fd).st_gid != gid:
                 os.fchown(fd, -1, gid)
             if flags == os.O_DIRECTORY:
-                _regroup(fd, gid)
+                _regroup(fd, gid, beat)
         finally:
             os.close(fd)
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,11 +94,18 @@ class Place:
         return pid
 
 
-def set_up_at(root: Path) -> None:
+def set_up_at(root: Path, beat: Callable[[], None] = lambda: None) -> None:
     """Make the folder a share for web1 and mail1."""
     at = os.open(root, os.O_RDONLY)
     try:
-        set_up(at, str(root), {"web1": os.getegid(), "mail1": os.getegid()}, uid=os.geteuid(), share_id=None)
+        set_up(
+            at,
+            str(root),
+            {"web1": os.getegid(), "mail1": os.getegid()},
+            beat,
+            uid=os.geteuid(),
+            share_id=None,
+        )
     finally:
         os.close(at)
 

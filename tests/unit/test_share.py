@@ -524,6 +524,17 @@ async def test_setup_takes_a_consumers_new_group_down_to_its_keys(place: Place) 
     assert "0640" == _mode(place.files(1) / "privkey.pem")
 
 
+async def test_setup_of_a_large_share_tells_that_it_is_at_work(place: Place) -> None:
+    """A sign of life for every file that it looks at: a thousand certificates on a slow volume take minutes."""
+    for number in (1, 2, 3):
+        await place.share.publish(WEB1, NAME, number, bundle(number))
+    beats: list[None] = []
+
+    set_up_at(place.root, lambda: beats.append(None))
+
+    assert len(beats) >= 3 * len(bundle(1))
+
+
 async def test_setup_follows_no_symlink(tmp_path: Path) -> None:
     """Root makes nothing where a link leads."""
     root, victim = tmp_path / "share", tmp_path / "victim"
