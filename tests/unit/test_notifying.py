@@ -290,3 +290,33 @@ def test_nothing_that_another_machine_said_begins_a_line_or_a_header() -> None:
     assert not [line for line in told.text.splitlines() if line.startswith("Bcc")]
     assert len(told.subject) < 200
     assert max(map(len, told.text.splitlines())) < 800
+
+
+async def test_what_came_after_something_that_went_away_is_gathered_for_a_minute_of_its_own(
+    desk: Desk,
+) -> None:
+    """The minute begins with the first of what is told, not with what nobody heard of."""
+    desk.things = farm(clock_problem=CLOCK)
+    await desk.look()
+    desk.things = farm()
+    await desk.passes(5)
+    desk.things = farm(share_problem=SHARE)
+
+    assert await desk.look() == 0
+    assert await desk.passes() == 1
+
+
+async def test_a_broken_way_is_tried_again_after_longer_and_longer(desk: Desk) -> None:
+    """1, 5, 15 and then 60 minutes after the try before, and no sooner, restarts or not."""
+    desk.broken, desk.things = {"chat"}, farm(share_problem=SHARE)
+    await desk.passes()
+    tries = []
+    for minute in range(150):
+        if minute == 30:
+            await desk.store.close()
+            await desk.start()
+        if await desk.look():
+            tries.append(minute)
+        desk.now += MINUTE
+
+    assert tries == [1, 6, 21, 81, 141]

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import io
+import json
 import re
 import ssl
 from collections.abc import AsyncIterator, Iterator
@@ -17,8 +18,10 @@ import aiohttp
 import pytest
 import structlog
 import trustme
+from click.testing import CliRunner
 
 from certfan import log
+from certfan.cli import main
 from certfan.daemon.config.loading import TlsFiles, load
 from certfan.daemon.config.tokens import hash_of, make_token
 from certfan.daemon.listeners import Listener
@@ -243,3 +246,15 @@ def test_what_is_wrong_with_them_is_told_by_key_path(tmp_path: Path, lines: str,
 
     assert expected in told
     assert TOKEN not in told
+
+
+def test_the_command_prints_a_token_once_and_the_line_that_admits_it(tmp_path: Path) -> None:
+    """What it prints is taken by the config as it stands; a name that no table can have is refused."""
+    told = json.loads(CliRunner().invoke(main, ["token", "prometheus", "--json"]).output)
+    text = CliRunner().invoke(main, ["token", "prometheus"]).output
+    refused = CliRunner().invoke(main, ["token", "Not a name"])
+    lines = "\n".join(line.strip() for line in text.splitlines()[-2:])
+
+    assert told["hash"] == hash_of(told["token"])
+    assert set(load(write(tmp_path, f"{MAIN}{lines}\n")).status_tokens) == {"prometheus"}
+    assert refused.exit_code == 2
