@@ -14,6 +14,7 @@ from certfan.core.steps import Clear, Forget, ForgetConsumer, Observed, Retire, 
 from certfan.core.subjects import consumer_subject
 
 KEEP_TIME = timedelta(days=7)
+ALWAYS_KEPT = 2  # generations at a place
 
 
 def retirements(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
@@ -21,6 +22,9 @@ def retirements(desired: Desired, observed: Observed, now: datetime) -> Iterator
     if not observed.share_up:
         return
     for where in sorted(_on_the_share(observed)):
+        few = len(observed.published.get(where, ())) <= ALWAYS_KEPT
+        if few and where in desired.pairs and where not in observed.outdated:
+            continue  # nothing can become superseded there by itself, and so it is nearly everywhere
         yield from place_instants(where, observed)
         yield from _retirement_instants(where, observed)
         if place_waits(where, observed, now):
@@ -65,9 +69,10 @@ def _superseded(where: Where, observed: Observed, now: datetime) -> Step | None:
     if not observed.clock_trusted:
         return None
     numbers = sorted(observed.published.get(where, ()))
-    # Two always remain.
     old = (
-        n for n in numbers[:-2] if n != observed.live.get(where) and _is_superseded(n, where, observed, now)
+        n
+        for n in numbers[:-ALWAYS_KEPT]
+        if n != observed.live.get(where) and _is_superseded(n, where, observed, now)
     )
     return next((Retire(*where, number) for number in old), None)
 

@@ -41,12 +41,16 @@ def shown(
         if where not in desired.pairs:
             counting[where] = frozenset(number for number, _ in whole)
             continue
-        good = frozenset(one for one in whole if asked(*where, one[0]) == one[1])
-        numbers = frozenset(number for number, _ in good)
+        numbers = frozenset([number for number, _ in whole])
+        good = [one for one in whole if asked(*where, one[0]) == one[1]]
+        if len(good) == len(whole) and (pointer is None or pointer in whole):
+            counting[where] = numbers  # so it is nearly everywhere
+            continue
+        numbers = frozenset([number for number, _ in good])
         if pointer is not None and pointer not in good:
             numbers -= {pointer[0]}
         elif pointer is not None:
-            outdated[where] = frozenset(one for one in whole - good if one[0] <= pointer[0])
+            outdated[where] = frozenset(one for one in whole.difference(good) if one[0] <= pointer[0])
         counting[where] = numbers
     return Shown(
         counting,
