@@ -107,7 +107,7 @@ class Worker:
             case "clear":
                 clear(self._whole_share(), **given)
             case "forget":
-                return {"gone": forget(self._whole_share(), **given)}
+                return {"gone": forget(self._whole_share(), self._beat, **given)}
             case "sweep":
                 return {"swept": sweep(self._whole_share(), self._beat, **given)}
             case "setup":

@@ -39,7 +39,7 @@ def clear(root: int, consumer: str, certificate: str) -> None:
         _clear(at, tree.checked(certificate))
 
 
-def forget(root: int, consumer: str) -> bool:
+def forget(root: int, beat: Callable[[], None], consumer: str) -> bool:
     """Remove a consumer's folder with all that certfan put there; False if the emptied folder had to stay.
 
     It stays where only root may change the share's root. Nothing there is fine. Repeatable.
@@ -50,6 +50,7 @@ def forget(root: int, consumer: str) -> bool:
     try:
         with own_consumer(root, consumer) as at:
             for certificate in sorted(filter(tree.is_name, _names_in(at))):
+                beat()
                 _clear(at, certificate)
             for name in (tree.LIVE, tree.GENERATIONS):
                 with contextlib.suppress(FileNotFoundError):
