@@ -1,4 +1,4 @@
-"""What the README shows is what certfan takes."""
+"""What README, tutorial and how-to show is what certfan takes."""
 
 from __future__ import annotations
 
@@ -12,39 +12,53 @@ from certfan.agent import config as agent_config
 from certfan.cli import main
 from certfan.daemon.config import loading as daemon_config
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PROJECT = Path(__file__).parents[2]
+README = (PROJECT / "README.md").read_text()
+TUTORIAL = (PROJECT / "docs" / "tutorial.md").read_text()
+PAGES = README + TUTORIAL + (PROJECT / "docs" / "how-to.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    """Every code block of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def written(machine: str, folder: Path) -> None:
+    """Write the config files that the tutorial has somebody write on a machine."""
+    marked = rf"<!-- {machine}: write /etc/certfan/(\S+) -->\n```toml\n(.*?)```"
+    for name, text in re.findall(marked, TUTORIAL, re.DOTALL):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
 
 
-def commands() -> list[str]:
-    """Every certfan command in a shell block or a row of a table, without its arguments' values."""
-    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    lines += [told for row in README.splitlines() if row[:1] == "|" for told in re.findall("`([^`]+)`", row)]
-    return [line.split(">")[0].strip() for line in lines if line.startswith("certfan ")]
+def commands() -> set[str]:
+    """Every certfan command in a shell block or in a sentence, without what is redirected."""
+    blocks = re.findall(r"```sh\n(.*?)```", PAGES, re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    lines += [
+        " ".join(told.split())
+        for told in re.findall("`([^`]+)`", re.sub("```.*?```", "", PAGES, flags=re.DOTALL))
+    ]
+    return {
+        line.split(">")[0].strip() for line in lines if line.startswith("certfan ") and "COMMAND" not in line
+    }
 
 
-def test_its_configs_are_good(tmp_path: Path) -> None:
-    """The daemon's, the agent's, and the file that adds a name."""
-    daemon, agent = blocks("toml")
-    added = re.search(r"<<'EOF'\n(.*?)EOF", README, re.DOTALL)
-    assert added
-    (tmp_path / "conf.d").mkdir()
-    (tmp_path / "certfan.toml").write_text(daemon)
-    (tmp_path / "conf.d" / "www.toml").write_text(added[1])
-    (tmp_path / "agent.toml").write_text(agent)
+def test_the_tutorials_configs_are_good(tmp_path: Path) -> None:
+    """The daemon's with both names, and both agents'."""
+    for machine in ("cert", "web1"):
+        (tmp_path / machine).mkdir()
+        written(machine, tmp_path / machine)
 
-    config = daemon_config.load(tmp_path / "certfan.toml")
-    services = agent_config.load(tmp_path / "agent.toml", with_systemd=True).services
+    config = daemon_config.load(tmp_path / "cert" / "certfan.toml")
+    services = {
+        machine: [
+            one.name
+            for one in agent_config.load(tmp_path / machine / "agent.toml", with_systemd=True).services
+        ]
+        for machine in ("cert", "web1")
+    }
 
-    assert list(config.desired.certificates) == ["www.example.org"]
-    assert [service.name for service in services] == ["apache2"]
+    assert list(config.desired.certificates) == ["mail.example.org", "www.example.org"]
+    assert services == {"cert": ["postfix", "dovecot"], "web1": ["apache2"]}
 
 
-@pytest.mark.parametrize("line", commands())
+@pytest.mark.parametrize("line", sorted(commands()))
 def test_its_commands_exist(line: str) -> None:
     """Each word up to the first argument is a command of ours."""
     command: click.Command = main
@@ -60,7 +74,7 @@ def test_its_commands_exist(line: str) -> None:
 
 def test_it_names_both_commands_of_the_project() -> None:
     """One runs the main job, one passes the tests."""
-    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    makefile = (PROJECT / "Makefile").read_text()
 
     for target in ("demo", "test", "check", "sweep", "bench"):
         assert f"`make {target}`" in README
