@@ -32,7 +32,7 @@ from certfan.cli.options import config_option
 from certfan.errors import ConfigError
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="certfan")
 def main() -> None:
     """One daemon gets every certificate; every endpoint provably serves it by its deadline."""
@@ -54,7 +54,10 @@ def daemon(ctx: click.Context, config: Path) -> None:
 @click.option("--consumer", "is_consumer", is_flag=True, help="NAME is a consumer: end its identities too.")
 @click.argument("name", shell_complete=names("orphans"))
 def forget(config: Path, name: str, is_consumer: bool, as_json: bool) -> None:
-    """Remove now what is left of NAME, which is in the config no longer: on the share, here, every fact."""
+    """Remove what is left of NAME, which left the config.
+
+    On every consumer's list, on the share, in the state folder, and every fact; the journal stays.
+    """
     from certfan.cli.control import call
 
     answer = call(config, "POST", "/api/v1/forget", {"consumer" if is_consumer else "certificate": name})
@@ -66,9 +69,9 @@ def forget(config: Path, name: str, is_consumer: bool, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def reload(ctx: click.Context, config: Path, as_json: bool) -> None:
-    """Make the daemon read its config now; saved changes are noticed without it.
+    """Have the config read now.
 
-    Answers when it is in force, or exits with 78 and every problem when the one before stays so.
+    Saved changes are noticed without it. Answers when it is in force, or exits with 78 and every problem when the one before stays so.
     """
     from certfan.cli.control import call
 

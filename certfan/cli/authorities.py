@@ -15,10 +15,11 @@ from certfan.cli import looking
 from certfan.cli.completing import names
 from certfan.cli.failing import json_option
 from certfan.cli.options import config_option
-from certfan.core.model import RevocationReason
 from certfan.errors import ActionRefused
 
 MOST_BYTES = 1 << 14  # of a key, or an export
+# core.model's RevocationReason: for these words alone every help would pay for all nouns of the core.
+REASONS = ("unspecified", "keyCompromise", "affiliationChanged", "superseded", "cessationOfOperation")
 
 
 @click.command()
@@ -27,8 +28,8 @@ MOST_BYTES = 1 << 14  # of a key, or an export
 @click.option("--generation", type=click.IntRange(min=1), help="Which one; default: the newest.")
 @click.option(
     "--reason",
-    type=click.Choice([reason.value for reason in RevocationReason]),
-    default=RevocationReason.UNSPECIFIED.value,
+    type=click.Choice(REASONS),
+    default=REASONS[0],
     show_default=True,
     help="What the authority is told (RFC 5280); keyCompromise takes every generation with that key along.",
 )
@@ -37,7 +38,10 @@ MOST_BYTES = 1 << 14  # of a key, or an export
 def revoke(
     config: Path, name: str, generation: int | None, reason: str, at_once: bool, as_json: bool
 ) -> None:
-    """Have a generation of certificate NAME revoked once every endpoint proves a successor with another key."""
+    """Have a generation of certificate NAME revoked.
+
+    By default once every endpoint proves a successor with another key, so that nobody is ever served a revoked leaf.
+    """
     from certfan.cli.control import call
 
     body: dict[str, Any] = {"certificate": name, "reason": reason, "now": at_once}

@@ -22,9 +22,9 @@ from certfan.errors import ActionRefused, ControlDenied, DaemonNotRunning
 @json_option
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 def backup(config: Path, file: Path, as_json: bool) -> None:
-    """Write the daemon's state to FILE: database, keys, accounts and the internal CA; root only.
+    """Write all that the daemon knows to FILE; root only.
 
-    The daemon goes on meanwhile; one that does not run is not needed. FILE is new, readable by you alone, and read again
+    Database, keys, accounts and the internal CA. The daemon goes on meanwhile; one that does not run is not needed. FILE is new, readable by you alone, and read again
     before it gets its name. `-` writes to stdout, for a program that encrypts it:
 
         certfan backup - | age -r RECIPIENT > certfan.tar.age
@@ -90,7 +90,7 @@ def _without_daemon(config: Path) -> Iterator[bytes]:
 @click.option("--user", default="certfan", show_default=True, help="Whom the daemon runs as.")
 @click.argument("file", type=click.File("rb"))
 def restore(config: Path, user: str, file: BinaryIO, as_json: bool) -> None:
-    """Make FILE, which `certfan backup` wrote, the state of the daemon that CONFIG describes; root only.
+    """Make a backup FILE the daemon's state; root only.
 
     The daemon must not run, and its state folder must be empty or not there: nothing is overwritten. All of it is there, or
     none. What happened since the backup is found out when the daemon starts; what you revoked since, revoke again.

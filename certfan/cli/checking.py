@@ -35,7 +35,7 @@ def check(
     authority: str | None,
     names: tuple[str, ...],
 ) -> None:
-    """Read certfan.toml and conf.d, and tell every problem, or what they ask for.
+    """Tell every problem of the config, or what it asks for.
 
     With --order, try each certificate NAME (default: every one) afterwards; nothing of these orders is kept.
     """

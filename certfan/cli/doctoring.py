@@ -23,9 +23,9 @@ _COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
 @click.option("--all", "all_", is_flag=True, help="Tell also what is well.")
 @click.pass_context
 def doctor(ctx: click.Context, config: Path, as_json: bool, all_: bool) -> None:
-    """Look at config, clock, disk, permissions, share, authorities, DNS, CAA, the path of every vhost, and the agents.
+    """Look at everything that a certificate needs.
 
-    Each finding comes with the command that mends it. What only the daemon can see is looked at by the daemon; without
+    Config, clock, disk, permissions, share, authorities, CAA records, the path of every vhost, and the agents. Each finding comes with the command that mends it. What only the daemon can see is looked at by the daemon; without
     it the rest is looked at all the same. Nothing is changed, and nothing is ordered. Exit code 1 when something is bad.
     """
     found: list[dict[str, Any]] = []

@@ -48,9 +48,9 @@ def why(config: Path, name: str, last: int, as_json: bool) -> None:
     help="Plan as if this certfan.toml (and the conf.d beside it) were in force; nothing is done.",
 )
 def plan(config: Path, changed: Path | None, as_json: bool) -> None:
-    """What the daemon is about to do and why: orders, what is published, which services reload.
+    """What the daemon is about to do, and why.
 
-    It is the running daemon's own plan. With --with FILE it tells what that config would change before you save it
+    What is ordered, published and reloaded. It is the running daemon's own plan. With --with FILE it tells what that config would change before you save it
     as yours.
     """
     from certfan.cli.control import call

@@ -47,7 +47,10 @@ def in_colour() -> bool:
     help="Look again every second, with the progress of orders and fan-outs; Ctrl-C ends it.",
 )
 def status(config: Path, as_json: bool, watch: bool) -> None:
-    """What needs you first; then every certificate, consumer and endpoint."""
+    """What needs you; then every endpoint.
+
+    The summary and each problem with what to try, then certificates, authorities and endpoints.
+    """
     from certfan.cli import show
     from certfan.cli.control import call
 

@@ -62,7 +62,10 @@ def renew(config: Path, name: str, wait: bool, timeout: float, as_json: bool) ->
     "--to", type=click.IntRange(min=1), help="Which generation; default: the newest earlier usable one."
 )
 def rollback(config: Path, name: str, to: int | None, wait: bool, timeout: float, as_json: bool) -> None:
-    """Serve the pair of an older generation of certificate NAME again, as its next generation."""
+    """Serve an older pair of certificate NAME again.
+
+    It becomes the next generation: numbers only grow, and consumers install it as they do any other.
+    """
     from certfan.cli.control import call
 
     body = {"certificate": name} if to is None else {"certificate": name, "to": to}

@@ -44,9 +44,9 @@ from certfan.errors import ActionRefused, ConfigInvalid
 def init(
     config: Path, as_json: bool, yes: bool, consumers: Sequence[str], names: Sequence[str], **given: Any
 ) -> None:
-    """Write a first certfan.toml, with a comment for each setting, and look at what this machine lacks for it.
+    """Write a first certfan.toml.
 
-    What no option says is asked for; with --yes the default is taken. A config that is there is never overwritten.
+    With a comment for each setting; then this machine is looked at for what it lacks for it. What no option says is asked for; with --yes the default is taken. A config that is there is never overwritten.
     """
     if config.exists():
         raise ActionRefused(

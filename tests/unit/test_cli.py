@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from certfan.cli import columns, show
+from certfan.cli.authorities import REASONS
 from certfan.cli.control import socket_path
 from certfan.core.model import PathCheck, RenewalInfo, Revocation, RevocationReason
 from certfan.daemon.status import authority_control
@@ -110,6 +111,11 @@ def test_with_the_agents_part_alone_a_command_of_the_daemon_says_what_to_install
     assert (
         done.stderr.splitlines()[-1] == "try: apt install certfan-daemon, or: pip install 'certfan[daemon]'"
     )
+
+
+def test_the_reasons_of_a_revocation_are_the_cores() -> None:
+    """They are spelled out at the command line, which does not load the core for them."""
+    assert [reason.value for reason in RevocationReason] == list(REASONS)
 
 
 def test_check_says_what_a_good_config_asks_for(examples: Path) -> None:
