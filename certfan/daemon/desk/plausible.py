@@ -24,13 +24,20 @@ class Plausible:
         """Return what may be so. The next number follows the highest that is reported, so one too many would be for ever."""
         found = []
         for one in said:
-            if is_plausible(one.generation, _highest(one.certificate, facts)) or is_plausible(
-                one.generation, await self._store.forgotten_number(one.certificate)
+            if is_plausible(one.generation, _newest(one.certificate, facts)) or is_plausible(
+                one.generation, await self._given(one.certificate, facts)
             ):
                 found.append(one)
             else:
                 await self._tell(one)
         return found
+
+    async def _given(self, certificate: str, facts: StoreFacts) -> int:
+        """Return the highest number that we gave a certificate, or have forgotten, whatever consumers and shares say."""
+        given = [one.generation for one in facts.issuances if one.certificate == certificate]
+        if (asked := facts.signing_requests.get(certificate)) is not None:
+            given.append(asked.generation)
+        return max([*given, await self._store.forgotten_number(certificate)])
 
     async def _tell(self, one: Deployment) -> None:
         which = (one.consumer, one.certificate, one.generation)
@@ -47,10 +54,6 @@ class Plausible:
         )
 
 
-def _highest(certificate: str, facts: StoreFacts) -> int:
-    """Return the highest number that we gave a certificate ourselves, whatever consumers and shares say."""
-    known = [g.number for g in facts.generations.get(certificate, ())[-1:]]
-    known += [one.generation for one in facts.issuances if one.certificate == certificate]
-    if (asked := facts.signing_requests.get(certificate)) is not None:
-        known.append(asked.generation)
-    return max(known, default=0)
+def _newest(certificate: str, facts: StoreFacts) -> int:
+    generations = facts.generations.get(certificate, ())
+    return generations[-1].number if generations else 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from certfan import pki
 from certfan.core.model import Certificate, Generation
 from certfan.daemon.state import StateFolder
-from certfan.errors import ChainInvalid, PairMismatch
+from certfan.errors import ChainInvalid, PairMismatch, RequestInvalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,10 @@ class Stock:
         files = self._state.read_generation(certificate.name, number)
         key, request = files.get("privkey.pem"), files.get("request.pem")
         if request is not None:
-            own = pki.read_server_csr(request)
+            try:
+                own = pki.read_server_csr(request)
+            except RequestInvalid:
+                return False  # damaged: another number, rather than the same failure for ever
             return own.der == csr and own.key.spki_hash not in spent
         if key is None:
             return True
