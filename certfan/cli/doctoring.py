@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,13 @@ def doctor(ctx: click.Context, config: Path, as_json: bool, all_: bool) -> None:
     it the rest is looked at all the same. Nothing is changed, and nothing is ordered. Exit code 1 when something is bad.
     """
     found: list[dict[str, Any]] = []
-    for finding in _findings(config):
-        found.append(finding)
-        if not as_json and (all_ or finding["grade"] != "ok"):
-            click.echo("\n".join(finding_lines(finding, colour=looking.in_colour())))
+    with looking.progress() as tell:
+        for finding in _findings(config):
+            found.append(finding)
+            if not as_json and (all_ or finding["grade"] != "ok"):
+                click.echo("\n".join(finding_lines(finding, colour=looking.in_colour())))
+            elif sys.stderr.isatty():
+                tell(f"{len(found)} looked at")
     counts = {grade: sum(one["grade"] == grade for one in found) for grade in _COLOURS}
     told = f"{counts['ok']} well, {counts['warn']} to watch, {counts['bad']} bad"
     looking.say({"findings": found, **counts}, told, as_json)

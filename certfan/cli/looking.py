@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,24 @@ def utc_now() -> datetime:
 def in_colour() -> bool:
     """Whether stdout is a terminal whose owner does not mind colour (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Yield how to say how far something has come: in place on a terminal, a line each elsewhere; never on stdout.
+
+    What was said last makes way for what comes after.
+    """
+    in_place = sys.stderr.isatty()
+
+    def tell(line: str) -> None:
+        click.echo(f"{line}\x1b[K\r" if in_place else f"{line}\n", nl=False, err=True)
+
+    try:
+        yield tell
+    finally:
+        if in_place:
+            click.echo("\x1b[K", nl=False, err=True)
 
 
 @click.command()

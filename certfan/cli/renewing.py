@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -86,12 +85,13 @@ def _tell_outcome(config: Path, answer: Any, told: str, before: Any, timeout: fl
     if before is None:
         looking.say(answer, told, as_json)
         return
-    served = _follow(config, before, timeout)
+    with looking.progress() as tell:
+        served = _follow(config, before, timeout, tell)
     done = f"{before['name']}@{served['generation']} is served and proven by every endpoint"
     looking.say({**answer, "generation": served["generation"]}, done, as_json)
 
 
-def _follow(config: Path, before: Any, timeout: float) -> Any:
+def _follow(config: Path, before: Any, timeout: float, tell: Callable[[str], None]) -> Any:
     """Return the certificate as soon as a newer generation is served everywhere.
 
     Raises:
@@ -107,7 +107,7 @@ def _follow(config: Path, before: Any, timeout: float) -> Any:
         line = stage(one, number, looking.utc_now())
         if line != said:
             said = line
-            _tell(line)
+            tell(line)
         if is_served(one, number):
             return one
         if (one["generation"] or 0) <= number and one["failures"] > before["failures"] and one["problem"]:
@@ -115,9 +115,3 @@ def _follow(config: Path, before: Any, timeout: float) -> Any:
         if time.monotonic() >= ends:
             raise StillWaiting(line, subject=name, hint=f"run: certfan why {name}")
         time.sleep(_BETWEEN_LOOKS)
-
-
-def _tell(line: str) -> None:
-    """Say how far it has come: in place on a terminal, a line each elsewhere; never on stdout."""
-    ends = "\x1b[K\r" if sys.stderr.isatty() else "\n"
-    click.echo(line + ends, nl=False, err=True)

@@ -74,11 +74,10 @@ def _tell(ctx: click.Context, config: Path, what: str, well: str, as_json: bool)
     from certfan.cli.control import follow
 
     answer: dict[str, Any] = {}
-    for answer in follow(config, "POST", f"/api/v1/share/{what}"):
-        if "done" in answer and sys.stderr.isatty() and not as_json:
-            click.echo(f"\r\x1b[K{answer['done']} of {answer['of']}  {answer['at']}", nl=False, err=True)
-    if sys.stderr.isatty() and not as_json:
-        click.echo("\r\x1b[K", nl=False, err=True)
+    with looking.progress() as tell:
+        for answer in follow(config, "POST", f"/api/v1/share/{what}"):
+            if "done" in answer and sys.stderr.isatty():
+                tell(f"{answer['done']} of {answer['of']}  {answer['at']}")
     found = answer["differences"]
     lines = [f"{d['place']} {d['detail']}{'; ' if d['hint'] else ''}{d['hint']}" for d in found]
     looking.say(answer, "\n".join(lines) or well.format(answer["generations"]), as_json)

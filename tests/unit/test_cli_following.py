@@ -143,6 +143,30 @@ async def test_renew_tells_that_an_order_failed_since(tmp_path: Path) -> None:
     ]
 
 
+def on_one_terminal(*words: str) -> str:
+    """Run a command whose stdout and stderr are one terminal; return what was written to it."""
+    ours, its = pty.openpty()
+    argv = [sys.executable, "-m", "certfan", *words]
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        with os.fdopen(its, "wb") as end:
+            subprocess.run(argv, stdout=end, stderr=end, env=CLEAN, timeout=60, check=True)
+        return terminal.read(1 << 16).decode()
+
+
+async def test_on_a_terminal_progress_makes_way_for_the_outcome(tmp_path: Path) -> None:
+    """Each stage in place of the one before; what is left at the end is the outcome alone."""
+    daemon = Renewing(things(), ordering(), HALF, SERVED)
+    async with control_socket(
+        tmp_path, daemon, doors=dataclasses.replace(DOORS, things=daemon.things)
+    ) as config:
+        words = ("renew", "www.test", "--wait", "--config", str(config))
+        shown = await asyncio.to_thread(on_one_terminal, *words)
+
+    outcome = shown.rpartition("\x1b[K")[2]
+    assert 3 == sum(stage.startswith("www.test@2: ") for stage in shown.split("\x1b[K\r"))
+    assert "www.test@2 is served and proven by every endpoint\r\n" == outcome
+
+
 async def test_a_roll_back_is_followed_as_a_renewal_is(tmp_path: Path) -> None:
     """It begins with a copy instead of an order, and ends when that is served."""
     back = things(proofs={WHERE: (proof(),)}, rolled_back={"www.test": 1})

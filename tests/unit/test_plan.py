@@ -58,7 +58,9 @@ def test_a_settled_world_waits_for_the_renewal() -> None:
 
     assert () == planned.steps
     assert NOW + 6 * HOUR == planned.wake_at  # then the authority is asked when to renew
-    assert NOW + 60 * DAY == plan(DESIRED, SETTLED, NOW + 6 * HOUR).wake_at  # nothing of so few can be retired
+    assert (
+        NOW + 60 * DAY == plan(DESIRED, SETTLED, NOW + 6 * HOUR).wake_at
+    )  # nothing of so few can be retired
     assert (Issue(WWW, Reason.RENEWAL_DUE, "ca"),) == steps_of(DESIRED, SETTLED, NOW + 60 * DAY)
 
 
