@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 from certfan.core.model import Certificate, Consumer, Desired, Identifier
-from certfan.daemon.status import pages
 from certfan.daemon.status.model import StateOfThings
-from certfan.daemon.status.pages import LARGE, Pages
+from certfan.daemon.status.pages import LARGE, SLICE, Pages
+from certfan.daemon.status.view import view
 from tests.unit.status_parts import DESIRED, things
 
 
 class Farm:
     """Counts how often somebody looked, and lets a look hang."""
 
-    def __init__(self, pairs: int) -> None:
-        consumers = tuple(f"web{n}" for n in range(pairs))
-        certificate = Certificate(
-            "www.test", (Identifier("www.test"),), consumers=consumers, authority="pebble"
-        )
-        wide = Desired(
-            DESIRED.authorities, {"www.test": certificate}, {name: Consumer(name) for name in consumers}
-        )
-        self._things = things(desired=wide)
+    def __init__(self, pairs: int, certificates: int = 1) -> None:
+        consumers = tuple(f"web{n}" for n in range(-(-pairs // certificates)))
+        wide = {
+            f"n{n}.test": Certificate(
+                f"n{n}.test", (Identifier(f"n{n}.test"),), consumers=consumers, authority="pebble"
+            )
+            for n in range(certificates)
+        }
+        all_of_them = {name: Consumer(name) for name in consumers}
+        self._things = things(desired=Desired(DESIRED.authorities, wide, all_of_them))
         self.looks = 0
         self.go_on = asyncio.Event()
         self.go_on.set()
@@ -43,20 +43,20 @@ async def test_of_a_small_farm_every_page_is_made_anew() -> None:
     assert farm.looks == 2
 
 
-async def test_of_a_large_farm_a_page_is_kept_and_made_in_a_thread(monkeypatch: object) -> None:
-    """The loop goes on answering challenges meanwhile; its metrics are made once."""
-    farm = Farm(LARGE + 1)
+async def test_of_a_large_farm_a_page_is_kept_and_made_in_slices() -> None:
+    """The loop goes on answering challenges meanwhile; it is the page that is made at once; its metrics are made once."""
+    farm = Farm(LARGE + 1, certificates=20)
     made = Pages(farm.look)
-    threads: list[threading.Thread] = []
-    view = pages.view
-    monkeypatch.setattr(pages, "view", lambda of: (threads.append(threading.current_thread()), view(of))[1])  # type: ignore[attr-defined]
+    turns, making = 0, asyncio.create_task(made.page())
+    while not making.done():
+        turns += 1
+        await asyncio.sleep(0)
 
-    first = await made.page()
-
-    assert first is await made.page()
+    assert turns >= (LARGE + 1) // SLICE
+    assert await made.page() is making.result()
+    assert making.result() == view(await farm.look())
     assert await made.exposition() is await made.exposition()
-    assert farm.looks == 1
-    assert threads != [threading.current_thread()]
+    assert farm.looks == 2
 
 
 async def test_nobody_waits_for_the_next_page_while_there_is_one() -> None:

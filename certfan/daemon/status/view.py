@@ -35,10 +35,17 @@ DAY = timedelta(days=1)
 
 def view(things: StateOfThings) -> Page:
     """Return the whole page; the same things give the same page."""
-    certificates = tuple(
-        certificate_view(certificate, things)
-        for _, certificate in sorted(things.desired.certificates.items())
-    )
+    return page_of(things, tuple(certificate_views(things)))
+
+
+def certificate_views(things: StateOfThings) -> Iterator[CertificateView]:
+    """Yield every certificate of the page, which is most of the work."""
+    for _, certificate in sorted(things.desired.certificates.items()):
+        yield certificate_view(certificate, things)
+
+
+def page_of(things: StateOfThings, certificates: tuple[CertificateView, ...]) -> Page:
+    """Return the page of these things, with their certificates as `certificate_views` has them."""
     authorities, orphaned = authority_views(things), orphans(things)
     problems = tuple(_problems(things, certificates, authorities, orphaned))
     runs = run_views(things)
