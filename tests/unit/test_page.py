@@ -14,11 +14,14 @@ import pytest
 
 from certfan.core.model import DeploymentState, Problem
 from certfan.daemon.listeners import Listener
-from certfan.daemon.status.model import State, StateOfThings
+from certfan.daemon.status.model import Page, State, StateOfThings, Verdict
 from certfan.daemon.status.page import words
-from certfan.daemon.status.page.matrix import Choice, matrix
+from certfan.daemon.status.page.matrix import Choice, Matrix, most_urgent_first
+from certfan.daemon.status.page.matrix import matrix as lines_of
 from certfan.daemon.status.page.overview import calm, resets, together
 from certfan.daemon.status.page.rendering import assets
+from certfan.daemon.status.page.routes import MOST_ROWS, overview_html, shared_by_all
+from certfan.daemon.status.page.story import rows_at
 from certfan.daemon.status.page.timeline import timeline
 from certfan.daemon.status.view import view
 from certfan.daemon.store.facts import Event
@@ -56,6 +59,10 @@ async def get(of: StateOfThings, path: str = "/") -> tuple[aiohttp.ClientRespons
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         async with aiohttp.ClientSession() as session, session.get(url + path) as response:
             return response, await response.text()
+
+
+def matrix(page: Page, choice: Choice) -> Matrix:
+    return lines_of(page, choice, most_urgent_first(page.certificates))
 
 
 async def seen(of: StateOfThings, path: str = "/") -> Seen:
@@ -197,6 +204,20 @@ async def test_a_consumer_tells_what_it_serves_and_when_it_was_heard() -> None:
     assert {f"/certificates/{name}" for name in (NAMES[0], NAMES[3], NAMES[4])} <= {
         a["href"] for a in page.all("a")
     }
+
+
+async def test_a_consumer_of_very_many_shows_what_is_not_well_first_and_leads_to_the_rest() -> None:
+    """A thousand lines would hide the one that matters, and take their time."""
+    fleet = parts.Fleet({f"site{n:03}.example.org": ("web1",) for n in range(MOST_ROWS + 30)})
+    fleet.shows("site229.example.org", "web1", placeholder=True, fingerprint="e" * 64)
+    fleet.deployed("site229.example.org", "web1", DeploymentState.RELOADED)
+
+    rows = rows_at("web1", view(fleet.things()))
+    page = await seen(fleet.things(), "/consumers/web1")
+
+    assert (rows[0].certificate, rows[0].verdict) == ("site229.example.org", Verdict.PLACEHOLDER)
+    assert "30 more, less urgent: all certificates of web1" in page.text
+    assert "/?q=web1" in {a["href"] for a in page.all("a")}
 
 
 @pytest.mark.parametrize("path", ["/certificates/ww.example.org", "/consumers/wob1"])
@@ -402,9 +423,7 @@ def test_rendering_is_cheap() -> None:
     assert spent < 0.1
 
 
-def _cost(page: object) -> float:
-    from certfan.daemon.status.page.routes import overview_html
-
+def _cost(page: Page) -> float:
     begun = time.process_time()
-    overview_html(page, Choice(), ())
+    overview_html(page, Choice(), (), shared_by_all(page))
     return time.process_time() - begun

@@ -89,10 +89,14 @@ class Matrix:
     counts: Mapping[State, int]  # of all certificates
 
 
-def matrix(page: Page, choice: Choice) -> Matrix:
-    """Return what the choice shows, problems first, then what is late soonest, then by name."""
-    wanted = [one for one in page.certificates if _is_wanted(one, choice)]
-    wanted.sort(key=_urgency)
+def most_urgent_first(certificates: Sequence[CertificateView]) -> list[CertificateView]:
+    """Return problems first, then what is late soonest, then by name."""
+    return sorted(certificates, key=_urgency)
+
+
+def matrix(page: Page, choice: Choice, ordered: Sequence[CertificateView]) -> Matrix:
+    """Return what the choice shows of certificates in that order."""
+    wanted = [one for one in ordered if _is_wanted(one, choice)]
     pages = max(-(-len(wanted) // LINES_A_PAGE), 1)
     number = min(choice.number, pages)
     start = (number - 1) * LINES_A_PAGE

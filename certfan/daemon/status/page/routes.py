@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from aiohttp import web
 
 from certfan import toml
 from certfan.daemon.status import resources
-from certfan.daemon.status.model import Page
+from certfan.daemon.status.model import ConsumerView, Page
 from certfan.daemon.status.page import story
-from certfan.daemon.status.page.matrix import Choice, matrix
+from certfan.daemon.status.page.matrix import Choice, matrix, most_urgent_first
 from certfan.daemon.status.page.overview import calm, figures, resets, together
 from certfan.daemon.status.page.rendering import assets, render
 from certfan.daemon.status.page.timeline import timeline
@@ -24,6 +25,8 @@ from certfan.daemon.store.facts import Event
 MOST_TOLD = 100
 NEWEST = 12
 MOST_KEPT = 16
+MOST_ROWS = 200  # of one consumer
+_T = TypeVar("_T")
 _POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -62,20 +65,21 @@ class _Page:
         # A large farm's page is kept for a while, so what was made of it is good for as long.
         self._page: Page | None = None
         self._texts: dict[Choice, str] = {}
+        self._shared: Mapping[str, Any] = {}
 
     async def overview(self, request: web.Request) -> web.Response:
         page, choice = await self._source.page(), Choice.of(request.query)
         if page is not self._page:
-            self._page, self._texts = page, {}
+            self._page, self._texts, self._shared = page, {}, {}
         text = self._texts.get(choice)
         if text is None:
             newest = await self._source.events(-1, NEWEST, "")
-            if page.summary.endpoints <= LARGE:
-                text = overview_html(page, choice, newest)
-            else:
-                text = await asyncio.to_thread(overview_html, page, choice, newest)
-            if page is self._page and len(self._texts) < MOST_KEPT:
-                self._texts[choice] = text
+            shared = self._shared or await _beside(page, partial(shared_by_all, page))
+            text = await _beside(page, partial(overview_html, page, choice, newest, shared))
+            if page is self._page:
+                self._shared = shared
+                if len(self._texts) < MOST_KEPT:
+                    self._texts[choice] = text
         return _response(text)
 
     async def certificate(self, request: web.Request) -> web.Response:
@@ -102,17 +106,30 @@ class _Page:
         if found is None:
             return _unknown(request, page, "consumer", [one.name for one in page.consumers])
         told = await self._source.events(-1, MOST_TOLD, name)
-        text = _html(
-            "consumer.html",
-            page,
-            Choice.of(request.query),
-            consumer=found,
-            rows=tuple(story.rows_at(name, page)),
-            resets=[one for one in page.resets if name in one.consumers],
-            problems=together([p for p in page.problems if story.is_about_consumer(p.subject, name)]),
-            events=story.newest_first(told),
+        return _response(
+            await _beside(page, partial(_consumer_html, page, Choice.of(request.query), found, told))
         )
-        return _response(text)
+
+
+async def _beside(page: Page, make: Callable[[], _T]) -> _T:
+    """Make something of a large farm beside the loop, where challenges are answered."""
+    return make() if page.summary.endpoints <= LARGE else await asyncio.to_thread(make)
+
+
+def _consumer_html(page: Page, choice: Choice, consumer: ConsumerView, events: Sequence[Event]) -> str:
+    name = consumer.name
+    rows = story.rows_at(name, page)
+    return _html(
+        "consumer.html",
+        page,
+        choice,
+        consumer=consumer,
+        rows=rows[:MOST_ROWS],
+        endpoints=len(rows),
+        resets=[one for one in page.resets if name in one.consumers],
+        problems=together([p for p in page.problems if story.is_about_consumer(p.subject, name)]),
+        events=story.newest_first(events),
+    )
 
 
 def _unknown(request: web.Request, page: Page, kind: str, known: Sequence[str]) -> web.Response:
@@ -122,20 +139,22 @@ def _unknown(request: web.Request, page: Page, kind: str, known: Sequence[str]) 
     return _response(text, 404)
 
 
-def overview_html(page: Page, choice: Choice, events: Sequence[Event]) -> str:
+def shared_by_all(page: Page) -> Mapping[str, Any]:
+    """Return what every choice of what to see has in common."""
+    return {
+        "ordered": most_urgent_first(page.certificates),
+        "timeline": timeline(page),
+        "figures": figures(page),
+        "calm": calm(page),
+        "resets": resets(page),
+        "heard": {one.name: one.heard for one in page.consumers},
+    }
+
+
+def overview_html(page: Page, choice: Choice, events: Sequence[Event], shared: Mapping[str, Any]) -> str:
     """Return the first page; `events` ascend."""
-    return _html(
-        "overview.html",
-        page,
-        choice,
-        matrix=matrix(page, choice),
-        timeline=timeline(page),
-        figures=figures(page),
-        calm=calm(page),
-        resets=resets(page),
-        heard={one.name: one.heard for one in page.consumers},
-        events=story.newest_first(events),
-    )
+    shown = matrix(page, choice, shared["ordered"])
+    return _html("overview.html", page, choice, matrix=shown, events=story.newest_first(events), **shared)
 
 
 def _html(template: str, page: Page, choice: Choice, **values: Any) -> str:

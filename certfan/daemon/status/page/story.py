@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from certfan.daemon.status.model import CertificateView, Needs, Page, Row
+from certfan.daemon.status.model import CertificateView, Needs, Page, Row, Verdict
 from certfan.daemon.status.page.words import said
 from certfan.daemon.store.facts import Event
 
@@ -77,10 +77,10 @@ def is_about_consumer(subject: str, name: str) -> bool:
     return name in (subject, subject.partition("/")[2])
 
 
-def rows_at(consumer: str, page: Page) -> Iterator[Row]:
-    """Yield every row of one consumer, by certificate."""
-    for certificate in page.certificates:
-        yield from (row for row in certificate.endpoints if row.consumer == consumer)
+def rows_at(consumer: str, page: Page) -> list[Row]:
+    """Return every row of one consumer, what is not proven first, then by certificate."""
+    found = [row for one in page.certificates for row in one.endpoints if row.consumer == consumer]
+    return sorted(found, key=lambda row: row.verdict is Verdict.PROVEN and row.problem is None)
 
 
 def problems_of_certificate(certificate: CertificateView, problems: Sequence[Needs]) -> tuple[Needs, ...]:
