@@ -220,6 +220,18 @@ async def test_a_consumer_of_very_many_shows_what_is_not_well_first_and_leads_to
     assert "/?q=web1" in {a["href"] for a in page.all("a")}
 
 
+async def test_a_certificate_on_very_many_consumers_shows_what_is_not_well_first() -> None:
+    """The rest is counted, and where to read it is told."""
+    fleet = parts.Fleet({"www.example.org": tuple(f"vm{n:03}" for n in range(MOST_ROWS + 30))})
+    fleet.shows("www.example.org", "vm229", placeholder=True, fingerprint="e" * 64)
+    fleet.deployed("www.example.org", "vm229", DeploymentState.RELOADED)
+
+    page = await seen(fleet.things(), "/certificates/www.example.org")
+
+    assert page.text.index("vm229 apache2") < page.text.index("vm000 apache2")
+    assert "30 more, less urgent: certfan status --json" in page.text
+
+
 @pytest.mark.parametrize("path", ["/certificates/ww.example.org", "/consumers/wob1"])
 async def test_an_unknown_name_is_a_page_with_a_guess(path: str) -> None:
     """404, in words, and a way back."""

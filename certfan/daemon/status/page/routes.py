@@ -11,7 +11,7 @@ from aiohttp import web
 
 from certfan import toml
 from certfan.daemon.status import resources
-from certfan.daemon.status.model import ConsumerView, Page
+from certfan.daemon.status.model import CertificateView, ConsumerView, Page
 from certfan.daemon.status.page import story
 from certfan.daemon.status.page.matrix import Choice, matrix, most_urgent_first
 from certfan.daemon.status.page.overview import calm, figures, resets, together
@@ -25,7 +25,7 @@ from certfan.daemon.store.facts import Event
 MOST_TOLD = 100
 NEWEST = 12
 MOST_KEPT = 16
-MOST_ROWS = 200  # of one consumer
+MOST_ROWS = 200  # of one certificate, or one consumer
 _T = TypeVar("_T")
 _POLICY = "; ".join(
     (
@@ -89,16 +89,11 @@ class _Page:
             return _unknown(request, page, "certificate", [one.name for one in page.certificates])
         made = resources.generations(await self._source.things(), name)
         told = await self._source.story(name, found.identifiers, MOST_TOLD)
-        text = _html(
-            "certificate.html",
-            page,
-            Choice.of(request.query),
-            certificate=found,
-            problems=together(story.problems_of_certificate(found, page.problems)),
-            generations=[make() for _, make in made][::-1],
-            events=story.newest_first(told),
+        generations = [make() for _, make in made][::-1]
+        choice = Choice.of(request.query)
+        return _response(
+            await _beside(page, partial(_certificate_html, page, choice, found, generations, told))
         )
-        return _response(text)
 
     async def consumer(self, request: web.Request) -> web.Response:
         page, name = await self._source.page(), request.match_info["name"]
@@ -114,6 +109,25 @@ class _Page:
 async def _beside(page: Page, make: Callable[[], _T]) -> _T:
     """Make something of a large farm beside the loop, where challenges are answered."""
     return make() if page.summary.endpoints <= LARGE else await asyncio.to_thread(make)
+
+
+def _certificate_html(
+    page: Page,
+    choice: Choice,
+    certificate: CertificateView,
+    generations: Sequence[resources.GenerationView],
+    events: Sequence[Event],
+) -> str:
+    return _html(
+        "certificate.html",
+        page,
+        choice,
+        certificate=certificate,
+        rows=story.not_well_first(certificate.endpoints)[:MOST_ROWS],
+        problems=together(story.problems_of_certificate(certificate, page.problems)),
+        generations=generations,
+        events=story.newest_first(events),
+    )
 
 
 def _consumer_html(page: Page, choice: Choice, consumer: ConsumerView, events: Sequence[Event]) -> str:

@@ -78,9 +78,15 @@ def is_about_consumer(subject: str, name: str) -> bool:
 
 
 def rows_at(consumer: str, page: Page) -> list[Row]:
-    """Return every row of one consumer, what is not proven first, then by certificate."""
-    found = [row for one in page.certificates for row in one.endpoints if row.consumer == consumer]
-    return sorted(found, key=lambda row: row.verdict is Verdict.PROVEN and row.problem is None)
+    """Return every row of one consumer, what is not well first, then by certificate."""
+    return not_well_first(
+        [row for one in page.certificates for row in one.endpoints if row.consumer == consumer]
+    )
+
+
+def not_well_first(rows: Sequence[Row]) -> list[Row]:
+    """Return rows in their order, but what is proven and has no problem at the end."""
+    return sorted(rows, key=lambda row: row.verdict is Verdict.PROVEN and row.problem is None)
 
 
 def problems_of_certificate(certificate: CertificateView, problems: Sequence[Needs]) -> tuple[Needs, ...]:
