@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from certfan.core.attempts import UNREACHABLE, after_failure
+from certfan.core.attempts import UNANSWERED, UNREACHABLE, after_failure
 from certfan.core.model import Attempt, Problem, Reason
 from certfan.core.steps import (
     AskRenewal,
@@ -55,10 +55,12 @@ def test_each_kind_of_step_has_its_own_patience(step: Step, expected: list[float
 
 
 def test_an_order_that_may_have_been_heard_is_a_try_like_any_other() -> None:
-    """However often its answer is lost while all else is answered, it is sent no more often than daily in the end."""
+    """The first two are sent again soon, as mostly a connection broke; in the end it is sent no more often than daily."""
     lost = Problem(OrderUnanswered.code, "the answer broke off")
 
-    assert [1, 10, 100, 1440, 1440] == pytest.approx(waits(ISSUE, *[lost] * 5))
+    assert OrderUnanswered.code == UNANSWERED
+    assert [5 / 60, 15 / 60, 100, 1440, 1440] == pytest.approx(waits(ISSUE, *[lost] * 5))
+    assert [1, 5 / 60] == pytest.approx(waits(ISSUE, REFUSED, lost))
 
 
 def test_a_silent_authority_is_asked_soon_and_often() -> None:
