@@ -27,26 +27,27 @@ def main(counts: tuple[int, ...] = COUNTS) -> int:
     figures: Figures = {}
     with Volume(megabytes=MEGABYTES) as volume:
         places = {
-            "gluster": ("/srv/le", volume.gluster.brick(volume.host)),
             "local": (LOCAL, volume.local_disk),
+            "gluster": ("/srv/le", volume.gluster.brick(volume.host)),
         }
         for place, (root, disk) in places.items():
             for count in counts:
-                figures |= _measured(volume, place, root, disk, count)
-                print(
-                    f"{place}, {count} certificates: {figures[f'vs_floor_{place}_{count}']} of the floor",
-                    flush=True,
-                )
-    most = max(counts)
-    for place in ("gluster", "local"):
-        figures[f"vs_floor_{place}"] = figures[f"vs_floor_{place}_{most}"]
-        figures[f"publishes_per_second_{place}"] = figures[f"publishes_per_second_{place}_{most}"]
-    _print(figures)
+                found = _measured(volume, place, root, disk, count)
+                # The last count's are also those of the place.
+                figures |= found | {
+                    name.removesuffix(f"_{count}"): value
+                    for name, value in found.items()
+                    if name.startswith(("vs_floor", "publishes"))
+                }
+                _print(found)
+                _write(figures)
+    return 0
+
+
+def _write(figures: Figures) -> None:
     target = machine.PROJECT / "build/bench/share.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(figures, indent=2) + "\n")
-    print(f"written to {target.relative_to(machine.PROJECT)}")
-    return 0
 
 
 def _measured(volume: Volume, place: str, root: str, disk: Path, count: int) -> Figures:
@@ -78,7 +79,7 @@ def _measured(volume: Volume, place: str, root: str, disk: Path, count: int) -> 
 def _print(figures: Mapping[str, float]) -> None:
     width = max(map(len, figures))
     for name, value in figures.items():
-        print(f"{name:<{width}}  {value:>10}")
+        print(f"{name:<{width}}  {value:>10}", flush=True)
 
 
 if __name__ == "__main__":
