@@ -39,7 +39,7 @@ async def publish(root: Path, names: list[str], consumers: list[str]) -> float:
         if not (root / "certfan.share").exists():
             await set_up_share(root, people, uid=os.geteuid(), lock=lock / "setup.lock")
         share = Share(root, lock / "share.lock", lambda: datetime.now(UTC))
-        await share.glance(consumers)  # the worker runs before the clock does
+        await share.glance(people)  # the worker runs before the clock does
         contents = bundle()
         began = time.monotonic()
         for name in names:
