@@ -8,27 +8,28 @@ import click
 
 from certfan import __version__
 from certfan.cli import (
-    agents,
+    agent,
     authorities,
-    backing,
-    checking,
-    completing,
-    consumers,
-    doctoring,
-    explaining,
+    backup,
+    ca,
+    check,
+    completion,
+    consumer,
+    doctor,
     importing,
-    internal_ca,
-    looking,
-    notifying,
-    renewing,
-    shares,
+    init,
+    notify,
+    renew,
+    share,
     snippets,
-    starting,
-    tokens,
+    status,
+    token,
+    why,
 )
-from certfan.cli.completing import names
+from certfan.cli.completion import names
 from certfan.cli.failing import Group, json_option
 from certfan.cli.options import config_option
+from certfan.cli.saying import say
 from certfan.errors import ConfigError
 
 
@@ -61,7 +62,7 @@ def forget(config: Path, name: str, is_consumer: bool, as_json: bool) -> None:
     from certfan.cli.control import call
 
     answer = call(config, "POST", "/api/v1/forget", {"consumer" if is_consumer else "certificate": name})
-    looking.say(answer, f"{name} is being forgotten; follow it with: certfan events --follow", as_json)
+    say(answer, f"{name} is being forgotten; follow it with: certfan events --follow", as_json)
 
 
 @main.command()
@@ -78,30 +79,33 @@ def reload(ctx: click.Context, config: Path, as_json: bool) -> None:
     problems = call(config, "POST", "/api/v1/reload")["problems"]
     refused = [problem for problem in problems if problem["code"] != "config.needs_restart"]
     told = "\n".join(problem["detail"] for problem in problems) or "the config in force is what is written"
-    looking.say({"problems": problems, "in_force": not refused}, told, as_json)
+    say({"problems": problems, "in_force": not refused}, told, as_json)
     if refused:
         ctx.exit(ConfigError.exit_code)
 
 
-main.add_command(checking.check)
-main.add_command(starting.init)
-main.add_command(completing.completion)
-main.add_command(explaining.why)
-main.add_command(explaining.plan)
-main.add_command(doctoring.doctor)
-main.add_command(internal_ca.ca)
-main.add_command(backing.backup)
-main.add_command(backing.restore)
-main.add_command(renewing.renew)
-main.add_command(renewing.rollback)
-main.add_command(authorities.revoke)
-main.add_command(authorities.account)
-main.add_command(looking.status)
-main.add_command(tokens.token)
-main.add_command(notifying.notify)
-main.add_command(looking.events)
-main.add_command(consumers.consumer)
-main.add_command(shares.share)
-main.add_command(snippets.snippet)
-main.add_command(importing.import_)
-main.add_command(agents.agent)
+for _command in (
+    check.check,
+    init.init,
+    completion.completion,
+    why.why,
+    why.plan,
+    doctor.doctor,
+    ca.ca,
+    backup.backup,
+    backup.restore,
+    renew.renew,
+    renew.rollback,
+    authorities.revoke,
+    authorities.account,
+    status.status,
+    token.token,
+    notify.notify,
+    status.events,
+    consumer.consumer,
+    share.share,
+    snippets.snippet,
+    importing.import_,
+    agent.agent,
+):
+    main.add_command(_command)

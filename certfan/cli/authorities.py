@@ -11,10 +11,10 @@ from urllib.parse import quote
 
 import click
 
-from certfan.cli import looking
-from certfan.cli.completing import names
+from certfan.cli.completion import names
 from certfan.cli.failing import json_option
 from certfan.cli.options import config_option
+from certfan.cli.saying import say
 from certfan.errors import ActionRefused
 
 MOST_BYTES = 1 << 14  # of a key, or an export
@@ -50,7 +50,7 @@ def revoke(
     answer = call(config, "POST", "/api/v1/revoke", body)
     told = ", ".join(f"{name}@{one['generation']} (serial {one['serial']})" for one in answer["revoking"])
     when = "now" if at_once else "once every endpoint proves a successor with another key"
-    looking.say(answer, f"{told}: revoked {when}; follow it with: certfan status", as_json)
+    say(answer, f"{told}: revoked {when}; follow it with: certfan status", as_json)
 
 
 @click.group()
@@ -67,7 +67,7 @@ def show(config: Path, authority: str, as_json: bool) -> None:
     from certfan.cli.control import call
 
     answer = call(config, "GET", _path(authority))
-    looking.say(answer, "\n".join(_lines(answer)), as_json)
+    say(answer, "\n".join(_lines(answer)), as_json)
 
 
 @account.command()
@@ -80,7 +80,7 @@ def rollover(config: Path, authority: str, as_json: bool) -> None:
 
     answer = call(config, "POST", f"{_path(authority)}/rollover")
     told = f"the account at {authority} gets a new key; follow it with: certfan events --follow"
-    looking.say(answer, told, as_json)
+    say(answer, told, as_json)
 
 
 @account.command()
@@ -110,7 +110,7 @@ def import_(config: Path, authority: str, file: Any, as_json: bool) -> None:
     from certfan.cli.control import call
 
     answer = call(config, "PUT", _path(authority), _account(authority, file.read(MOST_BYTES)))
-    looking.say(answer, f"the account at {authority} is now {answer['uri']}", as_json)
+    say(answer, f"the account at {authority} is now {answer['uri']}", as_json)
 
 
 def _account(authority: str, read: bytes) -> dict[str, str | None]:
@@ -136,8 +136,8 @@ def _path(authority: str) -> str:
 
 
 def _lines(answer: dict[str, Any]) -> list[str]:
-    from certfan.cli.authority_lines import limit_text
-    from certfan.cli.columns import clean, span
+    from certfan.cli.lines.authorities import limit_text
+    from certfan.cli.lines.columns import clean, span
 
     def told(key: str, value: str) -> str:
         return f"{key + ':':<11}{clean(value)}"

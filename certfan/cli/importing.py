@@ -9,9 +9,11 @@ from typing import Any
 
 import click
 
-from certfan.cli import conf_files, import_lines, looking
+from certfan.cli import conf_files
 from certfan.cli.failing import json_option
+from certfan.cli.lines import imports
 from certfan.cli.options import config_option
+from certfan.cli.saying import say
 
 KINDS = ("certbot", "dehydrated")
 
@@ -61,7 +63,7 @@ def import_(
     if undo:
         if folder is None and kind is None:
             raise click.UsageError("say what to take back: --from certbot or --from dehydrated")
-        looking.say(*conf_files.undo(config, kind or reading.kind_of(folder or Path()), yes), as_json)
+        say(*conf_files.undo(config, kind or reading.kind_of(folder or Path()), yes), as_json)
         return
     if folder is None:
         raise click.UsageError("FOLDER is missing, as /etc/letsencrypt")
@@ -70,7 +72,7 @@ def import_(
     if yes:
         take.carry_out(told, to_stdout)
     if as_json or not to_stdout:
-        looking.say(told, "\n".join(import_lines.lines(told)), as_json)
+        say(told, "\n".join(imports.lines(told)), as_json)
     else:
         click.echo(told["config"]["text"], nl=False)
     if told["failed"]:
@@ -80,7 +82,7 @@ def import_(
 def _prepare(config: Path, tree: Any, consumers: Sequence[str], replace_account: bool) -> Any:
     """Hold the tree against the config; return the import that comes of it."""
     from certfan import tls
-    from certfan.cli.taking import Take
+    from certfan.cli.import_steps import Take
     from certfan.daemon.config.checks import why_not_asked
     from certfan.daemon.config.loading import load
     from certfan.takeover import planning

@@ -16,11 +16,11 @@ from certfan.daemon.config.loading import Config, load
 from certfan.daemon.journal import Journal, told_again
 from certfan.daemon.state import StateFolder
 from certfan.daemon.status import app
-from certfan.daemon.status.adoption_control import adoption_routes
-from certfan.daemon.status.backup_control import backup_routes
-from certfan.daemon.status.ca_control import ca_routes
-from certfan.daemon.status.doctor_control import doctor_routes
-from certfan.daemon.status.notify_control import notify_routes
+from certfan.daemon.status.control.adoption import adoption_routes
+from certfan.daemon.status.control.backup import backup_routes
+from certfan.daemon.status.control.ca import ca_routes
+from certfan.daemon.status.control.doctor import doctor_routes
+from certfan.daemon.status.control.notify import notify_routes
 from certfan.daemon.store import Store
 from certfan.daemon.timekeeper import Timekeeper
 from certfan.daemon.wiring import Wiring, now

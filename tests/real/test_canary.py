@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from certfan.daemon.status.openapi import description
+from certfan.daemon.status.api.openapi import description
 from tests.real.daemon_place import Daemon, Place, authority, certificate
 
 pytestmark = pytest.mark.real

@@ -11,7 +11,7 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 
 from certfan.daemon.listeners import Listener
-from certfan.daemon.status.openapi import description
+from certfan.daemon.status.api.openapi import description
 from tests.unit.status_parts import serving
 from tests.unit.status_populated import READY
 

@@ -18,7 +18,8 @@ from certfan import log, pki
 from certfan.core.model import Authority, Identifier, KeyType
 from certfan.daemon.desk.adoptions import Adoptions
 from certfan.daemon.listeners import Listener
-from certfan.daemon.status import adoption_control, app
+from certfan.daemon.status import app
+from certfan.daemon.status.control import adoption as adoption_control
 from certfan.errors import ActionRefused, MessageInvalid, UnknownName
 from tests.unit.fleet_parts import PAIRS, Cut, Fleet, PowerCut, a_fleet
 from tests.unit.planner_parts import DAY, NOW, WWW, make_certificate, make_desired

@@ -18,8 +18,8 @@ import pytest
 from certfan.daemon.backup import ABOUT, DATABASE, SUMS, archived, verify
 from certfan.daemon.restoring import restore
 from certfan.daemon.state import StateFolder
-from certfan.daemon.status import backup_control
-from certfan.daemon.status.backup_control import backup_routes
+from certfan.daemon.status.control import backup as backup_control
+from certfan.daemon.status.control.backup import backup_routes
 from certfan.daemon.store import Event, Store
 from certfan.errors import ActionRefused, BackupInvalid, StateLocked, StateTooOpen
 from tests.unit.status_parts import Admin, control_socket

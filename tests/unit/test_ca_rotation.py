@@ -24,7 +24,7 @@ from certfan.agent.rotation import Rotation as AgentRotation
 from certfan.agent.staging import Staging
 from certfan.daemon.ca import open_ca
 from certfan.daemon.rotation import Phase, Rotation
-from certfan.daemon.status.ca_control import ca_routes
+from certfan.daemon.status.control.ca import ca_routes
 from certfan.errors import ActionRefused, NotAuthenticated, ShareUnavailable
 from certfan.protocol.trust import TrustStatement
 from tests.unit.apply_parts import AGENT

@@ -18,11 +18,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from certfan.cli import columns, main, show
+from certfan.cli import main
 from certfan.cli.authorities import REASONS
 from certfan.cli.control import socket_path
+from certfan.cli.lines import columns
+from certfan.cli.lines.page import page_lines
 from certfan.core.model import PathCheck, RenewalInfo, Revocation, RevocationReason
-from certfan.daemon.status import authority_control
+from certfan.daemon.status.control import authorities as authority_control
 from certfan.daemon.status.model import as_json
 from certfan.daemon.status.view import view
 from tests.unit.status_parts import (
@@ -503,9 +505,7 @@ def page(**facts: Any) -> Any:
 
 def test_what_needs_you_comes_first_with_what_to_try() -> None:
     """Summary, problems with hints, certificates, then endpoints."""
-    lines = show.page_lines(
-        page(proofs={WHERE: (proof(heard_ago=DAY),)}, deployments={WHERE: (deployment(1),)})
-    )
+    lines = page_lines(page(proofs={WHERE: (proof(heard_ago=DAY),)}, deployments={WHERE: (deployment(1),)}))
 
     assert lines[:6] == [
         "example: problem, 0 of 1 proven (1 unheard), worst deadline in 82 d",
@@ -522,7 +522,7 @@ def test_what_needs_you_comes_first_with_what_to_try() -> None:
 def test_columns_stand_below_their_heads_and_colour_takes_no_width() -> None:
     """With colour taken away, the coloured page is the plain one."""
     facts = {"proofs": {WHERE: (proof(),)}, "deployments": {WHERE: (deployment(1),)}}
-    plain, coloured = show.page_lines(page(**facts)), show.page_lines(page(**facts), colour=True)
+    plain, coloured = page_lines(page(**facts)), page_lines(page(**facts), colour=True)
 
     assert plain != coloured
     assert plain == [re.sub(r"\x1b\[\d*m", "", line) for line in coloured]
@@ -537,7 +537,7 @@ def test_what_lags_what_was_rolled_back_and_what_is_orphaned_is_shown() -> None:
     told = page(
         generations={"www.test": (generation(1), copy), "old.test": (generation(1),)}, enrolled={"web9": NOW}
     )
-    lines = show.page_lines(told)
+    lines = page_lines(told)
 
     assert lines[1].startswith("  web1: 1 endpoint pending, deadline ")
     assert any("3 (pair of 1)" in line for line in lines)
@@ -569,8 +569,8 @@ def test_what_orders_wait_for_is_told_below_the_certificates() -> None:
     )
     elsewhere = due(attempts=failed(since=NOW - 2 * DAY))
 
-    lines = show.page_lines(as_json(view(waiting)))
-    other = show.page_lines(as_json(view(elsewhere)))
+    lines = page_lines(as_json(view(waiting)))
+    other = page_lines(as_json(view(elsewhere)))
 
     assert lines[lines.index("www.test: no answer at www.test since 1 d ago") - 2 :][:8] == [
         "www.test: waits, again in 6 h: pebble: 2 certificates for exactly www.test in 7 days are used up",

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from certfan.cli import show
-from certfan.cli.progress import bar, stage
+from certfan.cli.lines.page import page_lines
+from certfan.cli.lines.progress import bar, stage
 from certfan.core.issuance import Issuance
 from certfan.core.model import DeploymentState, Identifier, Proof
 from certfan.daemon.status.model import StateOfThings, as_json
@@ -66,12 +66,12 @@ def certificate(of: StateOfThings) -> Any:
 
 def test_what_is_under_way_is_shown_above_the_tables_while_watching() -> None:
     """The order with its age and challenges, the fan-out with a bar; a page that is looked at once has neither."""
-    lines = show.page_lines(as_json(view(ordering())), progress=True)
-    half = show.page_lines(as_json(view(HALF)), progress=True)
+    lines = page_lines(as_json(view(ordering())), progress=True)
+    half = page_lines(as_json(view(HALF)), progress=True)
 
     order = "www.test@2: ordered at pebble for 1 min, 0 of 1 challenges answered"
     assert order in lines
-    assert order not in show.page_lines(as_json(view(ordering())))
+    assert order not in page_lines(as_json(view(ordering())))
     assert "www.test@2: [##########..........] 1 of 2 endpoints proven, not yet on web1" in half
 
 

@@ -13,7 +13,7 @@ import dns.asyncresolver
 import dns.rcode
 import pytest
 
-from certfan.cli.doctoring import finding_lines
+from certfan.cli.doctor import finding_lines
 from certfan.core.findings import CaaRecord, CaaSet, FileSeen, Finding, Grade
 from certfan.core.model import Authority, Identifier, Problem
 from certfan.core.path import Failure
@@ -21,7 +21,7 @@ from certfan.daemon.challenges.caa import CaaFinder
 from certfan.daemon.desk.doctor import Doctor
 from certfan.daemon.offline import examine
 from certfan.daemon.rotation import Phase, RotationView
-from certfan.daemon.status.doctor_control import doctor_routes
+from certfan.daemon.status.control.doctor import doctor_routes
 from certfan.daemon.status.model import StateOfThings
 from certfan.errors import AuthorityUnreachable
 from tests.unit.status_parts import DAY, NOW, WHERE, Admin, control_socket, deployment, proof, things

@@ -27,7 +27,7 @@ from certfan.daemon.notifying import command, mail
 from certfan.daemon.notifying.message import message
 from certfan.daemon.notifying.notices import Notice, Stage
 from certfan.daemon.status import app
-from certfan.daemon.status.notify_control import notify_routes
+from certfan.daemon.status.control.notify import notify_routes
 from certfan.errors import NotifyFailed
 from tests.unit.status_parts import DOORS, NOW, Admin
 from tests.unit.test_config import MAIN, problems_of, write

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from certfan.cli.plan_lines import plan_lines
+from certfan.cli.lines.plan import plan_lines
 from certfan.core.model import Certificate, Consumer, Identifier, Problem
 from certfan.daemon.config.wire import as_wire, from_wire
 from certfan.daemon.status.model import as_json

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from certfan.agent.record import Record
-from certfan.cli.show import reset_lines
+from certfan.cli.lines.page import reset_lines
 from certfan.core.model import Consumer, Desired
 from certfan.core.resets import LONGEST_UP, OURS, Boot, Reset, booted_at, resets
 from certfan.daemon.status.model import as_json

@@ -13,8 +13,8 @@ import jsonschema_rs
 import pytest
 
 from certfan.daemon.listeners import Listener
-from certfan.daemon.status.openapi import description
-from certfan.daemon.status.reading import ROUTES
+from certfan.daemon.status.api.openapi import description
+from certfan.daemon.status.api.reading import ROUTES
 from tests.unit.status_parts import (
     EVENTS,
     serving,

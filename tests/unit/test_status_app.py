@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from certfan.daemon.listeners import Listener, bind
-from certfan.daemon.status import authority_control
+from certfan.daemon.status.control import authorities as authority_control
 from tests.unit.status_parts import Admin, AuthorityAdmin, serving
 
 

@@ -14,11 +14,11 @@ import pytest
 
 from certfan import pki, tls
 from certfan.cli import conf_files
-from certfan.cli.import_lines import lines
-from certfan.cli.taking import Take
+from certfan.cli.import_steps import Take
+from certfan.cli.lines.imports import lines
 from certfan.core.model import Authority, Problem
 from certfan.daemon.config.checks import why_not_asked
-from certfan.daemon.status import adoption_control
+from certfan.daemon.status.control import adoption as adoption_control
 from certfan.daemon.status.model import AccountView
 from certfan.errors import AuthorityUnreachable, UnknownName
 from certfan.takeover import planning

@@ -25,7 +25,7 @@ from certfan.errors import ActionRefused, MessageInvalid, PkiError
 
 
 class Adoptions:
-    """The daemon's side of daemon.status.adoption_control.Actions."""
+    """The daemon's side of daemon.status.control.adoption.Actions."""
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ Check = Callable[[Identifier], Coroutine[Any, Any, Problem | None]]
 
 
 class AuthorityActions:
-    """The daemon's side of daemon.status.authority_control.Actions.
+    """The daemon's side of daemon.status.control.authorities.Actions.
 
     `check` is our own look at the way of a challenge; nothing is looked at while `self_check` says so.
     """

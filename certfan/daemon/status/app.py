@@ -16,17 +16,18 @@ from typing import Any
 from aiohttp import web
 
 from certfan.daemon.listeners import Listener, serve
-from certfan.daemon.status import authority_control, share_control
 from certfan.daemon.status.access import Tokens, guard
-from certfan.daemon.status.answers import answer_bytes
+from certfan.daemon.status.api.answers import answer_bytes
+from certfan.daemon.status.api.reading import API, ROUTES
 from certfan.daemon.status.checks import Checks, checked, no_checks
-from certfan.daemon.status.control import Actions, control_routes
+from certfan.daemon.status.control import authorities as authority_control
+from certfan.daemon.status.control import share as share_control
+from certfan.daemon.status.control.actions import Actions, control_routes
+from certfan.daemon.status.control.plan import plan_routes
 from certfan.daemon.status.model import Page, StateOfThings
 from certfan.daemon.status.page.routes import page_routes
 from certfan.daemon.status.pages import Pages
-from certfan.daemon.status.plan_control import plan_routes
 from certfan.daemon.status.problems import as_problem, refuse_strange_host
-from certfan.daemon.status.reading import API, ROUTES
 from certfan.daemon.store.facts import Event
 
 MAX_BODY = 1 << 14
@@ -147,7 +148,7 @@ class _Routes:
         )
 
     async def openapi(self, request: web.Request) -> web.Response:
-        from certfan.daemon.status.openapi import description
+        from certfan.daemon.status.api.openapi import description
 
         return answer_bytes(request, json.dumps(description()).encode(), "application/json")
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from certfan import toml
-from certfan.daemon.status import resources
+from certfan.daemon.status.api import resources
+from certfan.daemon.status.api.reading import Source
 from certfan.daemon.status.model import CertificateView, ConsumerView, Page
 from certfan.daemon.status.page import story
 from certfan.daemon.status.page.matrix import Choice, matrix, most_urgent_first
@@ -19,7 +20,6 @@ from certfan.daemon.status.page.rendering import assets, render
 from certfan.daemon.status.page.timeline import timeline
 from certfan.daemon.status.page.words import TONE_OF_STATE
 from certfan.daemon.status.pages import LARGE
-from certfan.daemon.status.reading import Source
 from certfan.daemon.store.facts import Event
 
 MOST_TOLD = 100

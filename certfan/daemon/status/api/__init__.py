@@ -1,0 +1,1 @@
+"""What can be read by programs: routes, resources, and the description of them (OpenAPI)."""
