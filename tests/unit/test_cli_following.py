@@ -198,7 +198,10 @@ def watched(config: Path, **env: str) -> tuple[bytes, int]:
     argv = [sys.executable, "-m", "certfan", "status", "--watch", "--config", str(config)]
     with (
         os.fdopen(ours, "rb", buffering=0) as terminal,
-        subprocess.Popen(argv, stdin=its, stdout=its, stderr=its, env={**CLEAN, **env}) as process,
+        # Whoever runs the tests in the background has SIGINT ignored, which a child would inherit.
+        subprocess.Popen(
+            ["env", "--default-signal=INT", *argv], stdin=its, stdout=its, stderr=its, env={**CLEAN, **env}
+        ) as process,
     ):
         os.close(its)
         shown = b""
