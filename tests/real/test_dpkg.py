@@ -19,6 +19,7 @@ pytestmark = [
 NAMES = ("certfan-agent", "certfan-daemon")
 ENVIRONMENT = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"]
 STATE = ["/etc/certfan", "/var/lib/certfan", "/var/lib/certfan-agent"]
+KEPT = "agent.toml fleet.json ca.pem trust.json sealing.pem sealing-0123.pem .owed.json .certfan-apply.lock"
 TRACES = [*STATE, "/usr/lib/certfan", "/usr/bin/certfan", "/lib/systemd/system/certfan.service"]
 
 Inside = Callable[..., subprocess.CompletedProcess[str]]
@@ -91,7 +92,7 @@ def test_packages_are_installed_and_purged(inside: Inside) -> None:
     units = ("certfan.service", "certfan-agent-boot.service", "certfan-apply.socket", "certfan-agent.service")
     assert enabled(inside, *units, "certfan-http01.socket") == [*["enabled"] * 4, "disabled"]
 
-    inside("sh", "-c", "echo mine > /etc/certfan/certfan.toml; mkdir -p /etc/certfan/live/www.example.org")
+    inside("sh", "-c", f"cd /etc/certfan && mkdir -p live/www.example.org && touch certfan.toml {KEPT}")
     inside("dpkg", "--remove", *NAMES)
     assert inside("ls", "-d", *TRACES, check=False).stdout.split() == STATE
 
