@@ -25,7 +25,7 @@ TRACES = [*STATE, "/usr/lib/certfan", "/usr/bin/certfan", "/lib/systemd/system/c
 Inside = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def _built() -> list[Path]:
+def built() -> list[Path]:
     """Build the packages of these sources, unless they are there already."""
     dist = machine.PROJECT / "build" / "dist"
     folders = [machine.PROJECT / name for name in ("certfan", "release", "systemd", "config")]
@@ -46,7 +46,7 @@ def _built() -> list[Path]:
 @pytest.fixture(scope="module")
 def inside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inside]:
     """Return what runs a program in a root that is a throw-away layer over this machine's own."""
-    debs = _built()
+    debs = built()
     place = tmp_path_factory.mktemp("root")
     machine.run(["mount", "-t", "tmpfs", "-o", "size=1g,mode=755", "certfan-packages", str(place)])
     try:
