@@ -1,10 +1,11 @@
 """What every test may use: figures that are worth reading although it passed, and who runs beside whom."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -15,6 +16,13 @@ PROJECT = Path(__file__).parents[1]
 def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Return what keeps a line for the end of the run: seeds, ratios, how often a sweep struck."""
     return lambda line: request.node.user_properties.append(("said", line))
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_ever() -> Iterator[None]:
+    """Undo what a command that ran in this process did to the logs: its stderr is closed by now."""
+    yield
+    structlog.reset_defaults()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
