@@ -2,7 +2,7 @@
 
 PYTHON ?= /usr/bin/python3
 BIN := .venv/bin
-SOURCES := certfan tests release
+SOURCES := certfan tests config
 # Hundreds of short-lived processes would each compile everything anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -64,13 +64,13 @@ bench-status: lab ## the status of 1,000 certificates on 20 consumers while orde
 	@$(BIN)/python -m tests.lab.bench_status
 
 wheel: .venv/ready  ## the wheel, into build/dist
-	@$(BIN)/python release/build.py wheel
+	@$(BIN)/python config/release/build.py wheel
 
 deb: .venv/ready  ## a Debian package of each wing, into build/dist
-	@$(BIN)/python release/build.py deb
+	@$(BIN)/python config/release/build.py deb
 
 docs: .venv/ready  ## docs/reference anew, from the code
-	@$(BIN)/python release/reference.py
+	@$(BIN)/python config/release/reference.py
 
 clean:           ## remove what the other targets made in this folder
 	rm -rf .venv build

@@ -37,7 +37,7 @@ def built() -> list[Path]:
     )
     debs = [path for name in NAMES for path in dist.glob(f"{name}_{__version__}_*.deb")]
     if len(debs) != len(NAMES) or min(deb.stat().st_mtime for deb in debs) < newest:
-        argv = [sys.executable, str(machine.PROJECT / "release/build.py"), "deb"]
+        argv = [sys.executable, str(machine.PROJECT / "config/release/build.py"), "deb"]
         subprocess.run(argv, check=True, timeout=800)
         debs = [path for name in NAMES for path in dist.glob(f"{name}_{__version__}_*.deb")]
     return debs

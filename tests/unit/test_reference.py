@@ -16,7 +16,7 @@ DOCS = PROJECT / "docs"
 
 
 def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", PROJECT / "release/reference.py")
+    spec = importlib.util.spec_from_file_location("reference", PROJECT / "config/release/reference.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

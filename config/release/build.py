@@ -1,4 +1,4 @@
-"""Builds what is installed: the wheel, and a Debian package for each wing. `python release/build.py wheel|deb`.
+"""Builds what is installed: the wheel, and a Debian package for each wing. `python config/release/build.py wheel|deb`.
 
 Both packages fill one virtual environment, /usr/lib/certfan: certfan-agent brings it with all that the agent needs,
 certfan-daemon adds what only the daemon needs. So both wings on one machine are always of one release.
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import reference  # beside this file
 
-PROJECT = Path(__file__).parents[1]
-HERE = PROJECT / "release"
+PROJECT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
 DIST = PROJECT / "build" / "dist"
 LIBRARY = "usr/lib/certfan"
 LAUNCHER = f"""#!/{LIBRARY}/bin/python -I
