@@ -54,7 +54,7 @@ class Adoptions:
     async def adopted(self, name: str, fingerprint: str) -> tuple[int, bool]:
         """Return the number that a leaf has, or would get, as a generation of a certificate, and whether it has it."""
         _checked(name)
-        for one in (await self._store.generations()).get(name, ()):
+        for one in (await self._store.facts()).generations.get(name, ()):
             if one.fingerprint == fingerprint:
                 return one.number, True
         return 1 + await self._highest(name), False

@@ -37,7 +37,7 @@ from certfan.daemon.issuing.accounts import Accounts, AcmeClient
 from certfan.daemon.issuing.ordering import ACME_ERROR, GONE, Tokens
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
-from certfan.daemon.store import Store
+from certfan.daemon.store import Store, StoreFacts
 from certfan.errors import ActionRefused, AuthorityRefused
 
 Check = Callable[[Identifier], Awaitable[Problem | None]]
@@ -108,7 +108,7 @@ class Upkeep:
             AuthorityError: it did not say.
         """
         facts = await self._store.facts()
-        generation = await self._generation(step.certificate, step.generation)
+        generation = _generation(facts, step.certificate, step.generation)
         cert_pem = self._state.read_generation(step.certificate, step.generation).get("cert.pem")
         cert_id = pki.renewal_id(cert_pem) if cert_pem is not None else None
         window = None
@@ -141,7 +141,7 @@ class Upkeep:
         wish = (await self._store.revocations()).get((step.certificate, step.generation))
         if wish is None:
             return
-        generation = await self._generation(step.certificate, step.generation)
+        generation = _generation(await self._store.facts(), step.certificate, step.generation)
         if step.expired:  # no authority revokes it, and nobody trusts it; its key stays spent
             await self._store.mark_revoked(step.certificate, step.generation, self._clock())
             await self._journal.note("revocation.needless", str(generation), reason=wish.reason.value)
@@ -210,9 +210,9 @@ class Upkeep:
             if error.status not in GONE and not 400 <= error.status < 429:
                 raise
 
-    async def _generation(self, certificate: str, number: int) -> Generation:
-        known = (await self._store.generations()).get(certificate, ())
-        return next(g for g in known if g.number == number)
+
+def _generation(facts: StoreFacts, certificate: str, number: int) -> Generation:
+    return next(g for g in facts.generations[certificate] if g.number == number)
 
 
 def _authority(desired: Desired, generation: Generation) -> Authority:
