@@ -1,6 +1,6 @@
 """Writes what the code knows of itself: docs/reference/*.md, and the manual pages of the packages.
 
-`python config/release/reference.py` writes the pages, `python release/reference.py man FOLDER` the manuals.
+`python config/release/reference.py` writes the pages, `python config/release/reference.py man FOLDER` the manuals.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import gzip
 import re
 import sys
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from certfan import __version__, errors
 from certfan.agent.config_schema import AgentFile
 from certfan.cli import main
 from certfan.daemon.config.schema import Main
+from certfan.daemon.status.metrics import Families
+from certfan.daemon.status.model import Page, RemoteLog, State, Summary
 
 PROJECT = Path(__file__).parents[2]
 PAGES = PROJECT / "docs" / "reference"
@@ -225,6 +227,32 @@ def events_page() -> str:
     return head + _table(("event", "fields"), rows)
 
 
+# -- metrics --------------------------------------------------------------------------------------------------
+
+
+def metrics_page() -> str:
+    """The page of every family of /metrics but those of the process itself."""
+    calm = Summary(
+        state=State.OK, text="", proven=0, endpoints=0, lagging=(), worst_deadline=None, resets_today=0
+    )
+    nothing = Page(
+        now=datetime.fromtimestamp(0, UTC), fleet="", summary=calm, problems=(), config=None, certificates=(),
+        authorities=(), consumers=(), orphans=(), runs=(), resets=(),
+        remote_log=RemoteLog(target="", problem=None, waiting=0, dropped=0),
+    )  # fmt: skip
+    rows = [
+        (
+            f"`{family.name}{'_total' if family.type == 'counter' else ''}`",
+            family.type,
+            ", ".join(family._labelnames),
+            family.documentation,
+        )
+        for family in Families(nothing).collect()
+    ]
+    head = "# Families of /metrics\n\nHow they are meant to be used: [metrics.md](../metrics.md).\n\n"
+    return head + _table(("family", "type", "labels", "what it is"), sorted(rows))
+
+
 # -- writing ----------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +269,7 @@ def pages() -> dict[str, str]:
         "agent.toml.md": config_page("agent.toml", AgentFile, "config/agent.toml"),
         "errors.md": errors_page(),
         "events.md": events_page(),
+        "metrics.md": metrics_page(),
     }
     return {name: NOTE + text.rstrip("\n") + "\n" for name, text in written.items()}
 
@@ -332,10 +361,11 @@ def write_manuals(folder: Path, names: tuple[str, ...]) -> None:
 
 def write_pages() -> None:
     """Write docs/reference anew."""
+    written = pages()  # all of them, before any goes
     PAGES.mkdir(exist_ok=True)
     for old in PAGES.glob("*.md"):
         old.unlink()
-    for name, text in pages().items():
+    for name, text in written.items():
         (PAGES / name).write_text(text)
 
 

@@ -35,12 +35,14 @@ _Samples: TypeAlias = Iterable[tuple[Sequence[str], float | datetime | None]]
 def exposition(page: Page) -> bytes:
     """Return the page in the text format of Prometheus, and what this process uses of the machine."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Families(page))
+    registry.register(Families(page))
     ProcessCollector(registry=registry)
     return generate_latest(registry)
 
 
-class _Families(Collector):
+class Families(Collector):
+    """What a page tells, family by family; an empty one has every family too."""
+
     def __init__(self, page: Page) -> None:
         self._page = page
 
