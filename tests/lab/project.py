@@ -65,6 +65,11 @@ def _install_package(place: Path) -> None:
     library = next((place / "lib").glob("python3*")) / "site-packages"
     for trace in library.glob("__editable__*certfan*"):
         trace.unlink()
+    for extra in (
+        "rich",
+        "pygments",
+    ):  # tests bring them, structlog takes them where they are, no release has them
+        shutil.rmtree(library / extra, ignore_errors=True)
     source = machine.PROJECT / "certfan"
     if source.is_dir():
         shutil.copytree(source, library / "certfan")
