@@ -35,7 +35,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(line)
 
 
-class _Together(LoadScopeScheduling):  # type: ignore[misc, unused-ignore]
+class _Together(LoadScopeScheduling):
     """Each file in one process, and all files on the one fleet in the same: bringing it up costs half a minute."""
 
     def _split_scope(self, nodeid: str) -> str:

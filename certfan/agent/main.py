@@ -7,9 +7,10 @@ import contextlib
 import os
 import pwd
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from certfan import __version__, files, log, systemd, tls
 from certfan.agent import enrolment
@@ -132,42 +133,56 @@ async def _serve(config: AgentConfig, trust: Trust, stop: asyncio.Event) -> None
             reset=reset,
             look_after_identity=look_after_identity,
         )
-        loop = Loop(now)
-        prober = Prober(now)
-        reconciler = Reconciler(
-            Parts(
-                config=config,
-                consumer=trust.consumer,
-                record=record,
-                staging=Staging(config.bundles, trust, now),
-                source=supply,
-                privileged=privileged,
-                prober=prober,
-                whereabouts=whereabouts,
-                changed=liaison.changed,
-                clock=now,
-            ),
-            loop,
+        loop, prober = Loop(now), Prober(now)
+        parts = Parts(
+            config=config,
+            consumer=trust.consumer,
+            record=record,
+            staging=Staging(config.bundles, trust, now),
+            source=supply,
+            privileged=privileged,
+            prober=prober,
+            whereabouts=whereabouts,
+            changed=liaison.changed,
+            clock=now,
         )
+        reconciler = Reconciler(parts, loop)
         log.get("agent").info(
             "agent.started", version=__version__, consumer=trust.consumer, fleet=trust.fleet
         )
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(reconciler.run(), name="reconciler"),
-                group.create_task(liaison.listen(reconciler.assigned), name="listen"),
-                group.create_task(liaison.tell(lambda: (reconciler.deployments, prober.shown)), name="tell"),
-                group.create_task(whereabouts.watch(loop.ring), name="whereabouts"),
-                group.create_task(_feed_watchdog(lambda: loop.silence), name="watchdog"),
-            ]
-            systemd.notify("READY=1", f"STATUS=consumer {trust.consumer} of fleet {trust.fleet}")
-            await _either(stop, over)
-            if stop.is_set():
-                systemd.notify("STOPPING=1")
-                record.end_boot()
-            for task in tasks:
-                task.cancel()
+        await _work(
+            {
+                "reconciler": reconciler.run(),
+                "listen": liaison.listen(reconciler.assigned),
+                "tell": liaison.tell(lambda: (reconciler.deployments, prober.shown)),
+                "whereabouts": whereabouts.watch(loop.ring),
+                "watchdog": _feed_watchdog(lambda: loop.silence),
+            },
+            trust,
+            stop,
+            over,
+            record,
+        )
     log.get("agent").info("agent.stopped")
+
+
+async def _work(
+    parts: Mapping[str, Coroutine[Any, Any, None]],
+    trust: Trust,
+    stop: asyncio.Event,
+    over: asyncio.Event,
+    record: Record,
+) -> None:
+    """Run every part, by its name, until told to stop or to begin anew; an error of one ends all."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(part, name=name) for name, part in parts.items()]
+        systemd.notify("READY=1", f"STATUS=consumer {trust.consumer} of fleet {trust.fleet}")
+        await _either(stop, over)
+        if stop.is_set():
+            systemd.notify("STOPPING=1")
+            record.end_boot()
+        for task in tasks:
+            task.cancel()
 
 
 async def _either(*events: asyncio.Event) -> None:

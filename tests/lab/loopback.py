@@ -106,6 +106,12 @@ class Loopback:
         names, consumers = names or self.layout.names, consumers or self.layout.consumers
         self.write_config(file, CERTIFICATE.format(names=_quoted(names), consumers=_quoted(consumers)))
 
+    def add_custody(self, custody: str, consumer: str) -> None:
+        """Have a certificate for the web's names on one consumer, whose key is in another custody than the share's."""
+        names = [name for name in self.layout.names if not name.startswith("mail.")]
+        text = CERTIFICATE.format(names=_quoted(names), consumers=_quoted([consumer]))
+        self.write_config(custody, f'{text}custody = "{custody}"\n')
+
     def write_config(self, file: str, text: str) -> None:
         """Replace a file of conf.d as an editor does: written beside it, then renamed."""
         path = self.layout.config.parent / "conf.d" / f"{file}.toml"

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tests.lab import machine
-from tests.lab.fleet import CERTIFICATE, NAME
+from tests.lab.fleet import NAME
 from tests.lab.loopback import Loopback
 from tests.lab.loopback_layout import lacking
 
@@ -24,9 +24,7 @@ WEB1, STATE = "web1", "daemon/state"
 @pytest.fixture(scope="module")
 def place() -> Iterator[Loopback]:
     with Loopback(print).up() as up:
-        names = ", ".join(f'"{name}"' for name in up.layout.names if not name.startswith("mail."))
-        text = CERTIFICATE.format(names=names, consumers=f'"{WEB1}"') + 'custody = "consumer"\n'
-        up.write_config("own", text)
+        up.add_custody("consumer", WEB1)
         up.wait_proven()
         yield up
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import machine
-from tests.lab.fleet import CERTIFICATE, NAME
+from tests.lab.fleet import NAME
 from tests.lab.loopback import Loopback
 from tests.lab.loopback_layout import lacking
 
@@ -22,9 +22,7 @@ WEB1, STATE = "web1", "daemon/state"
 @pytest.fixture(scope="module")
 def place() -> Iterator[Loopback]:
     with Loopback(print).up() as up:
-        names = ", ".join(f'"{name}"' for name in up.layout.names if not name.startswith("mail."))
-        text = CERTIFICATE.format(names=names, consumers=f'"{WEB1}"') + 'custody = "sealed"\n'
-        up.write_config("sealed", text)
+        up.add_custody("sealed", WEB1)
         up.wait_proven()
         yield up
 

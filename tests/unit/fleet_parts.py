@@ -96,7 +96,7 @@ class Fleet:
         return generation
 
     async def known(self, name: str = WWW) -> tuple[Generation, ...]:
-        return (await self.store.generations()).get(name, ())
+        return (await self.store.facts()).generations.get(name, ())
 
     async def happened(self, name: str) -> list[Event]:
         return [event for event in await self.store.events() if event.name == name]

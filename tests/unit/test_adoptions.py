@@ -192,7 +192,7 @@ async def test_what_is_no_good_pair_changes_nothing(
         await desk.adopt(**changed)
 
     assert "c2VjcmV0" not in str(refused.value)
-    assert {} == await desk.fleet.store.generations()
+    assert {} == (await desk.fleet.store.facts()).generations
     assert frozenset() == desk.fleet.state.generation_numbers(WWW)
 
 
@@ -231,7 +231,7 @@ async def test_a_pair_comes_in_from_root_only(
         refused = (response.status, (await response.json())["hint"])
 
     assert (403, "run: sudo certfan import DIR") == refused
-    assert {} == await desk.fleet.store.generations()
+    assert {} == (await desk.fleet.store.facts()).generations
 
 
 async def test_the_route_takes_a_pair_and_nothing_of_it_is_ever_told(desk: Desk, tmp_path: Path) -> None:

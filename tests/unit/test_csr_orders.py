@@ -90,9 +90,9 @@ async def test_cut_off_after_any_effect_the_same_csr_is_gone_on_with(tmp_path: P
             keys = OwnKeys(tmp_path / f"{point}-keys")
             await asked_and_sent(place, keys)
             assert await place.cut_at(point, own()), name
-            if not await place.store.generations():
+            if not (await place.store.facts()).generations:
                 await place.issue(own())
-            (generation,) = (await place.store.generations())[NAME]
+            (generation,) = (await place.store.facts()).generations[NAME]
 
             assert keys.find(NAME, generation.key)
             assert keyless(place)

@@ -189,7 +189,7 @@ async def leave_the_config(small: Small) -> None:
     store = fleet.store
     await store.begin_issuance(NAME, 3, "ca", (Identifier(NAME),), NOW)
     await store.record_order_url(NAME, 3, "https://ca/3", NOW)
-    await store.record_answered(NAME, 3, "https://ca/3/http")
+    store.queue_answered(NAME, 3, "https://ca/3/http")
     await store.record_token("token", "answer", NAME, NAME, NOW)
     await store.record_attempt(Attempt(NAME, Problem("internal", "no"), 1, NOW, NOW))
     await store.record_attempt(Attempt(f"{NAME}/web1", Problem("internal", "no"), 1, NOW, NOW))

@@ -64,6 +64,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 EDGES = {
     "daemon": frozenset(
         {"authority", "challenges", "share", "channel", "status", "store", "state", "config.watch"}
+        | {"notifying.command", "notifying.mail"}
     ),
     "agent": frozenset(
         {"link", "shelf", "installer", "reloader", "prober", "privileged", "staging", "record"}

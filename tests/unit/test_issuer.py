@@ -154,10 +154,10 @@ async def test_an_order_cut_off_after_any_effect_is_resumed(tmp_path: Path) -> N
     for point, name in enumerate(rehearsal.names, 1):
         async for place in _places(tmp_path / str(point)):
             assert await place.cut_at(point), name
-            if not await place.store.generations():
+            if not (await place.store.facts()).generations:
                 await place.issue()
 
-            assert [str(one) for one in (await place.store.generations())[NAME]] == [f"{NAME}@1"]
+            assert [str(one) for one in (await place.store.facts()).generations[NAME]] == [f"{NAME}@1"]
             assert len(place.ca.accounts) == 1
             assert await place.store.open_issuances() == ()
             assert await place.store.tokens() == {}
@@ -332,7 +332,7 @@ async def test_a_chain_for_another_key_is_refused_and_never_recorded(
         mixed_up.setattr(place.ca, "sign", lambda csr: sign(csr, theirs))
         with pytest.raises(PairMismatch, match="private key does not belong"):
             await place.issue()
-    assert await place.store.generations() == {}
+    assert (await place.store.facts()).generations == {}
     assert set(place.state.read_generation(NAME, 1)) == {"privkey.pem"}
     key = place.key()
 

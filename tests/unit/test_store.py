@@ -10,13 +10,16 @@ import pytest
 from certfan.core.clock import Reading, remembered
 from certfan.core.issuance import Issuance
 from certfan.core.model import Attempt, Generation, Identifier, KeyType, Problem, RenewalInfo
-from certfan.daemon.store import AccountFact, Event, Store
+from certfan.daemon.store import AccountFact, Event, Store, issued
+from certfan.daemon.store.store import transaction
 from tests.unit.planner_parts import DAY, HOUR
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
 WWW = "www.example.org"
 NAMES = (Identifier("www.example.org"), Identifier("192.0.2.7"))
 PROBLEM = Problem("authority.refused", "no", "run: certfan check", NOW + timedelta(hours=1), "last line")
+
+every_generation = transaction(issued.generations)  # as it stands there, past all that is kept of it
 
 
 def generation(number: int, *, fingerprint: str = "aa", issued_at: datetime = NOW) -> Generation:
@@ -105,8 +108,8 @@ async def test_beginning_an_issuance_twice_is_one_try(store: Store) -> None:
     """The open try of a certificate is returned, with its order, whoever asks and with whatever number."""
     begun = await store.begin_issuance(WWW, 1, "le", NAMES, NOW)
     await store.record_order_url(WWW, 1, "https://a/order/1", NOW)
-    await store.record_answered(WWW, 1, "https://a/chall/1")
-    await store.record_answered(WWW, 1, "https://a/chall/1")
+    store.queue_answered(WWW, 1, "https://a/chall/1")
+    store.queue_answered(WWW, 1, "https://a/chall/1")
     again = await store.begin_issuance(WWW, 2, "other", (), NOW + timedelta(1))
 
     assert Issuance(WWW, 1, "le", NAMES, NOW) == begun
@@ -135,7 +138,7 @@ async def test_a_number_may_be_tried_again_with_nothing_of_the_try_before(store:
     """A key outlives the try that was given up; the order and the answered challenges of that try do not."""
     await store.begin_issuance(WWW, 1, "le", NAMES, NOW)
     await store.record_order_url(WWW, 1, "https://a/order/1", NOW)
-    await store.record_answered(WWW, 1, "https://a/chall/1")
+    store.queue_answered(WWW, 1, "https://a/chall/1")
     await store.abandon_issuance(WWW, 1, PROBLEM, NOW)
     again = await store.begin_issuance(WWW, 1, "le", NAMES, NOW)
     open_ones = await store.open_issuances()
@@ -209,7 +212,7 @@ async def test_a_number_is_one_leaf_for_ever(store: Store) -> None:
     with pytest.raises(ValueError, match="another leaf"):
         await store.record_generation(generation(1, fingerprint="bb"))
 
-    assert {WWW: (generation(1),)} == await store.generations()
+    assert {WWW: (generation(1),)} == await every_generation(store)
     assert {WWW: NOW} == await store.asked()
 
 
@@ -218,7 +221,7 @@ async def test_generations_come_back_ascending(store: Store) -> None:
     for number in (10, 2, 9):
         await store.record_generation(generation(number))
 
-    assert [2, 9, 10] == [known.number for known in (await store.generations())[WWW]]
+    assert [2, 9, 10] == [known.number for known in (await every_generation(store))[WWW]]
 
 
 async def test_the_first_word_of_a_revocation_stays(store: Store) -> None:
@@ -348,7 +351,7 @@ async def test_what_only_grows_is_read_on_and_what_else_changed_is_read_anew(sto
         await store.record_generation(replace(generation(1), certificate=f"other{number}"))
         facts = await store.facts()
 
-        assert (await store.generations(), await store.spends()) == (facts.generations, facts.spends)
+        assert (await every_generation(store), await store.spends()) == (facts.generations, facts.spends)
         assert len(facts.spends["le"]) == 2 * number
     await store.begin_issuance(
         WWW, 4, "le", NAMES, NOW - 60 * DAY
@@ -357,7 +360,7 @@ async def test_what_only_grows_is_read_on_and_what_else_changed_is_read_anew(sto
     await store.forget("other2", 1)
     facts = await store.facts()
 
-    assert (await store.generations(), await store.spends()) == (facts.generations, facts.spends)
+    assert (await every_generation(store), await store.spends()) == (facts.generations, facts.spends)
     assert {spend.at for spend in facts.spends["le"]} == {NOW - 60 * DAY}
 
 
@@ -366,7 +369,7 @@ async def test_the_snapshot_follows_every_write(store: Store) -> None:
     await store.facts()
     await store.begin_issuance(WWW, 1, "le", NAMES, NOW)
     begun = (await store.facts()).issuances
-    await store.record_answered(WWW, 1, "https://a/chall/1")
+    store.queue_answered(WWW, 1, "https://a/chall/1")
     answered = (await store.facts()).issuances
     await store.record_generation(generation(1))
     await store.mark_revoked(WWW, 1, NOW)
@@ -374,7 +377,7 @@ async def test_the_snapshot_follows_every_write(store: Store) -> None:
     facts = await store.facts()
 
     assert [frozenset(), {"https://a/chall/1"}] == [begun[0].answered, answered[0].answered]
-    assert await store.generations() == facts.generations
+    assert await every_generation(store) == facts.generations
     assert {(WWW, 1): NOW} == facts.revoked
     assert {(WWW, "web1"): 3} == facts.offered
     assert 3 == await store.highest_number(WWW)

@@ -141,7 +141,7 @@ class Store:
         self._batches.join(process.add_events, events, soon=False).add_done_callback(_say_if_lost)
 
     def queue_answered(self, certificate: str, generation: int, challenge_url: str) -> None:
-        """Do `record_answered` without waiting: durable before whatever is asked after it."""
+        """Note that a challenge was answered, without waiting: durable before whatever is asked after it."""
         told = partial(
             issuing.record_answered,
             certificate=certificate,
@@ -171,7 +171,6 @@ class Store:
     begin_issuance = transaction(issuing.begin_issuance)
     record_order_url = transaction(issuing.record_order_url)
     drop_replaces = transaction(issuing.drop_replaces)
-    record_answered = transaction(issuing.record_answered)
     abandon_issuance = transaction(issuing.abandon_issuance)
     open_issuances = transaction(issuing.open_issuances)
     closed_issuances = transaction(issuing.closed_issuances)
@@ -183,7 +182,6 @@ class Store:
     record_generation = transaction(issued.record_generation)
     record_copy = transaction(issued.record_copy)
     record_adopted = transaction(issued.record_adopted)
-    generations = transaction(issued.generations)
     highest_number = transaction(issued.highest_number)
     reported_number = transaction(issued.reported_number)
     ask_revocation = transaction(issued.ask_revocation)
