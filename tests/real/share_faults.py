@@ -146,6 +146,12 @@ def remount(fleet: Fleet) -> None:
     fleet.cert.run(["systemctl", "restart", "srv-le.mount"])
 
 
+def renew_client(fleet: Fleet) -> None:
+    """Have the share mounted by a new client; calls that hang in the one before it end."""
+    _kill_client(fleet)
+    remount(fleet)
+
+
 def _stop_mount(fleet: Fleet) -> None:
     fleet.cert.run(["systemctl", "stop", "certfan"])
     fleet.cert.run(["systemctl", "stop", "srv-le.mount"])
