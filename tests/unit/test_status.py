@@ -21,6 +21,8 @@ from certfan.core.model import (
     Reason,
 )
 from certfan.core.plan import Publish
+from certfan.daemon.notifying.notices import notices
+from certfan.daemon.status.metrics import exposition
 from certfan.daemon.status.model import Next, Row, State, StateOfThings, Verdict, as_json
 from certfan.daemon.status.view import view
 from certfan.daemon.store.facts import Run
@@ -129,6 +131,37 @@ def test_the_leaf_of_a_roll_back_is_proven_under_its_new_number() -> None:
         certificate.endpoints[0].verdict,
         certificate.endpoints[0].served and certificate.endpoints[0].served.generation,
     )
+
+
+def test_a_wanted_leaf_that_has_expired_is_not_proven_by_anybodys_words() -> None:
+    """It is served, and every reader turns away: the model says so, and page, metrics and messages repeat it."""
+    gone = generation(1, NOW - 91 * DAY)
+    found = things(
+        generations={"www.test": (gone,)},
+        proofs={WHERE: (proof(not_before=gone.not_before, not_after=gone.not_after),)},
+        deployments={WHERE: (deployment(1),)},
+    )
+    page, row = view(found), only_row(found)
+
+    assert (Verdict.EXPIRED, "renewal_due", NOW - DAY) == (row.verdict, row.reason, row.since)
+    assert (policy.Urgency.MISSED, Next("issue")) == (row.urgency, row.next)
+    assert ("0 of 1 proven (1 expired)", State.PROBLEM) == (page.summary.text, page.summary.state)
+    assert [("www.test/web1", "endpoint.expired", "run: certfan why www.test", NOW - DAY)] == [
+        (one.subject, one.code, one.hint, one.since) for one in page.problems
+    ]
+    assert ("www.test/web1", "endpoint.expired") in notices(page)
+    assert b'certfan_endpoints{verdict="expired"} 1.0' in exposition(page)
+    assert b'certfan_certificate_ready_status{condition="True",name="www.test"} 0.0' in exposition(page)
+
+
+def test_a_clock_in_doubt_calls_no_leaf_expired() -> None:
+    """One that jumped ahead by a year would have every endpoint missed, and everybody woken."""
+    gone = generation(1, NOW - 91 * DAY)
+    row = only_row(
+        things(generations={"www.test": (gone,)}, proofs={WHERE: (proof(),)}, seen={"clock_trusted": False})
+    )
+
+    assert row.verdict is Verdict.PROVEN
 
 
 def test_a_revoked_leaf_must_be_gone_at_its_revocation() -> None:

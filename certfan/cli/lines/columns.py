@@ -18,6 +18,7 @@ COLOURS = {
     "silent": "yellow",
     "unheard": "yellow",
     "old_leaf": "yellow",
+    "expired": "red",
     "placeholder": "red",
     "foreign": "red",
     "unreachable": "red",

@@ -62,6 +62,7 @@ class Verdict(StrEnum):
     PROVEN = "proven"  # a fresh handshake showed the wanted leaf
     PENDING = "pending"  # on its way, nothing has failed
     UNHEARD = "unheard"  # the last proof is too old to say anything
+    EXPIRED = "expired"  # the wanted leaf is served, and nobody accepts it any more
     OLD_LEAF = "old_leaf"  # ours, but not the wanted one, after the agent was done with it
     PLACEHOLDER = "placeholder"
     FOREIGN = "foreign"  # a leaf that certfan did not get

@@ -98,9 +98,15 @@ class _Place:
             return Verdict(served.kind)
         assert self.wanted is not None
         if served.generation == self.wanted.number:
-            return Verdict.PENDING if self._revoked_at(served.generation) else Verdict.PROVEN
+            if self._revoked_at(served.generation):
+                return Verdict.PENDING
+            return Verdict.EXPIRED if self._is_expired(self.wanted) else Verdict.PROVEN
         done = self.deployment is not None and self.deployment.state in _DONE
         return Verdict.OLD_LEAF if done else Verdict.PENDING
+
+    def _is_expired(self, generation: Generation) -> bool:
+        """Whether its leaf has; a clock that may be ahead cannot say so."""
+        return self.things.observed.clock_trusted and generation.not_after <= self.things.now
 
     def _revoked_at(self, number: int) -> datetime | None:
         return self.things.facts.revoked.get((self.certificate, number))
@@ -120,6 +126,8 @@ class _Place:
         number = self.wanted.number
         if self._revoked_at(number):
             return Reason.REVOKED
+        if verdict is Verdict.EXPIRED:
+            return Reason.RENEWAL_DUE
         if self.deployment is not None and self.deployment.state in _DONE:
             return Reason.NOT_SERVED
         offered = number in {self.things.live.get(self.pair), self.things.facts.offered.get(self.pair)}
@@ -129,6 +137,8 @@ class _Place:
         if verdict is Verdict.UNHEARD:
             at = heard_at(proof) if proof else self.heard_at
             return at + 2 * self.things.probe_interval if at else None
+        if verdict is Verdict.EXPIRED and self.wanted is not None:
+            return self.wanted.not_after
         if proof is not None and proof.since is not None and verdict is not Verdict.PENDING:
             return proof.since
         if self.wanted is not None and (revoked_at := self._revoked_at(self.wanted.number)):
@@ -175,7 +185,7 @@ class _Place:
         attempt = self.things.facts.attempts.get("/".join(self.pair))
         if attempt is not None and attempt.not_before > self.things.now:
             return Next("publish", attempt.not_before)
-        if self.wanted is None or self._revoked_at(self.wanted.number):
+        if self.wanted is None or self._revoked_at(self.wanted.number) or self._is_expired(self.wanted):
             return Next("issue")
         return Next("publish") if self._reason(Verdict.PENDING) == Reason.NOT_PUBLISHED else None
 
@@ -203,6 +213,12 @@ class _Place:
                 "consumer.unheard",
                 f"{self.consumer} was last heard at {self._last_heard(proof):%Y-%m-%d %H:%M} UTC",
                 f"run on {self.consumer}: systemctl status certfan-agent",
+            )
+        if verdict is Verdict.EXPIRED and self.wanted is not None:
+            yield Problem(
+                "endpoint.expired",
+                f"{self.certificate}@{self.wanted.number} is served, and expired at {self.wanted.not_after:%Y-%m-%d %H:%M} UTC",
+                f"run: certfan why {self.certificate}",
             )
         if self.deployment is not None and self.deployment.problem is not None:
             yield self.deployment.problem
@@ -241,7 +257,7 @@ def _seen(proof: Proof, verdict: Verdict) -> Iterator[Problem]:
         case Verdict.PLACEHOLDER:
             hint = f"run there: systemctl restart {service}"
             yield Problem("endpoint.placeholder", f"{where} still serves the placeholder", hint)
-        case Verdict.PROVEN | Verdict.PENDING | Verdict.UNHEARD:
+        case Verdict.PROVEN | Verdict.PENDING | Verdict.UNHEARD | Verdict.EXPIRED:
             return
         case _:
             assert_never(verdict)

@@ -106,7 +106,7 @@ def matrix(page: Page, choice: Choice, ordered: Sequence[CertificateView]) -> Ma
     columns = columns if len(columns) <= MOST_COLUMNS else ()
     return Matrix(
         columns=columns,
-        lines=tuple(_line(one, columns, page.now) for one in shown),
+        lines=tuple(_line(one, columns) for one in shown),
         found=len(wanted),
         first=start + 1,
         number=number,
@@ -136,17 +136,11 @@ def _urgency(certificate: CertificateView) -> tuple[int, float, str]:
     return _ORDER[certificate.state], first, certificate.name
 
 
-def _line(certificate: CertificateView, columns: Sequence[str], now: datetime) -> Line:
+def _line(certificate: CertificateView, columns: Sequence[str]) -> Line:
     at: dict[str, list[Row]] = {}
     for row in certificate.endpoints:
         at.setdefault(row.consumer, []).append(row)
     cells = {consumer: cell(consumer, rows) for consumer, rows in at.items()}
-    if certificate.not_after is not None and certificate.not_after <= now:
-        # The wanted leaf is served, and still nobody should be at ease.
-        cells = {
-            name: replace(one, tone="bad", text="expired") if one.tone == "ok" else one
-            for name, one in cells.items()
-        }
     open_ones = [one for one in cells.values() if one.by is not None or one.tone != "ok"]
     if columns:
         placed, unnamed = tuple(cells.get(name) for name in columns), 0

@@ -62,7 +62,6 @@ class Figures:
     """What stands beside the first sentence; an instant that has passed is left to the problems."""
 
     verdicts: tuple[Figure, ...]  # the worst first, without what is proven
-    expired: int  # certificates
     next_renewal: datetime | None
     first_expiry: datetime | None
 
@@ -78,7 +77,6 @@ def figures(page: Page) -> Figures:
     ends = (one.not_after for one in page.certificates if one.not_after and one.not_after > page.now)
     return Figures(
         verdicts=tuple(Figure(colour, said(verdict), counts[verdict, colour]) for verdict, colour in worst),
-        expired=sum(one.not_after is not None and one.not_after <= page.now for one in page.certificates),
         next_renewal=min(renewals, default=None),
         first_expiry=min(ends, default=None),
     )

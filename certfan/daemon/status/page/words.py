@@ -21,6 +21,7 @@ TONE_OF_VERDICT: Mapping[Verdict, str] = {
     Verdict.PENDING: "work",
     Verdict.UNHEARD: "warn",
     Verdict.OLD_LEAF: "warn",
+    Verdict.EXPIRED: "bad",
     Verdict.PLACEHOLDER: "bad",
     Verdict.FOREIGN: "bad",
     Verdict.UNREACHABLE: "bad",
