@@ -128,12 +128,11 @@ def private_folder(path: str | Path) -> Path:
         StateTooOpen: it exists, and others may look into it.
     """
     folder = Path(path)
-    # mkdir(parents=True) would give the parents whatever the umask leaves.
-    for missing in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
-        with contextlib.suppress(FileExistsError):
-            missing.mkdir(mode=0o700)
-        sync_folder(missing.parent)
-    about = folder.stat()
+    try:
+        about = folder.stat()
+    except FileNotFoundError:
+        _make_folder(folder)
+        about = folder.stat()
     if about.st_uid != os.geteuid() or about.st_mode & 0o077:
         raise StateTooOpen(
             f"folder {folder} has mode {stat.S_IMODE(about.st_mode):04o}, owner {about.st_uid}",
@@ -141,6 +140,15 @@ def private_folder(path: str | Path) -> Path:
             hint=f"run: chmod 700 {folder}; chown {os.geteuid()} {folder}",
         )
     return folder
+
+
+def _make_folder(folder: Path) -> None:
+    # mkdir(parents=True) would give the parents whatever the umask leaves.
+    if not folder.parent.exists():
+        _make_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    sync_folder(folder.parent)
 
 
 def sync_folder(path: str | Path, *, dir_fd: int | None = None) -> None:

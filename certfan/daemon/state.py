@@ -1,7 +1,7 @@
 """The local state folder: who holds it, where what lies, and keys that exist before anyone hears of them.
 
     certfan.lock  certfan.db  share-worker.lock  accounts/AUTHORITY{,.next,.before-TIME}.pem  ca/
-    generations/CERTIFICATE/NUMBER/{privkey,cert,chain,fullchain}.pem  CONSUMER.SEALED_TO.hpke
+    generations/CERTIFICATE/NUMBER/{privkey,fullchain}.pem  CONSUMER.SEALED_TO.hpke
     generations/CERTIFICATE/NUMBER/request.pem  in the place of privkey.pem where a consumer alone has the key
 
 Every folder is 0700 and every file 0600, whatever the umask. Names are checked before a path is made of them.
@@ -21,7 +21,8 @@ from certfan import files
 from certfan.core.model import CERTIFICATE_NAME, CONSUMER_NAME
 
 _SEALED, _SEALED_TO = ".hpke", re.compile(r"[0-9a-f]{8}")
-PAIR_FILES = ("privkey.pem", "request.pem", "cert.pem", "chain.pem", "fullchain.pem")
+PAIR_FILES = ("privkey.pem", "request.pem", "fullchain.pem")
+_ONCE_WRITTEN = ("cert.pem", "chain.pem")  # parts of fullchain.pem, which releases up to 0.1 kept beside it
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # what files.write_private names its own
 
 
@@ -118,16 +119,9 @@ class StateFolder:
             raise FileExistsError(f"{certificate}@{number} has a key of its own")
         return _kept(folder / "request.pem", lambda: csr_pem)
 
-    def save_chain(
-        self, certificate: str, number: int, *, cert: bytes, chain: bytes, fullchain: bytes
-    ) -> None:
-        """Put an issued chain (PEM) beside its key; durable on return, repeatable.
-
-        `fullchain.pem` is written last: where it is, the others are.
-        """
+    def save_chain(self, certificate: str, number: int, fullchain: bytes) -> None:
+        """Put an issued chain (PEM, leaf first) beside its key; durable on return, repeatable."""
         folder = files.private_folder(self._folder_of(certificate, number))
-        files.write_private(folder / "cert.pem", cert)
-        files.write_private(folder / "chain.pem", chain)
         files.write_private(folder / "fullchain.pem", fullchain)
 
     def read_generation(self, certificate: str, number: int) -> dict[str, bytes]:
@@ -183,7 +177,7 @@ class StateFolder:
         for number in sorted(self.generation_numbers(certificate)):
             for sealed in (folder / str(number)).glob(f"*{_SEALED}"):
                 sealed.unlink(missing_ok=True)
-            for name in reversed(PAIR_FILES):
+            for name in (*_ONCE_WRITTEN, *reversed(PAIR_FILES)):
                 (folder / str(number) / name).unlink(missing_ok=True)
             (folder / str(number)).rmdir()
         with contextlib.suppress(FileNotFoundError):

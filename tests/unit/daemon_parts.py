@@ -129,7 +129,7 @@ class Daemon:
         name = certificate_of(consumer)
         key_pem, cert_pem = pki.make_placeholder([name], self.now)
         self._state.generation_key(name, number, lambda: key_pem)
-        self._state.save_chain(name, number, cert=cert_pem, chain=b"", fullchain=cert_pem)
+        self._state.save_chain(name, number, cert_pem)
         leaf = pki.read_leaf(cert_pem)
         generation = Generation(
             name,

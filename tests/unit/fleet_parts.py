@@ -77,7 +77,7 @@ class Fleet:
             self.state.generation_request(name, number, pki.csr_pem(pki.make_csr(key, [WWW])))
         else:
             self.state.generation_key(name, number, lambda: key)
-        self.state.save_chain(name, number, cert=cert, chain=b"", fullchain=cert)
+        self.state.save_chain(name, number, cert)
         leaf = pki.read_leaf(cert)
         generation = Generation(
             name,

@@ -38,7 +38,7 @@ async def lived_in(folder: Path) -> Path:
         await store.close()
         state.account_key("pebble", lambda: KEY)
         state.generation_key("www.test", 7, lambda: KEY)
-        state.save_chain("www.test", 7, cert=b"c", chain=b"h", fullchain=b"ch")
+        state.save_chain("www.test", 7, b"ch")
         (state.ca / "ca.pem").touch(mode=0o600)
     return folder
 
@@ -62,7 +62,7 @@ async def test_what_was_archived_comes_back_as_it_was(tmp_path: Path) -> None:
     state = await lived_in(tmp_path / "state")
     about = restore(io.BytesIO(archive_of(state)), tmp_path / "new", fleet="example")
 
-    assert ("example", NOW, 8) == (about.fleet, about.made_at, about.files)
+    assert ("example", NOW, 6) == (about.fleet, about.made_at, about.files)
     assert tree(state) == tree(tmp_path / "new")
     assert {0o600} == {mode for mode, _ in tree(tmp_path / "new").values()}
     assert {0o700} == {p.stat().st_mode & 0o7777 for p in (tmp_path / "new").rglob("*") if p.is_dir()}
@@ -258,10 +258,10 @@ async def test_a_backup_of_a_running_daemon_goes_over_the_socket(
         again = await asyncio.to_thread(certfan, *argv)
 
     assert (0, "") == (done.returncode, done.stderr)
-    assert done.stdout.startswith(f"{file}: 8 files of fleet example, ")
+    assert done.stdout.startswith(f"{file}: 6 files of fleet example, ")
     assert (1, f"certfan: error: {file} exists") == (again.returncode, again.stderr.splitlines()[0])
-    assert (0o600, [("backup.taken", 8)]) == (file.stat().st_mode & 0o7777, told)
-    assert 8 == verify(io.BytesIO(file.read_bytes())).files
+    assert (0o600, [("backup.taken", 6)]) == (file.stat().st_mode & 0o7777, told)
+    assert 6 == verify(io.BytesIO(file.read_bytes())).files
 
 
 async def test_only_root_takes_a_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ async def test_a_daemon_that_is_off_can_be_backed_up_and_restored(tmp_path: Path
     restored = await asyncio.to_thread(certfan, *words)
     again = await asyncio.to_thread(certfan, *words)
 
-    assert (0, 8) == (taken.returncode, json.loads(taken.stdout)["files"])
+    assert (0, 6) == (taken.returncode, json.loads(taken.stdout)["files"])
     assert (0, "") == (restored.returncode, restored.stderr)
     assert before == tree(tmp_path / "state")
     assert (1, True) == (again.returncode, "is not empty" in again.stderr)

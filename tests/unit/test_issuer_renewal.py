@@ -59,7 +59,7 @@ def spki(place: Place, number: int) -> str:
 
 
 async def certid(place: Place, number: int) -> str:
-    found = pki.renewal_id(place.state.read_generation(NAME, number)["cert.pem"])
+    found = pki.renewal_id(place.state.read_generation(NAME, number)["fullchain.pem"])
     assert found is not None
     return found
 

@@ -292,7 +292,7 @@ async def test_the_number_is_above_what_only_the_folder_knows(fleet: Fleet) -> N
     for number in (4, 5):
         key, cert = PAIRS[number]
         fleet.state.generation_key(WWW, number, lambda key=key: key)  # type: ignore[misc]
-        fleet.state.save_chain(WWW, number, cert=cert, chain=b"", fullchain=cert)
+        fleet.state.save_chain(WWW, number, cert)
     await fleet.actions.rollback(WWW, 1, uid=0)
     copy = await roll_back(fleet)
 

@@ -80,7 +80,7 @@ class House:
     async def issue(self, number: int) -> None:
         key, cert = pki.make_placeholder([NAME], now())
         self.state.generation_key(NAME, number, lambda: key)
-        self.state.save_chain(NAME, number, cert=cert, chain=b"", fullchain=cert)
+        self.state.save_chain(NAME, number, cert)
         leaf = pki.read_leaf(cert)
         await self.store.begin_issuance(NAME, number, "ca", (Identifier(NAME),), now())
         await self.store.record_generation(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from certfan import files
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store
 from certfan.errors import StateLocked, StateTooOpen
@@ -68,7 +69,7 @@ async def test_nothing_in_the_folder_is_open_to_others(tmp_path: Path) -> None:
         await store.ask_renewal("www", datetime.now(UTC))
         state.account_key("le", lambda: b"account key")
         state.generation_key("www", 1, lambda: b"key")
-        state.save_chain("www", 1, cert=b"c", chain=b"i", fullchain=b"ci")
+        state.save_chain("www", 1, b"ci")
         modes = {
             str(path.relative_to(tmp_path)): oct(stat.S_IMODE(path.stat().st_mode))
             for path in tmp_path.rglob("*")
@@ -120,20 +121,32 @@ def test_a_generation_is_read_back(tmp_path: Path) -> None:
     with StateFolder(tmp_path / "state") as state:
         state.generation_key("www", 1, lambda: b"key")
         unfinished = state.read_generation("www", 1)
-        state.save_chain("www", 1, cert=b"c", chain=b"i", fullchain=b"ci")
-        state.save_chain("www", 1, cert=b"c", chain=b"i", fullchain=b"ci")
+        state.save_chain("www", 1, b"ci")
+        state.save_chain("www", 1, b"ci")
         state.generation_key("www", 10, lambda: b"key")
 
         assert {"privkey.pem": b"key"} == unfinished
         assert {
             "privkey.pem": b"key",
-            "cert.pem": b"c",
-            "chain.pem": b"i",
             "fullchain.pem": b"ci",
         } == state.read_generation("www", 1)
         assert {} == state.read_generation("www", 2)
         assert {1, 10} == state.generation_numbers("www")
         assert frozenset() == state.generation_numbers("other")
+
+
+def test_a_generation_of_an_earlier_release_is_removed_whole(tmp_path: Path) -> None:
+    """It has two more files, which are parts of its chain: they go too, and the folder with them."""
+    with StateFolder(tmp_path / "state") as state:
+        state.generation_key("www", 1, lambda: b"key")
+        state.save_chain("www", 1, b"ci")
+        for name in ("cert.pem", "chain.pem"):
+            files.write_private(state.path / "generations/www/1" / name, b"c")
+        read = state.read_generation("www", 1)
+        state.remove_generations("www")
+
+        assert {"privkey.pem", "fullchain.pem"} == read.keys()
+        assert [] == [*(state.path / "generations").iterdir()]
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "..", "a..b", "A", "x\n", "/etc"])

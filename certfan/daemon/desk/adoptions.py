@@ -133,12 +133,7 @@ class Adoptions:
 
 
 def _files(pair: pki.Pair) -> dict[str, bytes]:
-    return {
-        "privkey.pem": pair.key_pem,
-        "cert.pem": pair.cert_pem,
-        "chain.pem": pair.chain_pem,
-        "fullchain.pem": pair.fullchain_pem,
-    }
+    return {"privkey.pem": pair.key_pem, "fullchain.pem": pair.fullchain_pem}
 
 
 def _generation(name: str, pair: pki.Pair, authority: str, now: datetime) -> Generation:

@@ -254,8 +254,8 @@ class Issuer:
         is_revoked = (newest.certificate, newest.number) in facts.revoked
         if not shares or is_revoked or newest.not_after <= self._clock():
             return None
-        cert_pem = self._state.read_generation(newest.certificate, newest.number).get("cert.pem")
-        return pki.renewal_id(cert_pem) if cert_pem is not None else None
+        chain = self._state.read_generation(newest.certificate, newest.number).get("fullchain.pem")
+        return pki.renewal_id(chain) if chain is not None else None
 
     async def _keep(
         self,
@@ -319,9 +319,7 @@ class Issuer:
     def _verify_and_save(self, chain: pki.Chain, name: str, number: int, authority: Authority) -> None:
         roots, names = _roots(authority), chain.leaf.names
         pki.verify_chain(chain.fullchain_pem, names=names, now=self._clock(), roots_pem=roots)
-        self._state.save_chain(
-            name, number, cert=chain.cert_pem, chain=chain.chain_pem, fullchain=chain.fullchain_pem
-        )
+        self._state.save_chain(name, number, chain.fullchain_pem)
 
 
 def _roots(authority: Authority) -> bytes:

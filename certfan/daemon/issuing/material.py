@@ -92,10 +92,12 @@ class Stock:
         For a consumer to make the key of, no number will do that has anything here.
         """
         name = certificate.name
-        there = {n: self._state.read_generation(name, n) for n in self._state.generation_numbers(name)}
-        taken = [n for n, files in there.items() if certificate.holder or "fullchain.pem" in files]
-        number = 1 + max([floor, *(g.number for g in known), *taken])
-        while not self.fits(certificate, number, spent, None):
+        number = 1 + max([floor, *(g.number for g in known)])
+        there = sorted(n for n in self._state.generation_numbers(name) if n >= number)
+        for one in there:
+            if certificate.holder or "fullchain.pem" in self._state.read_generation(name, one):
+                number = one + 1
+        while number in there and not self.fits(certificate, number, spent, None):
             number += 1
         return number
 

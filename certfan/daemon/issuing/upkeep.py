@@ -109,8 +109,8 @@ class Upkeep:
         """
         facts = await self._store.facts()
         generation = _generation(facts, step.certificate, step.generation)
-        cert_pem = self._state.read_generation(step.certificate, step.generation).get("cert.pem")
-        cert_id = pki.renewal_id(cert_pem) if cert_pem is not None else None
+        chain = self._state.read_generation(step.certificate, step.generation).get("fullchain.pem")
+        cert_id = pki.renewal_id(chain) if chain is not None else None
         window = None
         if cert_id is not None:
             client = await self._accounts.client(_authority(desired, generation))
@@ -148,7 +148,7 @@ class Upkeep:
             return
         client = await self._accounts.client(_authority(desired, generation))
         files = self._state.read_generation(step.certificate, step.generation)
-        der = pki.read_leaf(files["cert.pem"]).der
+        der = pki.read_leaf(files["fullchain.pem"]).der
         key_pem = files.get("privkey.pem")  # none where a consumer alone has it: our account revokes then
         own = key_pem if wish.reason is RevocationReason.KEY_COMPROMISE else None
         try:

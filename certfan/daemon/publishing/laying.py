@@ -20,13 +20,7 @@ def lay(state: StateFolder, name: str, files: Mapping[str, bytes], floor: int) -
         state.generation_request(name, number, files[kept])
     else:
         state.generation_key(name, number, lambda: files[kept])
-    state.save_chain(
-        name,
-        number,
-        cert=files["cert.pem"],
-        chain=files.get("chain.pem", b""),
-        fullchain=files["fullchain.pem"],
-    )
+    state.save_chain(name, number, files["fullchain.pem"])
     return number
 
 
