@@ -144,10 +144,12 @@ def private_folder(path: str | Path) -> Path:
 
 def _make_folder(folder: Path) -> None:
     # mkdir(parents=True) would give the parents whatever the umask leaves.
-    if not folder.parent.exists():
-        _make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
+        try:
+            folder.mkdir(mode=0o700)
+        except FileNotFoundError:
+            _make_folder(folder.parent)
+            folder.mkdir(mode=0o700)
     sync_folder(folder.parent)
 
 

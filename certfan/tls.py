@@ -29,14 +29,14 @@ def system_roots_pem() -> bytes:
     default = ssl.get_default_verify_paths().cafile
     path = Path(default) if default else BUNDLE
     try:
-        return _read(path, path.stat().st_mtime_ns)
+        return _read(path)
     except OSError as error:
         problem = f"the system's roots {path} cannot be read: {error.strerror}"
         raise ConfigInvalid((problem,), subject=str(path), hint="run: apt install ca-certificates") from error
 
 
 def roots_pem(file: str | None, *, authority: str) -> bytes:
-    """Return what an authority's chains must end in, as PEM: its own roots, else the system's.
+    """Return what an authority's chains must end in, as PEM: its own roots, else the system's; read as above.
 
     Raises:
         ChainInvalid: the file cannot be read.
@@ -45,14 +45,18 @@ def roots_pem(file: str | None, *, authority: str) -> bytes:
     if file is None:
         return system_roots_pem()
     try:
-        return Path(file).read_bytes()
+        return _read(Path(file))
     except OSError as error:
         raise ChainInvalid(
             f"roots of authority {authority}: {file} cannot be read: {error.strerror}", subject=authority
         ) from error
 
 
-@lru_cache(maxsize=1)
-def _read(path: Path, _changed: int) -> bytes:
+def _read(path: Path) -> bytes:
+    return _as_of(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _as_of(path: Path, _changed: int) -> bytes:
     # The very same bytes each time, so that whoever keeps something by them recognises them at once.
     return path.read_bytes()
