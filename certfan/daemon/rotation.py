@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime, timedelta
-from enum import StrEnum
 from pathlib import Path
 
 from certfan import log, pki
+from certfan.core.rotation import InternalCa, Phase
 from certfan.daemon import ca as ca_files
 from certfan.daemon.ca import CaFolder
 from certfan.daemon.journal import Journal
@@ -25,27 +25,6 @@ from certfan.daemon.store import Store
 from certfan.errors import CertfanError
 
 EVERY = timedelta(seconds=10)  # while a rotation is under way
-
-
-class Phase(StrEnum):
-    """How far it has come."""
-
-    SETTLED = "settled"
-    OVERLAP = "overlap"
-    DROPPING = "dropping"
-
-
-@dataclass(frozen=True, slots=True)
-class RotationView:
-    """How the internal CA stands; `waits_for` are the consumers that have not followed yet."""
-
-    fleet: str
-    phase: Phase
-    rotations: int
-    fingerprint: str
-    not_after: datetime
-    waits_for: tuple[str, ...]
-    problem: str = ""
 
 
 class Rotation:
@@ -76,7 +55,7 @@ class Rotation:
         self._problem = ""
         self._log = log.get("rotation")
 
-    async def begin(self, *, uid: int) -> RotationView:
+    async def begin(self, *, uid: int) -> InternalCa:
         """Make another CA. Repeatable: one that is under way goes on.
 
         Raises:
@@ -89,20 +68,24 @@ class Rotation:
         self._bell.set()
         return await self.view()
 
-    async def view(self) -> RotationView:
+    async def view(self) -> InternalCa:
         """Return how it stands."""
-        ca = self._ca()
+        ca, phase = self._ca(), self._phase()
         leaf = pki.read_leaf(ca.ca.cert_pem)
-        waits_for = await self._waits_for()
-        return RotationView(
+        found = InternalCa(
             ca.ca.fleet,
-            self._phase(),
+            phase,
             ca.rotations,
             leaf.fingerprint,
             leaf.not_after,
-            tuple(sorted(waits_for)),
+            tuple(sorted(await self._waits_for())),
             self._problem,
         )
+        if phase is Phase.SETTLED:
+            return found
+        going = pki.read_leaf(ca.previous_pem or ca.ca.cert_pem)
+        coming = pki.read_leaf(ca.next.cert_pem) if ca.next is not None else leaf
+        return replace(found, since=pki.issued_at(coming), old_until=going.not_after)
 
     def _phase(self) -> Phase:
         if self._ca().next is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 
 from certfan.core.model import Problem
 from certfan.core.plan import Observed
+from certfan.core.rotation import InternalCa
 from certfan.daemon.desk.board import Noticeboard
 from certfan.daemon.desk.configured import Configured
 from certfan.daemon.lookout import Lookout
@@ -40,6 +41,7 @@ class Showing:
         timekeeper: Timekeeper,
         sender: LogSender,
         notify_problems: Callable[[], Mapping[str, Problem]],
+        internal_ca: Callable[[], Awaitable[InternalCa]],
         clock: Callable[[], datetime],
     ) -> None:
         self._store = store
@@ -52,11 +54,13 @@ class Showing:
         self._timekeeper = timekeeper
         self._sender = sender
         self._notify_problems = notify_problems
+        self._internal_ca = internal_ca
         self._clock = clock
 
     async def things(self) -> StateOfThings:
         """Return everything that the page is made from."""
         facts, accounts = await self._store.facts(), await self._store.accounts()
+        internal_ca = await self._internal_ca()
         config, desired = self._configured.config, self._configured.desired()
         places = {name: (name, one.directory) for name, one in desired.authorities.items()}
         observed, now = self.observed(facts), self._clock()
@@ -76,6 +80,7 @@ class Showing:
             remote_log=self._remote_log(),
             consumer_problems={**self._share.folder_problems, **self._board.doubles.problems},
             notify_problems=self._notify_problems(),
+            internal_ca=internal_ca,
             live=observed.live,
             in_flight=self._reconciler.steps,
             runs=tuple(await self._store.runs(LAST_RUNS)),

@@ -284,6 +284,7 @@ class Wiring:
             timekeeper=self.timekeeper,
             sender=self.sender,
             notify_problems=lambda: self.notifier.problems,
+            internal_ca=lambda: self.rotation.view(),
             clock=now,
         )
 
@@ -389,7 +390,6 @@ class Wiring:
                 for path, seen in self.state.files()
             ],
             uid=os.geteuid(),
-            rotation=self.rotation.view,
         )
 
     def archived(self) -> AbstractContextManager[tuple[BinaryIO, int]]:

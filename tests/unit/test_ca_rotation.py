@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,20 @@ from certfan.agent.renewal import Renewal
 from certfan.agent.rotation import STATEMENT
 from certfan.agent.rotation import Rotation as AgentRotation
 from certfan.agent.staging import Staging
+from certfan.cli.lines.page import page_lines
+from certfan.core.rotation import PATIENCE, Phase
 from certfan.daemon.ca import open_ca
-from certfan.daemon.rotation import Phase, Rotation
+from certfan.daemon.rotation import Rotation
 from certfan.daemon.status.control.ca import ca_routes
+from certfan.daemon.status.metrics import exposition
+from certfan.daemon.status.model import as_json
+from certfan.daemon.status.view import view
 from certfan.errors import ActionRefused, NotAuthenticated, ShareUnavailable
 from certfan.protocol.trust import TrustStatement
 from tests.unit.apply_parts import AGENT
 from tests.unit.channel_parts import CA, FLEET, NOW
 from tests.unit.daemon_parts import Daemon, certificate_of, running_daemon
-from tests.unit.status_parts import Admin, control_socket
+from tests.unit.status_parts import Admin, control_socket, things
 from tests.unit.test_cli import certfan
 
 
@@ -450,3 +456,27 @@ async def test_the_command_line_asks_and_tells(farm: Farm, web1: Machine, tmp_pa
     assert (0, "") == (rotating.returncode, rotating.stderr)
     assert "waits for:   web1" in rotating.stdout.splitlines()
     assert ("overlap", ["web1"]) == (json.loads(raw.stdout)["phase"], json.loads(raw.stdout)["waits_for"])
+
+
+async def test_a_rotation_under_way_is_in_the_status(farm: Farm, web1: Machine) -> None:
+    """Page, API, metrics and command line: who lacks the new CA, since when, how long at most; a problem after a day."""
+    before = farm.daemon.ca.ca.cert_pem
+    settled = await farm.rotation.view()
+    await farm.rotation.begin(uid=0)
+    ca = await farm.rotation.view()
+    seen = replace(things(), internal_ca=ca, now=farm.daemon.now)
+    page = view(seen)
+
+    assert (None, None) == (settled.since, settled.old_until)
+    assert ["web1"] == [one.name for one in page.consumers if one.lacks_ca]
+    assert ca == page.internal_ca
+    assert (farm.daemon.now.replace(microsecond=0), pki.read_leaf(before).not_after) == (
+        ca.since,
+        ca.old_until,
+    )
+    assert b'certfan_ca_rotation_waits{consumer="web1"} 1.0' in exposition(page)
+    lines = page_lines(as_json(page))
+    assert any("the internal CA is being replaced" in line and "waits for web1;" in line for line in lines)
+    assert not [one for one in page.problems if one.subject == "ca"]
+    (need,) = (one for one in view(replace(seen, now=seen.now + PATIENCE)).problems if one.subject == "ca")
+    assert ("ca.rotation_waits", ca.since, "run: certfan ca show") == (need.code, need.since, need.hint)

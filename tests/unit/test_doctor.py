@@ -17,10 +17,10 @@ from certfan.cli.doctor import finding_lines
 from certfan.core.findings import CaaRecord, CaaSet, FileSeen, Finding, Grade
 from certfan.core.model import Authority, Identifier, Problem
 from certfan.core.path import Failure
+from certfan.core.rotation import InternalCa, Phase
 from certfan.daemon.challenges.caa import CaaFinder
 from certfan.daemon.desk.doctor import Doctor
 from certfan.daemon.offline import examine
-from certfan.daemon.rotation import Phase, RotationView
 from certfan.daemon.status.control.doctor import doctor_routes
 from certfan.daemon.status.model import StateOfThings
 from certfan.errors import AuthorityUnreachable
@@ -30,7 +30,7 @@ from tests.unit.test_config_watch import MAIN, certificate
 from tests.unit.tiny_dns import serving
 
 SETTLED = things(proofs={WHERE: (proof(),)}, deployments={WHERE: (deployment(1),)})
-SETTLED_CA = RotationView("example", Phase.SETTLED, 0, "ab" * 32, NOW, ())
+SETTLED_CA = InternalCa("example", Phase.SETTLED, 0, "ab" * 32, NOW, ())
 ALLOWED = CaaSet("test", (CaaRecord(False, "issue", "ca.test"),))
 
 
@@ -42,10 +42,10 @@ def make_doctor(
     files: tuple[FileSeen, ...] = (FileSeen("/s", 0o700, 7),),
     self_check: bool = True,
     silent: bool = False,
-    rotation: RotationView = SETTLED_CA,
+    rotation: InternalCa = SETTLED_CA,
 ) -> Doctor:
     async def state() -> StateOfThings:
-        return of
+        return dataclasses.replace(of, internal_ca=rotation)
 
     async def look(authority: Authority) -> frozenset[str]:
         if silent:
@@ -54,9 +54,6 @@ def make_doctor(
 
     async def check(_: Identifier) -> Problem | None:
         return path
-
-    async def view() -> RotationView:
-        return rotation
 
     async def find(_: str) -> CaaSet | Failure:
         return caa
@@ -69,7 +66,6 @@ def make_doctor(
         find_caa=find,
         files=lambda: files,
         uid=7,
-        rotation=view,
     )
 
 

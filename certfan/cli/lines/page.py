@@ -27,6 +27,7 @@ def page_lines(page: Json, *, colour: bool = False, progress: bool = False) -> l
     if worst := instant(summary["worst_deadline"]):
         lines[0] += f", worst deadline {when(worst, now)}"
     lines += reset_lines(page, now)
+    lines += _ca_lines(page["internal_ca"], now)
     lines += [_lagging_line(one, now, colour) for one in summary["lagging"]]
     for problem in page["problems"]:
         lines += ["", f"{paint('problem', colour)}: {clean(problem['subject'])}: {clean(problem['detail'])}"]
@@ -50,6 +51,17 @@ def reset_lines(page: Json, now: datetime) -> list[str]:
     counts = Counter(map(_who_was_reset, found))
     told = "; ".join(f"{who} {_times(count)}" for who, count in counts.items())
     return [f"reset in the last 24 h, last {when_said(found[0]['at'], now)}: {told}"]
+
+
+def _ca_lines(ca: Json | None, now: datetime) -> list[str]:
+    """Return a line for a rotation of the internal CA: since when, whom it waits for, how long at most."""
+    if ca is None or ca["since"] is None:
+        return []
+    waits = ", ".join(map(clean, ca["waits_for"])) or "nobody any more"
+    until = f"the old one ends {when_said(ca['old_until'], now)}"
+    return [
+        f"the internal CA is being replaced, begun {when_said(ca['since'], now)}: waits for {waits}; {until}"
+    ]
 
 
 def _who_was_reset(one: Json) -> str:

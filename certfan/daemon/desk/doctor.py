@@ -13,8 +13,8 @@ from certfan import __version__
 from certfan.core.findings import FileSeen, Finding, Grade, caa_finding, of_problem, too_open, version_finding
 from certfan.core.looks import checked_identifiers
 from certfan.core.model import Authority, Certificate, Identifier, Problem
+from certfan.core.rotation import Phase
 from certfan.daemon.challenges.caa import FindCaa
-from certfan.daemon.rotation import Phase, RotationView
 from certfan.daemon.status.model import Page, StateOfThings
 from certfan.daemon.status.view import view
 from certfan.errors import CertfanError
@@ -40,7 +40,6 @@ class Doctor:
         find_caa: FindCaa,
         files: Callable[[], Collection[FileSeen]],
         uid: int,
-        rotation: Callable[[], Awaitable[RotationView]],
     ) -> None:
         self._things = things
         self._look = look
@@ -49,7 +48,6 @@ class Doctor:
         self._find_caa = find_caa
         self._files = files
         self._uid = uid
-        self._rotation = rotation
 
     async def examine(self, tell: Tell) -> None:
         """Tell every finding as soon as it is known. Cancelled, nothing is left behind.
@@ -58,8 +56,7 @@ class Doctor:
             ExceptionGroup: of what `tell` raised; nothing more is looked at then.
         """
         things = await self._things()
-        rotation = _followed(await self._rotation())
-        for finding in (*_own(things), *await self._permissions(), *_known(things), rotation):
+        for finding in (*_own(things), *await self._permissions(), *_known(things), *_followed(things)):
             await tell(finding)
         certificates = things.desired.certificates.values()
         async with asyncio.TaskGroup() as group:
@@ -134,19 +131,17 @@ class Doctor:
         return caa_finding(identifier, seen, authority=authority, identities=identities, account=account)
 
 
-def _followed(ca: RotationView) -> Finding:
-    """Return whether the internal CA is the only one that is believed."""
+def _followed(things: StateOfThings) -> Iterator[Finding]:
+    """Yield whether the internal CA is the only one that is believed."""
+    ca = things.internal_ca
+    if ca is None:
+        return
     if ca.phase is Phase.SETTLED:
-        return Finding(Grade.OK, "ca", "ca", f"the internal CA is good until {ca.not_after:%Y-%m-%d}")
-    waits = ", ".join(ca.waits_for) or "nobody any more"
-    why = f", and {ca.problem}" if ca.problem else ""
-    return Finding(
-        Grade.WARN,
-        "ca",
-        "ca",
-        f"another internal CA follows, and waits for {waits}{why}",
-        "run: certfan ca show",
-    )
+        yield Finding(Grade.OK, "ca", "ca", f"the internal CA is good until {ca.not_after:%Y-%m-%d}")
+    else:
+        yield Finding(
+            Grade.WARN, "ca", "ca", f"another internal CA follows, and {ca.told}", "run: certfan ca show"
+        )
 
 
 async def _told(finding: Finding) -> Finding:
@@ -167,7 +162,7 @@ def _known(things: StateOfThings) -> Iterator[Finding]:
     """Yield what the status says of certificates, authorities and consumers; a broken path is looked at anew."""
     page = view(things)
     paths = {path.identifier for one in page.certificates for path in one.broken_paths}
-    told = {"config", "clock", "share", *paths}
+    told = {"config", "clock", "share", "ca", *paths}
     troubled = [one for one in page.problems if one.subject not in told]
     for one in troubled:
         yield Finding(Grade.BAD, _area(one.subject, page), one.subject, one.detail, one.hint)

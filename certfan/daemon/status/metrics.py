@@ -55,6 +55,7 @@ class Families(Collector):
         yield from self._endpoints()
         yield from self._authorities()
         yield from self._consumers()
+        yield from self._internal_ca()
 
     def _daemon(self) -> Iterator[Metric]:
         page = self._page
@@ -166,6 +167,17 @@ class Families(Collector):
         unproven = (((one.name,), float(late[one.name])) for one in consumers)
         about = "how many of its endpoints do not serve what they should"
         yield _gauge("certfan_consumer_unproven_endpoints", about, labels, unproven)
+
+    def _internal_ca(self) -> Iterator[Metric]:
+        ca = self._page.internal_ca
+        begun = [((), ca.since if ca else None)]
+        about = "when the rotation of the internal CA that is under way was begun"
+        yield _gauge("certfan_ca_rotation_begun_timestamp_seconds", about, (), begun)
+        lacking = [((name,), 1.0) for name in (ca.waits_for if ca else ())]
+        about = "1 for a consumer that does not have the new internal CA yet, and is waited for"
+        yield _gauge("certfan_ca_rotation_waits", about, ("consumer",), lacking)
+        ends = [((), ca.not_after if ca else None)]
+        yield _gauge("certfan_ca_expiration_timestamp_seconds", "notAfter of the internal CA", (), ends)
 
 
 def _gauge(name: str, about: str, labels: Sequence[str], samples: _Samples) -> Metric:

@@ -15,6 +15,7 @@ from certfan.core.model import Desired, Problem
 from certfan.core.plan import Key, Observed, Step
 from certfan.core.policy import Urgency
 from certfan.core.resets import Boot, Reset
+from certfan.core.rotation import InternalCa
 from certfan.core.standing import Holding
 from certfan.daemon.status.wire import Place, Span
 from certfan.daemon.status.wire import as_json as as_json
@@ -51,6 +52,7 @@ class StateOfThings:
     boots: tuple[Boot, ...] = ()  # of all machines that were heard of in the last 24 hours
     consumer_problems: Mapping[str, Problem] = field(default_factory=dict)
     notify_problems: Mapping[str, Problem] = field(default_factory=dict)  # by channel
+    internal_ca: InternalCa | None = None
     live: Mapping[tuple[str, str], int] = field(default_factory=dict)  # the share's pointers
     in_flight: Mapping[Key, Step] = field(default_factory=dict)
     runs: tuple[Run, ...] = ()  # newest first
@@ -261,6 +263,7 @@ class ConsumerView:
     heard_at: datetime | None
     version: str | None
     install: str | None
+    lacks_ca: bool  # a rotation of the internal CA waits for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,3 +348,4 @@ class Page:
     runs: tuple[RunView, ...]
     resets: tuple[Reset, ...]  # in the last 24 hours, newest first
     remote_log: RemoteLog | None = None
+    internal_ca: InternalCa | None = None

@@ -62,6 +62,7 @@ def page_of(things: StateOfThings, certificates: tuple[CertificateView, ...]) ->
         runs=runs,
         resets=_resets(things),
         remote_log=things.remote_log,
+        internal_ca=things.internal_ca,
     )
 
 
@@ -81,6 +82,8 @@ def _problems(
         yield _needs("log", things.remote_log.problem)
     if things.share_problem:
         yield _needs("share", things.share_problem, things.share_lost_at)
+    if (ca := things.internal_ca) and (stuck := ca.why_stuck(things.now)):
+        yield _needs("ca", stuck, ca.since)
     for consumer, problem in sorted(things.consumer_problems.items()):
         yield _needs(consumer, problem)
     for channel, problem in sorted(things.notify_problems.items()):
@@ -184,6 +187,7 @@ def consumer_view(name: str, things: StateOfThings) -> ConsumerView:
         heard_at=heard.at if heard else None,
         version=heard.version if heard else None,
         install=(heard.install or None) if heard else None,
+        lacks_ca=things.internal_ca is not None and name in things.internal_ca.waits_for,
     )
 
 
