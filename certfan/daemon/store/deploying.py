@@ -17,30 +17,30 @@ from sqlalchemy import (
     insert,
     select,
     true,
-    update,
 )
 
 from certfan.core.model import Deployment, DeploymentState, Endpoint, Health, Proof
-from certfan.daemon.store import tables
+from certfan.daemon.store import engine, tables
 from certfan.daemon.store.facts import Heard, PublishedFact
-from certfan.daemon.store.prepared import run, value
-from certfan.daemon.store.rows import add, from_problem, is_there, put, to_problem
+from certfan.daemon.store.prepared import returning, run, value
+from certfan.daemon.store.rows import add_new, from_problem, put, to_problem
 
 NAMED = 100  # consumers that one query names
 
 
 _ASSIGNED, _REVISED = tables.assignments.c, tables.revisions.c
-_OFFER_ANOTHER = update(tables.assignments).where(
-    _ASSIGNED.certificate == bindparam("its_certificate"),
-    _ASSIGNED.consumer == bindparam("its_consumer"),
-    _ASSIGNED.generation != bindparam("offered"),
+_ASSIGN = engine.insert(tables.assignments)
+_OFFER = _ASSIGN.on_conflict_do_update(
+    index_elements=[_ASSIGNED.certificate, _ASSIGNED.consumer],
+    set_={"generation": _ASSIGN.excluded.generation, "offered_at": _ASSIGN.excluded.offered_at},
+    where=_ASSIGNED.generation != _ASSIGN.excluded.generation,
 )
 _COUNT_UP = (
-    update(tables.revisions)
-    .where(_REVISED.consumer == bindparam("its_consumer"))
-    .values(revision=_REVISED.revision + 1)
+    engine.insert(tables.revisions)
+    .on_conflict_do_update(index_elements=[_REVISED.consumer], set_={"revision": _REVISED.revision + 1})
+    .returning(_REVISED.revision)
 )
-_REVISION = select(_REVISED.revision).where(_REVISED.consumer == bindparam("its_consumer"))
+_REVISION = select(_REVISED.revision).where(_REVISED.consumer == bindparam("consumer"))
 
 
 def offer(db: Connection, certificate: str, consumer: str, generation: int, now: datetime) -> int:
@@ -48,14 +48,8 @@ def offer(db: Connection, certificate: str, consumer: str, generation: int, now:
 
     The revision counts up when this changes anything; offering the same again changes nothing.
     """
-    key = {"certificate": certificate, "consumer": consumer}
-    values = {"generation": generation, "offered_at": now}
-    said = {"its_certificate": certificate, "its_consumer": consumer, "offered": generation}
-    if run(db, _OFFER_ANOTHER, {**said, **values}) == 0:
-        if is_there(db, tables.assignments, key):
-            return _revision(db, consumer)
-        add(db, tables.assignments, {**key, **values})
-    return _count_up(db, consumer)
+    row = {"certificate": certificate, "consumer": consumer, "generation": generation, "offered_at": now}
+    return _count_up(db, consumer) if run(db, _OFFER, row) else _revision(db, consumer)
 
 
 def withdraw(db: Connection, certificate: str, consumer: str, now: datetime) -> int:
@@ -90,9 +84,8 @@ def lists(
 
 def record_published(db: Connection, certificate: str, consumer: str, generation: int, at: datetime) -> None:
     """Note when a generation was first published for a consumer; the first instant stays."""
-    key = {"certificate": certificate, "consumer": consumer, "generation": generation}
-    if not is_there(db, tables.published, key):
-        add(db, tables.published, {**key, "at": at})
+    row = {"certificate": certificate, "consumer": consumer, "generation": generation, "at": at}
+    add_new(db, tables.published, row)
 
 
 def published(db: Connection) -> tuple[PublishedFact, ...]:
@@ -180,13 +173,11 @@ def _among(consumer: Column[Any], names: Collection[str]) -> ColumnElement[bool]
 
 
 def _revision(db: Connection, consumer: str) -> int:
-    return value(db, _REVISION, {"its_consumer": consumer}) or 0
+    return value(db, _REVISION, {"consumer": consumer}) or 0
 
 
 def _count_up(db: Connection, consumer: str) -> int:
-    if run(db, _COUNT_UP, {"its_consumer": consumer}) == 0:
-        add(db, tables.revisions, {"consumer": consumer, "revision": 1})
-    return _revision(db, consumer)
+    return int(returning(db, _COUNT_UP, {"consumer": consumer, "revision": 1}).revision)
 
 
 def _is_newer(db: Connection, consumer: str, boot_id: str, sequence: int) -> bool:

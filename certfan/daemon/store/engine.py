@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, inspect, text
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DatabaseError
 
 from certfan import __version__, files
@@ -22,6 +23,8 @@ from certfan.errors import SchemaTooNew
 KEPT = 3  # copies of before a migration
 REVISION = "0005"  # the newest file in migrations/versions; revisions are numbers of four digits
 BUSY_TIMEOUT = 5.0  # seconds; only an admin with a shell can hold this database
+
+insert = sqlite.insert  # can say what becomes of a row that is there already, as PostgreSQL's can
 
 
 def open_database(path: Path, clock: Callable[[], datetime]) -> Connection:

@@ -20,9 +20,9 @@ from sqlalchemy import (
 from certfan.core.ledger import SpendKind
 from certfan.core.model import Generation, KeyType, Problem, RenewalInfo, Revocation, RevocationReason
 from certfan.daemon.store import signing, spending, tables
-from certfan.daemon.store.issuing import close_issuance, open_issuance, open_issuances
+from certfan.daemon.store.issuing import close_issuance, open_issuances
 from certfan.daemon.store.prepared import rows, run, value
-from certfan.daemon.store.rows import add, identifiers_of, names_of, put
+from certfan.daemon.store.rows import add_new, identifiers_of, names_of, put
 from certfan.daemon.store.wishes import clear_order_attempts, drop_rollback
 
 # Every column that names the number of a generation.
@@ -63,23 +63,21 @@ def record_generation(db: Connection, generation: Generation) -> None:
     Raises:
         ValueError: the number already belongs to another leaf.
     """
-    same = {"certificate": generation.certificate, "number": generation.number}
-    known = value(db, _FINGERPRINT, same)
-    if known not in {None, generation.fingerprint}:
+    is_new = add_new(db, tables.generations, _generation_row(generation))
+    if not is_new and _fingerprint(db, generation) != generation.fingerprint:
         raise ValueError(f"{generation} is another leaf already")
-    if known is None:
-        add(db, tables.generations, _generation_row(generation))
-        _count(db, generation)
-    close_issuance(db, generation.certificate, generation.number, generation.issued_at, None)
+    ended = close_issuance(db, generation.certificate, generation.number, generation.issued_at, None)
+    if is_new and ended:
+        spending.count(db, SpendKind.CERTIFICATE, ended, generation.issued_at)
     clear_order_attempts(db, generation.certificate)
     if generation.holder:
         signing.drop_csr(db, generation.certificate, generation.number)
     run(db, _FULFIL, {"certificate": generation.certificate, "at": generation.issued_at})
 
 
-def _count(db: Connection, generation: Generation) -> None:
-    if begun := open_issuance(db, generation.certificate, generation.number):
-        spending.count(db, SpendKind.CERTIFICATE, begun, generation.issued_at)
+def _fingerprint(db: Connection, generation: Generation) -> str:
+    same = {"certificate": generation.certificate, "number": generation.number}
+    return str(value(db, _FINGERPRINT, same))
 
 
 def record_copy(db: Connection, generation: Generation) -> None:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func, select, update
+from sqlalchemy import ColumnElement, Connection, Select, String, and_, bindparam, func, select, update
 
 from certfan.core.issuance import Issuance
 from certfan.core.ledger import SpendKind
 from certfan.core.model import Identifier, Problem
-from certfan.daemon.store import spending, tables
+from certfan.daemon.store import engine, spending, tables
 from certfan.daemon.store.facts import ClosedIssuance
-from certfan.daemon.store.prepared import rows, run, value
+from certfan.daemon.store.prepared import returning, rows, run, value
 from certfan.daemon.store.rows import (
     add,
+    add_new,
     from_problem,
     identifiers_of,
-    is_there,
     names_of,
     put,
     remove,
@@ -45,19 +45,38 @@ _TRIES, _TRY = tables.issuances, tables.issuances.c
 _IS_OPEN = _TRY.closed_at.is_(None)
 _SAME_CERTIFICATE = _TRY.certificate == bindparam("certificate")
 _SAME_TRY = and_(_SAME_CERTIFICATE, _TRY.generation == bindparam("generation"))
-_OPEN, _OPEN_OF, _OPEN_TRY, _CLOSED_OF = (
+_OPEN, _OPEN_OF, _CLOSED_OF = (
     _tries(_IS_OPEN),
     _tries(_IS_OPEN, _SAME_CERTIFICATE),
-    _tries(_IS_OPEN, _SAME_TRY),
     _tries(~_IS_OPEN, _SAME_CERTIFICATE),
 )
 _OPEN_ID = select(_TRY.id).where(_IS_OPEN, _SAME_TRY)
 # A bound value that is named like a column would be a value to set.
-_CHANGE_OPEN = update(_TRIES).where(
-    _IS_OPEN, _TRY.certificate == bindparam("its_certificate"), _TRY.generation == bindparam("its_generation")
+_CHANGE_OPEN = (
+    update(_TRIES)
+    .where(
+        _IS_OPEN,
+        _TRY.certificate == bindparam("its_certificate"),
+        _TRY.generation == bindparam("its_generation"),
+    )
+    .returning(_TRIES)
+)
+_ANSWER = (
+    engine.insert(tables.answered)
+    .from_select(
+        ["issuance", "challenge_url"],
+        select(_TRY.id, bindparam("challenge_url", type_=String)).where(_IS_OPEN, _SAME_TRY),
+    )
+    .on_conflict_do_nothing()
 )
 _MADE = tables.generations.c
-_USED = select(func.max(_MADE.number)).where(_MADE.certificate == bindparam("certificate"))
+_BEFORE = select(
+    select(func.max(_MADE.number))
+    .where(_MADE.certificate == bindparam("certificate"))
+    .scalar_subquery()
+    .label("number"),
+    select(_TRY.id).where(_IS_OPEN, _SAME_CERTIFICATE).exists().label("is_open"),
+)
 
 
 def begin_issuance(
@@ -78,9 +97,10 @@ def begin_issuance(
     Raises:
         ValueError: that number is not above every generation of the certificate.
     """
-    if known := _issuances(db, _OPEN_OF, {"certificate": certificate}):
-        return known[0]
-    if generation <= (value(db, _USED, {"certificate": certificate}) or 0):
+    (before,) = rows(db, _BEFORE, {"certificate": certificate})
+    if before.is_open:
+        return _issuances(db, _OPEN_OF, {"certificate": certificate})[0]
+    if generation <= (before.number or 0):
         raise ValueError(f"{certificate}@{generation} is used up")
     begun = Issuance(
         certificate, generation, authority, tuple(identifiers), now, replaces=replaces, exempt=exempt
@@ -115,17 +135,15 @@ def record_order_url(db: Connection, certificate: str, generation: int, url: str
     Raises:
         ValueError: there is no such open try.
     """
-    begun = open_issuance(db, certificate, generation)
+    begun = _change_open(db, certificate, generation, {"order_url": url})
     if begun is None:
         raise _not_open(certificate, generation)
-    change_open = {"its_certificate": certificate, "its_generation": generation, "order_url": url}
-    run(db, _CHANGE_OPEN, change_open)
-    if not is_there(db, tables.orders, {"url": url}):
-        row = {"url": url, "certificate": certificate, "generation": generation, "recorded_at": now}
-        add(db, tables.orders, row)
+    row = {"url": url, "certificate": certificate, "generation": generation, "recorded_at": now}
+    if add_new(db, tables.orders, row):
         spending.count(db, SpendKind.ORDER, begun, now)
-    # The authority may give an order again that was given up; its authorizations are needed now.
-    spending.drop_leftover(db, url)
+    else:
+        # The authority may give an order again that was given up; its authorizations are needed now.
+        spending.drop_leftover(db, url)
 
 
 def record_answered(db: Connection, certificate: str, generation: int, challenge_url: str) -> None:
@@ -134,9 +152,9 @@ def record_answered(db: Connection, certificate: str, generation: int, challenge
     Raises:
         ValueError: there is no such open try.
     """
-    row = {"issuance": _open_id(db, certificate, generation), "challenge_url": challenge_url}
-    if not is_there(db, tables.answered, row):
-        add(db, tables.answered, row)
+    told = {"certificate": certificate, "generation": generation, "challenge_url": challenge_url}
+    if run(db, _ANSWER, told) == 0:
+        _open_id(db, certificate, generation)
 
 
 def abandon_issuance(
@@ -152,7 +170,7 @@ def abandon_issuance(
 
     Its order may have left authorizations pending, which is remembered; the authorizations that `failed` are counted.
     """
-    if given_up := open_issuance(db, certificate, generation):
+    if given_up := close_issuance(db, certificate, generation, now, problem):
         if given_up.order_url is not None:
             put(
                 db,
@@ -162,18 +180,11 @@ def abandon_issuance(
             )
         for identifier in failed:
             spending.count(db, SpendKind.FAILURE, replace(given_up, identifiers=(identifier,)), now)
-    close_issuance(db, certificate, generation, now, problem)
 
 
 def open_issuances(db: Connection) -> tuple[Issuance, ...]:
     """Return every open try, oldest first."""
     return _issuances(db, _OPEN, {})
-
-
-def open_issuance(db: Connection, certificate: str, generation: int) -> Issuance | None:
-    """Return the try for that generation if it is open."""
-    same = {"certificate": certificate, "generation": generation}
-    return next(iter(_issuances(db, _OPEN_TRY, same)), None)
 
 
 def closed_issuances(db: Connection, certificate: str) -> tuple[ClosedIssuance, ...]:
@@ -213,11 +224,22 @@ def drop_tokens(db: Connection, certificate: str) -> None:
 
 def close_issuance(
     db: Connection, certificate: str, generation: int, now: datetime, problem: Problem | None
-) -> None:
-    """Close a try, if it is open, and forget its tokens."""
-    same = {"its_certificate": certificate, "its_generation": generation}
-    if run(db, _CHANGE_OPEN, {**same, "closed_at": now, "problem": from_problem(problem)}):
+) -> Issuance | None:
+    """Close a try, if it is open, and forget its tokens; return it, without what was answered."""
+    ended = {"closed_at": now, "problem": from_problem(problem)}
+    closed = _change_open(db, certificate, generation, ended)
+    if closed is not None:
         drop_tokens(db, certificate)
+    return closed
+
+
+def _change_open(
+    db: Connection, certificate: str, generation: int, values: Mapping[str, object]
+) -> Issuance | None:
+    """Change a try, if it is open; return it, without what was answered."""
+    same = {"its_certificate": certificate, "its_generation": generation}
+    row = returning(db, _CHANGE_OPEN, {**same, **values})
+    return None if row is None else _issuance(row, ())
 
 
 def _open_id(db: Connection, certificate: str, generation: int) -> int:
@@ -237,17 +259,18 @@ def _issuances(db: Connection, tries: Tries, values: Mapping[str, object]) -> tu
     challenges = defaultdict[int, set[str]](set)
     for issuance, url in rows(db, tries.answered, values) if begun else ():
         challenges[issuance].add(url)
-    return tuple(
-        Issuance(
-            row.certificate,
-            row.generation,
-            row.authority,
-            identifiers_of(row.identifiers),
-            row.begun_at,
-            row.order_url,
-            frozenset(challenges[row.id]),
-            replaces=row.replaces,
-            exempt=row.exempt,
-        )
-        for row in begun
+    return tuple(_issuance(row, challenges[row.id]) for row in begun)
+
+
+def _issuance(row: Any, answered: Iterable[str]) -> Issuance:
+    return Issuance(
+        row.certificate,
+        row.generation,
+        row.authority,
+        identifiers_of(row.identifiers),
+        row.begun_at,
+        row.order_url,
+        frozenset(answered),
+        replaces=row.replaces,
+        exempt=row.exempt,
     )

@@ -8,7 +8,7 @@ execution, even of a compiled one, takes several times as long as the statement 
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Dialect, Insert
@@ -58,9 +58,25 @@ class Prepared:
 def run(db: Connection, statement: UpdateBase, values: Mapping[str, Any]) -> int:
     """Write; return how many rows it found. `values` are the statement's parameters, and the columns to set."""
     count: int = _execute(db, statement, values)[1].rowcount
-    if count and (written := db.info.get(_WRITTEN)):
-        written(statement.table, values if isinstance(statement, Insert) else None)
+    if count:
+        _tell(db, statement, values)
     return count
+
+
+def returning(db: Connection, statement: UpdateBase, values: Mapping[str, Any]) -> Any:
+    """Write; return what the statement returns of the one row that it found, None if it found none."""
+    found = rows(db, statement, values)
+    if not found:
+        return None
+    _tell(db, statement, values)
+    return found[0]
+
+
+def run_many(db: Connection, statement: Insert, many: Sequence[Mapping[str, Any]]) -> None:
+    """Write each of some rows that name the same columns."""
+    if many:
+        _execute(db, statement, *many)
+        _tell(db, statement)
 
 
 def rows(db: Connection, statement: Executable, values: Mapping[str, Any]) -> list[Any]:
@@ -80,15 +96,26 @@ def tell(db: Connection, written: Written) -> None:
     db.info[_WRITTEN] = written
 
 
-def _execute(db: Connection, statement: Any, values: Mapping[str, Any]) -> tuple[Prepared, Any]:
+def _tell(db: Connection, statement: UpdateBase, values: Mapping[str, Any] | None = None) -> None:
+    if written := db.info.get(_WRITTEN):
+        written(statement.table, values if isinstance(statement, Insert) else None)
+
+
+def _execute(
+    db: Connection, statement: Any, values: Mapping[str, Any], *more: Mapping[str, Any]
+) -> tuple[Prepared, Any]:
     key = (db.dialect.name, statement, tuple(values))
     prepared = _known.get(key)
     if prepared is None:
         prepared = _known[key] = Prepared(statement, key[2], db.dialect)
-    parameters = prepared.parameters(values)
+    parameters: Any = prepared.parameters(values)
     cursor = db.connection.cursor()
     try:
-        cursor.execute(prepared.sql, parameters)
+        if more:
+            parameters = [parameters, *map(prepared.parameters, more)]
+            cursor.executemany(prepared.sql, parameters)
+        else:
+            cursor.execute(prepared.sql, parameters)
     except db.dialect.loaded_dbapi.Error as error:
         kind = db.dialect.loaded_dbapi.Error
         raise DBAPIError.instance(prepared.sql, parameters, error, kind, dialect=db.dialect) from error

@@ -12,7 +12,7 @@ from certfan.core.clock import Reading, remembered
 from certfan.core.subjects import consumer_subject, path_subject, renewal_subject
 from certfan.daemon.store import tables
 from certfan.daemon.store.facts import AccountFact, ConfigFact, Event, Run
-from certfan.daemon.store.rows import add, put
+from certfan.daemon.store.rows import add_all, put
 from certfan.log import redact
 
 
@@ -179,9 +179,11 @@ def config_changed(db: Connection) -> dict[str, datetime]:
 
 def add_events(db: Connection, events: Sequence[Event]) -> None:
     """Append to the journal, in order. Key material in fields is replaced."""
-    for one in events:
-        row = {"at": one.at, "name": one.name, "subject": one.subject, "fields": redact(one.fields)}
-        add(db, tables.events, row)
+    lines = [
+        {"at": one.at, "name": one.name, "subject": one.subject, "fields": redact(one.fields)}
+        for one in events
+    ]
+    add_all(db, tables.events, lines)
 
 
 def events(db: Connection, after: int = 0, limit: int = 1000, subject: str = "") -> tuple[Event, ...]:

@@ -1,11 +1,11 @@
-"""Between values and rows: what several subjects write the same way, in SQL that every engine knows.
+"""Between values and rows: what several subjects write the same way, in SQL that SQLite and PostgreSQL share.
 
 What happens at every order is written with these, or with statements that are constants: see `prepared`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -15,32 +15,38 @@ from sqlalchemy import (
     Connection,
     Delete,
     Insert,
-    Integer,
-    Select,
     Table,
     Update,
     and_,
     bindparam,
     delete,
     insert,
-    literal_column,
-    select,
     update,
 )
 
 from certfan.core.model import Identifier, Problem
-from certfan.daemon.store.prepared import rows, run
+from certfan.daemon.store import engine
+from certfan.daemon.store.prepared import run, run_many
 
 
 def put(db: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Make the one row under `key` hold `values`, whether it was there or not."""
-    if change(db, table, key, values) == 0:
-        add(db, table, {**key, **values})
+    run(db, _upsert(table, tuple(key), tuple(values)), {**key, **values})
 
 
 def add(db: Connection, table: Table, values: Mapping[str, Any]) -> None:
     """Add one row."""
     run(db, _insert(table), values)
+
+
+def add_all(db: Connection, table: Table, many: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows that name the same columns, in order."""
+    run_many(db, _insert(table), many)
+
+
+def add_new(db: Connection, table: Table, values: Mapping[str, Any]) -> bool:
+    """Add one row unless one with its key is there, which stays as it is; return whether it was added."""
+    return run(db, _insert_new(table), values) == 1
 
 
 def change(db: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> int:
@@ -53,14 +59,20 @@ def remove(db: Connection, table: Table, key: Mapping[str, Any]) -> int:
     return run(db, _delete(table, tuple(key)), _bound(key))
 
 
-def is_there(db: Connection, table: Table, key: Mapping[str, Any]) -> bool:
-    """Whether there is a row under `key`."""
-    return bool(rows(db, _select(table, tuple(key)), _bound(key)))
-
-
 @cache
 def _insert(table: Table) -> Insert:
     return insert(table)
+
+
+@cache
+def _insert_new(table: Table) -> Insert:
+    return engine.insert(table).on_conflict_do_nothing()
+
+
+@cache
+def _upsert(table: Table, key: tuple[str, ...], names: tuple[str, ...]) -> Insert:
+    put = engine.insert(table)
+    return put.on_conflict_do_update(index_elements=key, set_={name: put.excluded[name] for name in names})
 
 
 @cache
@@ -71,11 +83,6 @@ def _update(table: Table, key: tuple[str, ...]) -> Update:
 @cache
 def _delete(table: Table, key: tuple[str, ...]) -> Delete:
     return delete(table).where(_same(table, key))
-
-
-@cache
-def _select(table: Table, key: tuple[str, ...]) -> Select[Any]:
-    return select(literal_column("1", Integer)).select_from(table).where(_same(table, key))
 
 
 def _same(table: Table, key: tuple[str, ...]) -> ColumnElement[bool]:

@@ -6,30 +6,26 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from certfan.core.issuance import Issuance
 from certfan.core.ledger import Spend, SpendKind
 from certfan.core.model import Leftover
 from certfan.daemon.store import tables
-from certfan.daemon.store.prepared import rows, value
-from certfan.daemon.store.rows import add, names_of, put, remove
+from certfan.daemon.store.prepared import returning, rows
+from certfan.daemon.store.rows import names_of, put, remove
 
 KEPT = timedelta(days=30)  # longer than any window that an authority publishes
 _FROM_THERE_ON = select(tables.spends).order_by(tables.spends.c.id).offset(bindparam("there"))
-# Each is found by the index; asked for together they would cost a look at every row.
-_OLDEST, _NEWEST = (select(extreme(tables.spends.c.at)) for extreme in (func.min, func.max))
+# Each is found by the index, as its own query; of one query for both every row would be looked at.
+_COUNT = insert(tables.spends).returning(
+    select(func.min(tables.spends.c.at)).scalar_subquery().label("oldest"),
+    select(func.max(tables.spends.c.at)).scalar_subquery().label("newest"),
+)
 
 
 def count(db: Connection, kind: SpendKind, issuance: Issuance, now: datetime) -> None:
     """Note that the authority of a try has counted something against its identifiers; older entries go."""
-    table = tables.spends
-    oldest, newest = value(db, _OLDEST, {}), value(db, _NEWEST, {})
-    if oldest is not None and oldest < now - KEPT:
-        db.execute(delete(table).where(table.c.at < now - KEPT))
-    if newest is not None and newest > now:
-        # Recorded before the clock was set back: dated anew, or it would count until the clock is there again.
-        db.execute(update(table).where(table.c.at > now).values(at=now))
     row = {
         "authority": issuance.authority,
         "kind": kind.value,
@@ -38,7 +34,12 @@ def count(db: Connection, kind: SpendKind, issuance: Issuance, now: datetime) ->
         "exempt": issuance.exempt,
         "same_set": _is_same_set(db, issuance),
     }
-    add(db, table, row)
+    table, known = tables.spends, returning(db, _COUNT, row)
+    if known.oldest < now - KEPT:
+        db.execute(delete(table).where(table.c.at < now - KEPT))
+    if known.newest > now:
+        # Recorded before the clock was set back: dated anew, or it would count until the clock is there again.
+        db.execute(update(table).where(table.c.at > now).values(at=now))
 
 
 def _is_same_set(db: Connection, issuance: Issuance) -> bool:
