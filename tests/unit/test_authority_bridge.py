@@ -2,9 +2,11 @@
 
 import asyncio
 import contextvars
+import weakref
 from typing import Never
 
 import pytest
+from greenlet import getcurrent  # type: ignore[import-untyped]
 
 from certfan.daemon.authority.bridge import await_, in_greenlet
 
@@ -104,6 +106,46 @@ async def test_many_run_at_once() -> None:
             tasks.create_task(in_greenlet(work, name))
 
     assert order == ["a0", "b0", "a1", "b1"]
+
+
+async def test_a_greenlet_at_rest_holds_nothing_of_what_it_ran() -> None:
+    """It is kept for the next function, which sees its own task's variables; key and answer of the last are gone."""
+    name: contextvars.ContextVar[str] = contextvars.ContextVar("name", default="nobody")
+
+    class Held:
+        pass
+
+    def work(given: Held) -> tuple[object, Held, Held, str]:
+        made = Held()
+        await_(double(1))
+        return getcurrent(), given, made, name.get()
+
+    async def named(own: str) -> tuple[object, weakref.ref[Held], weakref.ref[Held], str]:
+        name.set(own)
+        ran_in, given, made, seen = await in_greenlet(work, Held())
+        return ran_in, weakref.ref(given), weakref.ref(made), seen
+
+    first, given, made, seen = await asyncio.create_task(named("first"))
+    alive = [given(), made()]
+    again, *_, seen_again = await asyncio.create_task(named("again"))
+
+    assert (seen, seen_again) == ("first", "again")
+    assert again is first
+    assert alive == [None, None]
+
+
+async def test_what_raised_is_not_run_in_again() -> None:
+    """The next function gets a greenlet that works."""
+
+    def fail() -> Never:
+        await_(double(1))
+        raise KeyError("inner")
+
+    for _ in range(3):
+        with pytest.raises(KeyError):
+            await in_greenlet(fail)
+
+    assert await in_greenlet(lambda: await_(double(3))) == 6
 
 
 async def test_waiting_outside_a_bridge_is_an_error() -> None:
