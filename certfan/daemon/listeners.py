@@ -13,6 +13,7 @@ import os
 import socket
 import ssl
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,6 +151,23 @@ def group_id(group: str) -> int:
         raise OSError(f"group {group} does not exist") from None
 
 
+def bind_all(listeners: Iterable[Listener]) -> list[socket.socket]:
+    """Bind and listen on every listener, or on none.
+
+    Raises:
+        OSError: naming the listener that cannot be bound.
+    """
+    sockets: list[socket.socket] = []
+    for listener in listeners:
+        try:
+            sockets.append(bind(listener))
+        except OSError as error:
+            for sock in sockets:
+                sock.close()
+            raise OSError(error.errno, f"cannot listen on {listener}: {error.strerror or error}") from error
+    return sockets
+
+
 async def serve(
     runner: web.BaseRunner, listeners: tuple[Listener, ...], tls: ssl.SSLContext | None = None
 ) -> list[socket.socket]:
@@ -160,15 +178,8 @@ async def serve(
     """
     from aiohttp import web
 
-    sockets: list[socket.socket] = []
+    sockets = bind_all(listeners)
     try:
-        for listener in listeners:
-            try:
-                sockets.append(bind(listener))
-            except OSError as error:
-                raise OSError(
-                    error.errno, f"cannot listen on {listener}: {error.strerror or error}"
-                ) from error
         for listener, sock in zip(listeners, sockets, strict=True):
             await web.SockSite(runner, sock, ssl_context=None if listener.is_local else tls).start()
     except BaseException:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import socket
 import stat
 import time
@@ -12,8 +13,9 @@ from typing import Self
 from unittest.mock import ANY
 
 import pytest
+from structlog.testing import capture_logs
 
-from certfan.daemon.challenges import http01
+from certfan.daemon.challenges import connections
 from certfan.daemon.challenges.http01 import Responder
 from certfan.daemon.listeners import Listener
 
@@ -300,11 +302,60 @@ async def test_requests_sent_in_one_breath_are_answered_in_their_order(rig: Rig)
         assert await kept.rest() == b""
 
 
-async def test_a_body_is_never_taken_for_the_next_request(rig: Rig) -> None:
+async def test_a_long_breath_is_answered_to_a_slow_reader_to_its_end(rig: Rig) -> None:
+    """What finds no room waits for it; nothing is lost, doubled or mixed up."""
+    rig.responder._bound[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # accepted ones inherit it
+    asked = [PATH if n % 3 else f"/unknown-{n}" for n in range(500)]
+    async with Kept(rig.port) as kept:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(kept.send("".join(map(request, asked)) + request(PATH, "Connection: close")))
+            answers = [await kept.answer() for _ in range(501)]
+
+        assert [status for status, _, _ in answers] == [200 if path == PATH else 404 for path in asked] + [
+            200
+        ]
+        assert (await kept.rest(), len(rig.told)) == (b"", asked.count(PATH) + 1)
+
+
+async def test_an_answer_without_room_goes_out_in_parts(rig: Rig) -> None:
+    """Whoever reads late reads all of it."""
+    rig.probes[PROBE] = "".join(f"{n:09}." for n in range(1_000_000))
+    async with Kept(rig.port) as kept:
+        await kept.send(request(PROBE))
+
+        assert await kept.answer() == (200, b"keep-alive", rig.probes[PROBE].encode())
+
+
+async def test_a_request_may_come_a_byte_at_a_time(rig: Rig) -> None:
+    """A network may cut it anywhere."""
+    async with Kept(rig.port) as kept:
+        for byte in request():
+            await kept.send(byte)
+            await asyncio.sleep(0)
+
+        assert await kept.answer() == (200, b"keep-alive", ANSWER.encode())
+
+
+@pytest.mark.parametrize(
+    "lines", [("Connection: Upgrade", "Upgrade: websocket"), ("Connection: Upgrade", "Upgrade: h2c")]
+)
+async def test_nobody_is_followed_into_another_protocol(rig: Rig, lines: tuple[str, ...]) -> None:
+    """The answer is HTTP/1.1's, and what comes after it is read by nobody."""
+    async with Kept(rig.port) as kept:
+        await kept.send(request(PATH, *lines) + request())
+
+        assert await kept.answer() == (200, b"close", ANSWER.encode())
+        assert (await kept.rest(), len(rig.told)) == (b"", 1)
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: {0}", "Transfer-Encoding: chunked"])
+async def test_a_body_is_never_taken_for_the_next_request(rig: Rig, framing: str) -> None:
     """A proxy that forwards one must not have its answers mixed up."""
     async with Kept(rig.port) as kept:
         smuggled = request()
-        await kept.send(request("/unknown", f"Content-Length: {len(smuggled)}") + smuggled)
+        if "chunked" in framing:
+            smuggled = f"{len(smuggled):x}\r\n{smuggled}\r\n0\r\n\r\n"
+        await kept.send(request("/unknown", framing.format(len(smuggled))) + smuggled)
 
         assert await kept.answer() == (404, b"close", b"404\n")
         assert (await kept.rest(), rig.told) == (b"", [])
@@ -314,7 +365,7 @@ async def test_a_kept_connection_that_trickles_its_next_request_is_cut_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An answer gives time for one more request, bytes give none."""
-    monkeypatch.setattr(http01, "PATIENCE", 0.5)
+    monkeypatch.setattr(connections, "PATIENCE", 0.5)
     rig = Rig()
     await rig.responder.start([Listener("127.0.0.1", 0)])
     async with Kept(rig.port) as kept:
@@ -328,7 +379,7 @@ async def test_a_kept_connection_that_trickles_its_next_request_is_cut_off(
 
 async def test_an_answer_gives_a_connection_its_whole_time_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a busy proxy is not cut off in the middle of a request."""
-    monkeypatch.setattr(http01, "PATIENCE", 0.5)
+    monkeypatch.setattr(connections, "PATIENCE", 0.5)
     rig = Rig()
     await rig.responder.start([Listener("127.0.0.1", 0)])
     async with Kept(rig.port) as kept:
@@ -346,7 +397,7 @@ async def test_a_newcomer_gets_the_place_of_whoever_was_answered_longest_ago(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Kept connections are a favour: asking now and then holds no place against anybody."""
-    monkeypatch.setattr(http01, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 2)
     rig = Rig()
     await rig.responder.start([Listener("127.0.0.1", 0)])
     async with Kept(rig.port) as idle, Kept(rig.port) as busy:
@@ -354,11 +405,14 @@ async def test_a_newcomer_gets_the_place_of_whoever_was_answered_longest_ago(
             await kept.send(request())
             await kept.answer()
 
-        newcomer, _, _ = await rig.get(PATH)
-        gone = await idle.rest()
-        await busy.send(request())
+        async with Kept(rig.port) as newcomer:
+            await newcomer.send(request())
+            answers = [await newcomer.answer()]
+            gone = await idle.rest()
+            await busy.send(request())
+            answers.append(await busy.answer())
 
-        assert (newcomer, gone, (await busy.answer())[0]) == (200, b"", 200)
+        assert (gone, [status for status, _, _ in answers]) == (b"", [200, 200])
         await rig.responder.stop()
 
 
@@ -376,9 +430,54 @@ async def test_a_client_that_asks_and_never_reads_is_not_answered_into_memory(ri
                     await loop.sock_sendall(deaf, burst)
 
 
+async def test_a_client_that_never_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place comes free as that of any other."""
+    monkeypatch.setattr(connections, "PATIENCE", 0.3)
+    rig = Rig()
+    await rig.responder.start([Listener("127.0.0.1", 0)])
+    rig.responder._bound[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    loop = asyncio.get_running_loop()
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.setblocking(False)
+        await loop.sock_connect(deaf, ("127.0.0.1", rig.port))
+        with pytest.raises(ConnectionError):  # a reset, for what it sent and nobody read
+            async with asyncio.timeout(10):
+                while True:
+                    await loop.sock_sendall(deaf, request().encode() * 100)
+    await rig.responder.stop()
+
+
+async def test_without_descriptors_newcomers_wait_until_there_are_some(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever else in this process holds them, nobody is refused and the loop does not spin."""
+    monkeypatch.setattr(connections, "ACCEPT_AGAIN", 0.05)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.create_connection(("127.0.0.1", rig.port)) as client:
+        lowest_free = os.dup(client.fileno())
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+        began = time.monotonic()
+        try:
+            with capture_logs() as logs:
+                async with asyncio.timeout(5):
+                    while len(logs) < 2:
+                        await asyncio.sleep(0)
+            took = time.monotonic() - began
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        status, _, _ = await exchange(
+            *await asyncio.open_connection(sock=client), request(PATH, "Connection: close")
+        )
+
+    assert [entry["event"] for entry in logs] == ["http01.exhausted"] * 2
+    assert (status, took >= 0.05) == (200, True)
+
+
 async def test_a_client_that_sends_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor may one trickle headers for ever."""
-    monkeypatch.setattr(http01, "PATIENCE", 0.1)
+    monkeypatch.setattr(connections, "PATIENCE", 0.1)
     rig = Rig()
     await rig.responder.start([Listener("127.0.0.1", 0)])
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
@@ -396,7 +495,7 @@ async def test_one_connection_too_many_is_dropped_and_its_place_comes_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A flood of idle connections cannot take all descriptors."""
-    monkeypatch.setattr(http01, "MOST_CONNECTIONS", 1)
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 1)
     rig = Rig()
     await rig.responder.start([Listener("127.0.0.1", 0)])
     first = await asyncio.open_connection("127.0.0.1", rig.port)
