@@ -33,6 +33,7 @@ def test_an_order_that_turns_bad_is_told_and_the_next_one_is_good(
     daemons: Place, ca: FaultyAuthority
 ) -> None:
     """Whatever becomes of an order or an authorization, it costs one order more, and the same key is certified."""
+    ca.behaviour.processing = 1  # every order is looked at
     for name, (kind, turn, _) in TURNED.items():
         ca.faults.add(kind, turn, name=name, times=1)
     with daemons.running(authority("ca", ca), *map(certificate, TURNED)) as daemon:
@@ -65,6 +66,25 @@ def test_an_order_that_is_not_ready_yet_or_processes_for_long_is_waited_for(
         assert 2 == early.hits
         assert [] == daemon.events("step.failed")
     assert 2 == len(ca.records.orders)
+
+
+def test_an_order_at_a_prompt_authority_is_looked_at_only_while_its_certificate_is_made(
+    daemons: Place, ca: FaultyAuthority
+) -> None:
+    """Nobody asks how an order stands that has nothing left to wait for: the second one takes five exchanges."""
+    begins, ends = ("newOrder", "authorization", "challenge", "finalize"), ("certificate",)
+    told: dict[int, tuple[str, ...]] = {}
+    with daemons.running(authority("ca", ca), certificate("a.test")) as daemon:
+        daemon.issued("a.test")
+        for number, ca.behaviour.processing in enumerate((0, 1), 2):
+            before = len(ca.records.exchanges)
+            daemon.renew("a.test")
+            daemon.issued("a.test", number)
+            told[number] = tuple(one.kind for one in ca.records.exchanges[before:])
+        fetched = daemon.events("challenge.fetched")
+
+    assert {2: (*begins, *ends), 3: (*begins, "order", "order", *ends)} == told
+    assert 3 == len(fetched)
 
 
 def test_a_connection_that_breaks_costs_a_moment_and_never_an_order_too_many(

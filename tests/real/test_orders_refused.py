@@ -96,6 +96,7 @@ def test_a_web_page_in_the_place_of_an_answer_is_named_and_the_next_try_goes_on(
 ) -> None:
     """Whichever exchange it comes in: what it was is said, no more than a beginning of it shown, and no order is lost."""
     names = {kind: f"{kind.lower()}.test" for kind in SAID_ONCE}
+    ca.behaviour.processing = 1  # every order is looked at
     for kind, name in names.items():
         ca.faults.add(kind, Instead(html("please log in" * 50)), name=name, times=1)
     with daemons.running(authority("ca", ca), *map(certificate, names.values())) as daemon:

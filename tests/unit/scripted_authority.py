@@ -94,6 +94,7 @@ class Order:
     names: tuple[str, ...]
     valid: set[str] = field(default_factory=set)
     broken: set[str] = field(default_factory=set)
+    late: set[str] = field(default_factory=set)
     chain: bytes = b""
     replaces: str | None = None
 
@@ -116,6 +117,8 @@ class ScriptedCa:
         self.scripts: dict[str, list[Exception]] = {}
         self.unreachable_names: set[str] = set()
         self.silent_names: set[str] = set()  # whose challenges are never looked at
+        self.unfetched_names: set[str] = set()  # valid without a look at their challenges
+        self.late_names: set[str] = set()  # valid only once somebody has asked for it too early
         self.on_look: Callable[[], Awaitable[None]] | None = None  # before every look at an order
         self.fetched: Callable[[str, Callable[[], str]], None] = lambda _token, _place: None
         self.connected: list[str | None] = []
@@ -272,16 +275,22 @@ class Client:
         self._enter("answer")
         base, _, name = challenge_url.rpartition("/challenge/")
         order = self._order(base)
-        if name not in self._ca.silent_names:
+        if name in self._ca.late_names:
+            order.late.add(name)
+        elif name not in self._ca.silent_names:
             (order.broken if name in self._ca.unreachable_names else order.valid).add(name)
         challenge = (await self.authorization(f"{base}/authz/{name}")).challenges[0]
-        if name not in self._ca.silent_names:
+        if name not in self._ca.silent_names | self._ca.unfetched_names:
             self._ca.fetched(challenge.token, lambda: "web1")
         return challenge
 
     async def finalize(self, url: str, csr_der: bytes, *, order_url: str) -> OrderSeen:
         self._enter("finalize")
-        self._order(order_url).chain = self._ca.sign(csr_der)
+        order = self._order(order_url)
+        if order.status is not OrderStatus.READY:
+            order.valid |= order.late
+            raise refused("orderNotReady", 403)
+        order.chain = self._ca.sign(csr_der)
         return self._seen(order_url)
 
     async def certificate(self, url: str, *, issuer: str | None = None) -> bytes:

@@ -30,6 +30,7 @@ from certfan.core.issuance import (
     next_move,
 )
 from certfan.core.model import Attempt, Identifier, Problem
+from certfan.core.pace import presumed
 from tests.unit.planner_parts import DAY, HOUR, MINUTE, NOW, WWW
 
 URL, FIRST, SECOND = "https://ca/order/1", "https://ca/authz/1", "https://ca/authz/2"
@@ -275,11 +276,19 @@ FATES = st.sampled_from(["reused", "valid", "valid", "valid", "invalid", "expire
 
 
 @settings(deadline=None)
-@given(st.lists(FATES, min_size=1, max_size=4), st.integers(0, 3), st.sets(st.integers(0, 40), max_size=6))
+@given(
+    st.lists(FATES, min_size=1, max_size=4),
+    st.integers(0, 3),
+    st.sets(st.integers(0, 40), max_size=6),
+    st.booleans(),
+)
 def test_an_order_comes_to_its_right_end_however_often_it_is_cut_off(
-    fates: list[str], patience: int, cuts: set[int]
+    fates: list[str], patience: int, cuts: set[int], hasty: bool
 ) -> None:
-    """Cut off before any move, and before the record of any answer: one CSR, each challenge told once more at most a cut."""
+    """Cut off before any move, and before the record of any answer: one CSR, each challenge told once more at most a cut.
+
+    Finalized once unlooked at, too: a refusal of that changes nothing.
+    """
     ca, begun, now = ToyCa(fates, patience), BEGUN, NOW
     order = last = None
     seen: dict[str, AuthorizationSeen] = {}
@@ -300,7 +309,10 @@ def test_an_order_comes_to_its_right_end_however_often_it_is_cut_off(
                     begun = replace(begun, answered=begun.answered | {one.url})
             case Wait(until):
                 assert until > now
-                now, order = until, None
+                now, order = until, presumed(begun, last, seen, {"token"}) if hasty else None
+                hasty = hasty and order is None
+            case Finalize() if order is not last and ca.status is not OrderStatus.READY:
+                order = None
             case Finalize():
                 assert ca.status is OrderStatus.READY
                 ca.finalized += 1

@@ -1,6 +1,7 @@
 """Orders on the real store and state folder: cut off anywhere and resumed, refused, mixed up, and what is kept."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -231,6 +232,80 @@ async def test_many_orders_that_hear_of_the_loss_register_once(place: Place) -> 
 
     assert [str(task.result()) for task in tasks] == [f"{name}@1" for name in names]
     assert place.ca.calls["register"] == 2
+
+
+# What is asked of an order
+
+
+async def _kinds_asked(place: Place, issuer: Issuer, *names: str) -> dict[str, int]:
+    """Return how often each kind of exchange was needed for one more certificate."""
+    before = place.ca.calls.copy()
+    await issuer.issue(wanted(*names), ISSUE, floor=0)
+    kinds = ("new_order", "authorization", "answer", "order", "finalize", "certificate")
+    return {kind: place.ca.calls[kind] - before[kind] for kind in kinds}
+
+
+async def test_an_order_is_looked_at_no_more_once_the_authority_has_proved_to_be_prompt(place: Place) -> None:
+    """The first order of a life is; each later one is finalized as soon as every token of it was fetched."""
+    issuer = place.life()
+
+    asked = [await _kinds_asked(place, issuer) for _ in range(3)]
+
+    assert [one["order"] for one in asked] == [1, 0, 0]
+    assert [one["finalize"] for one in asked] == [1, 1, 1]
+    assert [one["answer"] for one in asked] == [2, 2, 2]
+
+
+async def test_an_order_that_is_not_ready_after_all_is_looked_at_and_costs_no_failure(place: Place) -> None:
+    """The authority says so to the CSR; the next order is looked at first again, and the one after it is not."""
+    issuer = place.life()
+    await _kinds_asked(place, issuer)
+    place.ca.late_names = {OTHER}
+
+    asked = [await _kinds_asked(place, issuer)]
+    place.ca.late_names = set()
+    asked += [await _kinds_asked(place, issuer) for _ in range(2)]
+
+    assert [(one["order"], one["finalize"]) for one in asked] == [(1, 2), (1, 1), (0, 1)]
+    assert await place.store.attempts() == {}
+    assert len(await place.store.closed_issuances(NAME)) == 4
+    assert {one.problem for one in await place.store.closed_issuances(NAME)} == {None}
+
+
+async def test_an_order_with_a_name_whose_token_nobody_fetched_is_looked_at_when_its_time_has_come(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though every other token was fetched: it is neither looked at sooner nor finalized unlooked at."""
+    issuer, looked = place.life(), []
+    await _kinds_asked(place, issuer)
+    place.ca.unfetched_names = {NAME}  # validated by what the authority has kept
+    monkeypatch.setattr("certfan.core.issuance.SHORTEST_WAIT", timedelta(milliseconds=100))
+
+    async def on_look() -> None:
+        looked.append(time.monotonic())
+
+    place.ca.on_look, began = on_look, time.monotonic()
+    asked = await _kinds_asked(place, issuer)
+
+    assert (asked["order"], asked["finalize"]) == (1, 1)
+    assert looked[0] - began > 0.1
+
+
+@pytest.mark.parametrize("kind", ["orderNotReady", "malformed", "unauthorized"])
+async def test_an_order_that_turned_invalid_is_given_up_for_its_own_reason_after_a_refused_csr(
+    place: Place, kind: str
+) -> None:
+    """The refusal, in whichever words, tells nothing of whose name it was; the look after it does."""
+    issuer = place.life()
+    await _kinds_asked(place, issuer)
+    place.ca.unreachable_names = {OTHER}
+    place.ca.scripts["finalize"] = [refused(kind, 403)]
+
+    with pytest.raises(ChallengeFailed) as caught:
+        await issuer.issue(wanted(), ISSUE, floor=0)
+
+    assert caught.value.text == f"{NAME}: {OTHER}: got 404"
+    assert place.ca.calls["finalize"] == 2
 
 
 # Refusals

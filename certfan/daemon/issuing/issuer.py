@@ -15,6 +15,7 @@ from certfan.core.custody import SigningRequest, fits
 from certfan.core.issuance import Issuance, is_spoilt
 from certfan.core.keys import key_to_reuse, spent_keys
 from certfan.core.model import Authority, Certificate, Desired, Generation, Problem
+from certfan.core.pace import Pace
 from certfan.core.steps import Issue
 from certfan.core.subjects import order_subject
 from certfan.daemon.issuing.accounts import Accounts
@@ -49,6 +50,7 @@ class Issuer:
         self._accounts = accounts
         self._clock = clock
         self._under_way: dict[str, Order] = {}
+        self._paces: dict[str, Pace] = {}  # of each authority
 
     @property
     def moved(self) -> Mapping[str, datetime]:
@@ -145,6 +147,7 @@ class Issuer:
             self._clock,
             profile=own or authority.profile,
             preferred_chain=authority.preferred_chain,
+            paces=self._paces,
         )
 
     async def _begin(self, certificate: Certificate, step: Issue, floor: int) -> tuple[Issuance, Material]:

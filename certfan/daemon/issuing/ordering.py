@@ -32,6 +32,7 @@ from certfan.core.issuance import (
     next_move,
 )
 from certfan.core.model import Identifier, Problem
+from certfan.core.pace import Pace, presumed
 from certfan.daemon.issuing.accounts import AcmeClient
 from certfan.errors import (
     AuthorityMalformed,
@@ -42,8 +43,6 @@ from certfan.errors import (
     OrderUnanswered,
 )
 
-# A CA validates from several places; look once none of them has come for this long, twice that after a look in vain.
-AFTER_LAST_FETCH = timedelta(milliseconds=10)
 # How long one try may hold its place among an authority's orders without getting any further.
 PATIENCE = timedelta(minutes=5)
 GONE = frozenset({404, 410})
@@ -53,6 +52,9 @@ ACME_ERROR = "urn:ietf:params:acme:error:"
 # What an authority says of `replaces` that it will not take: the same order is good without it.
 # Pebble 2.10 says serverInternal of a certificate that it does not know, at every retry.
 NOT_REPLACED = frozenset({"alreadyReplaced", "conflict", "malformed", "serverInternal", "unauthorized"})
+NOT_READY = "orderNotReady"
+# What it may say instead of an order that only we take to be ready; the look that follows tells whether it meant that.
+NOT_READY_EITHER = frozenset({NOT_READY, "malformed", "unauthorized"})
 
 
 class Memory:
@@ -102,7 +104,7 @@ class Tokens:
     def fetched(self, token: str, place: Callable[[], str]) -> None:
         """Note that somebody was given a token's answer; `place` is asked only if an order waits for it."""
         for order in self._waiting.get(token, ()):
-            order.note_fetch(place())
+            order.note_fetch(token, place())
 
     def put(self, token: str, answer: str, order: Order) -> None:
         """Answer a token from now on; its order hears of every fetch."""
@@ -139,9 +141,13 @@ class Order:
     _seen: OrderSeen | None = None
     _last: OrderSeen | None = None  # also after a wait, when nothing counts as seen
     _authorizations: Mapping[str, AuthorizationSeen] = field(default_factory=dict)
-    _fetched: asyncio.Event = field(default_factory=asyncio.Event)
-    _quiet: timedelta = AFTER_LAST_FETCH
-    _places: dict[str, datetime] = field(default_factory=dict)
+    paces: dict[str, Pace] = field(default_factory=dict, kw_only=True, repr=False)  # by authority
+    _tokens: set[str] = field(default_factory=set)  # that this process has told the authority to fetch
+    _fetched: set[str] = field(default_factory=set)
+    _fetch: asyncio.Event = field(default_factory=asyncio.Event)
+    _quiet: timedelta | None = None  # that the next fetches are followed by; None: its authority's pace
+    _proves: timedelta | None = None  # the quiet that the next answer says something of
+    _places: dict[str, datetime | None] = field(default_factory=dict)  # None: told
     moved_at: datetime | None = None  # when it last got further
 
     async def carry(self) -> bytes:
@@ -163,10 +169,11 @@ class Order:
         """Whether the authority has said that there is a certificate."""
         return self._last is not None and self._last.status is OrderStatus.VALID
 
-    def note_fetch(self, place: str) -> None:
+    def note_fetch(self, token: str, place: str) -> None:
         """Note that the answer to one of its tokens went out."""
         self._places.setdefault(place, self.clock())
-        self._fetched.set()
+        self._fetched.add(token)
+        self._fetch.set()
 
     async def _advance(self) -> bytes | None:
         """Make one move; return the chain when that was the last."""
@@ -200,12 +207,27 @@ class Order:
             await self._after_nonsense(move, error)
         return None
 
+    @property
+    def _is_presumed(self) -> bool:
+        return self._seen is not self._last
+
     def _look(self, seen: OrderSeen) -> None:
         """Take in another look at the order."""
         if self._last is None or self._last.status is not seen.status:
             self.moved_at = self.clock()
+        self._learn(ready=seen.status is not OrderStatus.PENDING)
         self._authorizations = kept(self._last, seen, self._authorizations)
         self._seen = self._last = seen
+
+    @property
+    def _pace(self) -> Pace:
+        return self.paces.get(self.issuance.authority, Pace())
+
+    def _learn(self, *, ready: bool) -> None:
+        """Take in whether the authority was asked too early, the first time that it was after its fetches."""
+        if self._proves is not None:
+            self.paces[self.issuance.authority] = self._pace.after(self._proves, ready=ready)
+            self._proves = None
 
     async def _new_order(self) -> None:
         try:
@@ -224,6 +246,7 @@ class Order:
         answer = self.client.key_authorization(challenge.token)
         await self.memory.token_live(challenge.token, answer, authorization.identifier)
         self.tokens.put(challenge.token, answer, self)
+        self._tokens.add(challenge.token)
         await self.client.answer(challenge.url)
         await self.memory.answered(challenge.url)
         self.moved_at = self.clock()
@@ -239,22 +262,38 @@ class Order:
                 subject=name,
                 hint=f"the order stays open and is looked at again by itself; at once: certfan renew {name}",
             )
+        seconds, self._seen = max((until - now).total_seconds(), 0), None
+        if self._last is not None and self._last.status is not OrderStatus.PENDING:
+            await asyncio.sleep(seconds)  # what it does now needs no more fetches
+            return
         try:
-            async with asyncio.timeout(max((until - now).total_seconds(), 0)):
-                await self._fetched.wait()
-                while self._fetched.is_set():
-                    self._fetched.clear()
-                    await asyncio.sleep(self._quiet.total_seconds())
-                self._quiet *= 2
+            async with asyncio.timeout(seconds):
+                quiet = await self._fetched_and_quiet()
         except TimeoutError:
-            self._fetched.clear()
-        self._seen = None
+            self._fetch.clear()
+            return
+        if self._quiet is None:
+            self._proves = quiet
+            if self._pace.is_prompt:
+                self._seen = presumed(self.issuance, self._last, self._authorizations, self._fetched)
+        self._quiet = quiet * 2
+
+    async def _fetched_and_quiet(self) -> timedelta:
+        """Return once the authority has come for all that this process told it of, and then not for as long as is returned."""
+        quiet = self._quiet or self._pace.quiet
+        while True:
+            await self._fetch.wait()
+            self._fetch.clear()
+            await asyncio.sleep(quiet.total_seconds())
+            if not self._fetch.is_set() and self._tokens <= self._fetched:
+                return quiet
 
     async def _after_refusal(self, move: object, error: AuthorityRefused) -> None:
         """Keep the order where waiting may help; else forget it, so that the next try begins anew."""
         kind = error.type.removeprefix(ACME_ERROR)
         match move:
-            case Finalize() if kind == "orderNotReady":
+            case Finalize() if kind == NOT_READY or (kind in NOT_READY_EITHER and self._is_presumed):
+                self._learn(ready=False)
                 self._seen = None
                 return
             case NewOrder() if self.issuance.replaces is not None and kind in NOT_REPLACED:
@@ -294,6 +333,6 @@ class Order:
 
     async def _tell_places(self) -> None:
         """Tell through which vhosts the authority came; each place once, when it came first."""
-        if self._places:
-            places, self._places = self._places, {}
+        if places := {place: at for place, at in self._places.items() if at is not None}:
+            self._places = dict.fromkeys(self._places)
             await self.memory.fetched(places)

@@ -1,0 +1,117 @@
+"""An order is presumed ready only where nothing is left to be done, and asked about as its authority's last ones went."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certfan.core.issuance import (
+    AuthorizationSeen,
+    AuthorizationStatus,
+    ChallengeSeen,
+    ChallengeStatus,
+    Issuance,
+    OrderSeen,
+    OrderStatus,
+)
+from certfan.core.model import Identifier
+from certfan.core.pace import LONGEST_QUIET, SHORTEST_QUIET, Pace, presumed
+from tests.unit.planner_parts import NOW, WWW
+
+ORDER = OrderSeen("https://ca/order/1", OrderStatus.PENDING, ("https://ca/authz/1", "https://ca/authz/2"), "")
+PENDING, VALID = AuthorizationStatus.PENDING, AuthorizationStatus.VALID
+
+
+def authorization(number: int, status: AuthorizationStatus = PENDING) -> AuthorizationSeen:
+    url = f"https://ca/authz/{number}"
+    challenges = [
+        ChallengeSeen(kind, f"{url}/{kind}", ChallengeStatus.PENDING, f"{kind}-{number}")
+        for kind in ("dns-01", "http-01")
+    ]
+    return AuthorizationSeen(url, status, Identifier(f"n{number}.org"), tuple(challenges))
+
+
+def begun(*answered: int) -> Issuance:
+    urls = frozenset(f"https://ca/authz/{number}/http-01" for number in answered)
+    return Issuance(WWW, 1, "ca", (Identifier(WWW),), NOW, ORDER.url, urls)
+
+
+def seen(*them: AuthorizationSeen) -> dict[str, AuthorizationSeen]:
+    return {one.url: one for one in them}
+
+
+def test_an_order_is_presumed_ready_once_each_authorization_is_valid_or_answered_and_fetched() -> None:
+    """It is as it was shown, but for its status."""
+    ready = replace(ORDER, status=OrderStatus.READY)
+
+    both = seen(authorization(1), authorization(2))
+    assert presumed(begun(1, 2), ORDER, both, {"http-01-1", "http-01-2"}) == ready
+    reused = seen(authorization(1), authorization(2, VALID))
+    assert presumed(begun(1), ORDER, reused, {"http-01-1"}) == ready
+
+
+@pytest.mark.parametrize(
+    ("answered", "second", "fetched"),
+    [
+        ((1, 2), authorization(2), {"http-01-1"}),
+        ((1,), authorization(2), {"http-01-1", "http-01-2"}),
+        ((1, 2), authorization(2), {"http-01-1", "dns-01-2"}),
+        ((1, 2), authorization(2, AuthorizationStatus.INVALID), {"http-01-1", "http-01-2"}),
+        ((1, 2), None, {"http-01-1", "http-01-2"}),
+    ],
+    ids=["not fetched", "not answered", "another challenge's token", "invalid", "not seen"],
+)
+def test_an_order_is_not_presumed_ready_while_anything_is_missing(
+    answered: tuple[int, ...], second: AuthorizationSeen | None, fetched: set[str]
+) -> None:
+    """Of one authorization, though the other is done: finalizing would be in vain."""
+    them = seen(authorization(1), *([second] if second else []))
+
+    assert presumed(begun(*answered), ORDER, them, fetched) is None
+
+
+@pytest.mark.parametrize("status", set(OrderStatus) - {OrderStatus.PENDING})
+def test_only_a_pending_order_is_presumed_anything(status: OrderStatus) -> None:
+    """Of any other the authority has said what it is."""
+    both = seen(authorization(1), authorization(2))
+
+    assert presumed(begun(1, 2), replace(ORDER, status=status), both, {"http-01-1", "http-01-2"}) is None
+
+
+def test_an_authority_is_prompt_as_long_as_its_last_order_was() -> None:
+    """Before any order nothing is presumed of it."""
+    quick = Pace().after(SHORTEST_QUIET, ready=True)
+    slow = quick.after(quick.quiet, ready=False)
+
+    assert [one.is_prompt for one in (Pace(), quick, slow)] == [False, True, False]
+    assert [one.quiet for one in (Pace(), quick, slow)] == [
+        SHORTEST_QUIET,
+        SHORTEST_QUIET,
+        2 * SHORTEST_QUIET,
+    ]
+
+
+def test_orders_that_were_asked_too_early_together_make_it_slower_once() -> None:
+    """Eight that began at one pace have learned one thing, not eight."""
+    pace = Pace()
+    for _ in range(8):
+        pace = pace.after(SHORTEST_QUIET, ready=False)
+
+    assert pace.quiet == 2 * SHORTEST_QUIET
+
+
+@given(st.floats(0, 800).map(lambda ms: timedelta(milliseconds=ms)))
+def test_the_quiet_finds_what_an_authority_needs(needs: timedelta) -> None:
+    """After some orders at most one in five is asked too early, and none more than twice as late as it had to be."""
+    pace, fared = Pace(), []
+    for number in range(100):
+        used, ready = pace.quiet, pace.quiet >= needs
+        pace = pace.after(used, ready=ready)
+        if number >= 50:
+            fared.append((ready, used))
+
+    assert sum(not ready for ready, _ in fared) <= len(fared) / 5
+    assert all(used <= max(2 * needs, SHORTEST_QUIET) for _, used in fared)
+    assert all(SHORTEST_QUIET <= used <= LONGEST_QUIET for _, used in fared)
