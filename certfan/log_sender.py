@@ -18,6 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -78,6 +79,7 @@ class LogSender:
     ) -> None:
         self.target = target
         self.problem: LogUndelivered | None = None
+        self.lost_at: datetime | None = None  # when the problem began
         self.dropped = 0  # since the process began
         self._most, self._patience = most, patience
         self._host, self._pid = socket.gethostname(), os.getpid()
@@ -155,6 +157,7 @@ class LogSender:
             f"no log line reaches {target}: {cause}", subject=str(target), hint="look at the receiver; lines wait here"
         )  # fmt: skip
         if before is None:
+            self.lost_at = datetime.now(UTC)
             await tell(self.problem.text, 0)
 
     async def _say_it_is_back(self, tell: Tell) -> None:

@@ -78,7 +78,11 @@ def another_reading(state: ClockState, now: Reading) -> ClockState:
 
     The build date was judged at the start: a clock that moves steadily cannot come before it later.
     """
-    return _doubted(replace(state, reading=now), _jump(state.reading, now))
+    why, before = _jump(state.reading, now), state.reading
+    if why is not None and state.since is not None:
+        # It jumps along, so that it is as long ago as before: not in the future of a clock that was set back.
+        state = replace(state, since=state.since + (now.wall - before.wall) - (now.boot - before.boot))
+    return _doubted(replace(state, reading=now), why)
 
 
 def authority_said(state: ClockState, date: datetime) -> ClockState:

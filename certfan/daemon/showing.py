@@ -11,6 +11,7 @@ from certfan.core.rotation import InternalCa
 from certfan.daemon.desk.board import Noticeboard
 from certfan.daemon.desk.configured import Configured
 from certfan.daemon.lookout import Lookout
+from certfan.daemon.notifying.notifier import channel_subject
 from certfan.daemon.reconciler import Reconciler, problem_of
 from certfan.daemon.share.share import Share
 from certfan.daemon.status.model import RemoteLog, StateOfThings
@@ -41,6 +42,7 @@ class Showing:
         timekeeper: Timekeeper,
         sender: LogSender,
         notify_problems: Callable[[], Mapping[str, Problem]],
+        notify_since: Callable[[], Mapping[str, datetime]],
         internal_ca: Callable[[], Awaitable[InternalCa]],
         clock: Callable[[], datetime],
     ) -> None:
@@ -54,6 +56,7 @@ class Showing:
         self._timekeeper = timekeeper
         self._sender = sender
         self._notify_problems = notify_problems
+        self._notify_since = notify_since
         self._internal_ca = internal_ca
         self._clock = clock
 
@@ -82,10 +85,17 @@ class Showing:
             notify_problems=self._notify_problems(),
             internal_ca=internal_ca,
             live=observed.live,
+            since=self._since(),
             in_flight=self._reconciler.steps,
             runs=tuple(await self._store.runs(LAST_RUNS)),
             boots=await self._store.boots(now - BOOTS_KNOWN, now),
         )
+
+    def _since(self) -> Mapping[str, datetime]:
+        ours = {"clock": self._timekeeper.doubted_since, "log": self._sender.lost_at}
+        channels = {channel_subject(name): at for name, at in self._notify_since().items()}
+        consumers = {**self._share.folders_since, **self._board.doubles.since}
+        return {**channels, **consumers, **{name: at for name, at in ours.items() if at is not None}}
 
     def _remote_log(self) -> RemoteLog | None:
         sender = self._sender

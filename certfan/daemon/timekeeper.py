@@ -79,6 +79,11 @@ class Timekeeper:
         return Problem(CODE, detail, HINT)
 
     @property
+    def doubted_since(self) -> datetime | None:
+        """Since when it cannot, by that very clock; a doubt that outlives a restart begins with the new run."""
+        return self._state.since
+
+    @property
     def reading(self) -> Reading:
         """Both clocks as of the last look."""
         return self._state.reading

@@ -284,6 +284,7 @@ class Wiring:
             timekeeper=self.timekeeper,
             sender=self.sender,
             notify_problems=lambda: self.notifier.problems,
+            notify_since=lambda: self.notifier.since,
             internal_ca=lambda: self.rotation.view(),
             clock=now,
         )

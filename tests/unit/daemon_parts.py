@@ -160,6 +160,7 @@ class Daemon:
             facts=facts,
             observed=remembered(facts),
             consumer_problems=self.board.doubles.problems,
+            since=self.board.doubles.since,
         )
 
     @contextlib.asynccontextmanager

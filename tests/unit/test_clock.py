@@ -100,7 +100,8 @@ def test_a_clock_that_comes_back_still_needs_a_witness() -> None:
     back = clock.another_reading(away, later(MINUTE, -90 * DAY, of=away.reading))
 
     assert back.doubt == "it jumped back from 2027-02-20 12:02:00 UTC to 2026-11-22 12:02:00 UTC"
-    assert back.since == away.since
+    assert away.since is not None
+    assert back.since == away.since - 90 * DAY
     assert clock.authority_said(back, NOW).doubt is None
 
 
@@ -222,6 +223,23 @@ def test_a_start_in_1970_is_a_problem_until_an_authority_agrees() -> None:
     clocks.wall = NOW + MINUTE
     keeper.authority_said(NOW + MINUTE)
     assert keeper.problem is None
+
+
+def test_a_doubt_is_told_since_when_and_never_since_the_future() -> None:
+    """By the clock as it is now: one that is set back again has been in doubt for as long as before."""
+    clocks = Clocks()
+    keeper = clocks.keeper()
+    assert keeper.doubted_since is None
+    clocks.go(MINUTE, 90 * DAY)
+    began = keeper.tick()
+    clocks.go(MINUTE)
+    keeper.tick()
+    assert began == keeper.doubted_since
+    clocks.go(MINUTE, -90 * DAY)
+
+    assert keeper.tick() - 2 * MINUTE == keeper.doubted_since
+    keeper.authority_said(clocks.wall)
+    assert keeper.doubted_since is None
 
 
 class Book(Journal):

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -355,7 +355,8 @@ async def test_two_machines_with_one_identity_are_shown_and_never_locked_out(
         assert (await web1.link.assignments()).consumer == (await copy.link.assignments()).consumer
 
     assert [event.subject for event in events] == ["web1"]
-    assert [p["subject"] for p in page["problems"] if p["code"] == "consumer.doubled"] == ["web1"]
+    (doubled,) = (one for one in page["problems"] if one["code"] == "consumer.doubled")
+    assert ("web1", events[0].at) == (doubled["subject"], datetime.fromisoformat(doubled["since"]))
     assert page["summary"]["state"] == "problem"
     assert web1.leaf.not_after < NOW + YEAR + timedelta(days=1)
 

@@ -380,6 +380,11 @@ async def test_a_glance_tells_what_is_wrong_with_one_folder(place: Place) -> Non
         "web3": "share.unavailable",
     } == {consumer: problem.code for consumer, problem in place.share.folder_problems.items()}
     assert place.share.is_up
+    since = place.share.folders_since
+    assert {"mail1", "web1", "web2", "web3"} == since.keys()
+    (place.root / "web1" / "live").chmod(0o2750)
+    await place.share.glance(map(Consumer, ["web1", "mail1"]))
+    assert {"mail1": since["mail1"]} == place.share.folders_since
     assert place.share.problem is None
 
 

@@ -21,9 +21,10 @@ from certfan.core.model import (
     Reason,
 )
 from certfan.core.plan import Publish
+from certfan.core.subjects import rollover_subject
 from certfan.daemon.notifying.notices import notices
 from certfan.daemon.status.metrics import exposition
-from certfan.daemon.status.model import Next, Row, State, StateOfThings, Verdict, as_json
+from certfan.daemon.status.model import Next, RemoteLog, Row, State, StateOfThings, Verdict, as_json
 from certfan.daemon.status.view import view
 from certfan.daemon.store.facts import Run
 from tests.unit.status_parts import (
@@ -414,3 +415,27 @@ def test_the_page_is_json() -> None:
     assert row["endpoint"]["url"] == "tls://www.test@192.0.2.1:443"
     assert row["heard_at"] == "2026-11-22T11:59:00Z"
     assert row["wanted"] == {"generation": 1, "fingerprint": f"{1:064x}"}
+
+
+def test_what_the_daemon_itself_has_and_what_a_consumer_has_is_told_since_when() -> None:
+    """Of the three questions of an operator the second: for the clock, the log, the share, consumers, channels, accounts."""
+    ill = Problem("x", "it is not well")
+    failed = Attempt("rollover pebble", ill, 2, NOW - MINUTE, NOW + MINUTE, since=NOW - 5 * MINUTE)
+    found = things(seen={"rollovers": {"pebble"}, "attempts": {rollover_subject("pebble"): failed}})
+    subjects = ("clock", "log", "web1", "notify chat")
+    page = view(
+        dataclasses.replace(
+            found,
+            clock_problem=ill,
+            remote_log=RemoteLog(target="tls://log.int:6514", problem=ill, waiting=0, dropped=0),
+            share_problem=ill,
+            share_lost_at=NOW - 6 * MINUTE,
+            consumer_problems={"web1": ill},
+            notify_problems={"chat": ill},
+            since={subject: NOW - number * MINUTE for number, subject in enumerate(subjects)},
+        )
+    )
+
+    since = {one.subject: one.since for one in page.problems if one.code == "x"}
+    expected = {subject: NOW - number * MINUTE for number, subject in enumerate(subjects)}
+    assert expected | {"share": NOW - 6 * MINUTE, "pebble": NOW - 5 * MINUTE} == since

@@ -21,6 +21,7 @@ class _Voices:
 
     heard: dict[str, datetime] = field(default_factory=dict)  # the one that spoke last is the last
     returns: int = 0
+    doubled_at: datetime | None = None
 
 
 class Doubles:
@@ -47,7 +48,10 @@ class Doubles:
         voices.heard[boot_id] = now
         if len(voices.heard) > _MOST_VOICES:
             voices.heard.pop(next(iter(voices.heard)))
-        return not before and self.is_doubled(consumer)
+        if before or not self.is_doubled(consumer):
+            return False
+        voices.doubled_at = now
+        return True
 
     def is_doubled(self, consumer: str) -> bool:
         """Whether two machines speak as this consumer."""
@@ -60,6 +64,11 @@ class Doubles:
     def problems(self) -> Mapping[str, Problem]:
         """What to show, by consumer."""
         return {name: _problem(name, self._voices[name]) for name in self._voices if self.is_doubled(name)}
+
+    @property
+    def since(self) -> Mapping[str, datetime]:
+        """When each of them was found out in this run."""
+        return {name: at for name in self.problems if (at := self._voices[name].doubled_at) is not None}
 
     def _forget_silent(self, voices: _Voices, now: datetime) -> None:
         voices.heard = {boot_id: at for boot_id, at in voices.heard.items() if now < at + QUIET}

@@ -60,6 +60,7 @@ class Notifier:
         self._changing: dict[str, datetime] = {}  # by channel: since when there is something new
         self._sending: set[str] = set()
         self.problems: Mapping[str, Problem] = {}  # by channel: why it could not tell
+        self.since: Mapping[str, datetime] = {}  # and when this run saw that
 
     async def run(self) -> None:
         """Look and send for ever. Cancelled, what was being sent is sent again later."""
@@ -83,6 +84,7 @@ class Notifier:
             waiting = await self._store.outbox()
         self.problems = {name: one.problem for name, one in waiting.items() if one.problem is not None}
         now = self._clock()
+        self.since = {name: self.since.get(name, now) for name in self.problems}
         return tuple(
             one for name, one in waiting.items() if one.not_before <= now and name not in self._sending
         )

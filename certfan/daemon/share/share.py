@@ -71,6 +71,7 @@ class Share:
         self._problem: Problem | None = None
         self._full: Problem | None = None
         self._folders: Mapping[str, Problem] = {}
+        self._folders_since: Mapping[str, datetime] = {}
         self._worker = ShareWorker(
             root, lock=lock, writable=True, sentinel_id=share_id, require_mount=require_mount
         )
@@ -80,7 +81,7 @@ class Share:
         old = self._worker
         self._root = root.absolute()
         self._problem = self._full = None
-        self._folders = {}
+        self._folders, self._folders_since = {}, {}
         self._worker = ShareWorker(
             root, lock=self._lock, writable=True, sentinel_id=share_id, require_mount=require_mount
         )
@@ -106,6 +107,11 @@ class Share:
     def folder_problems(self) -> Mapping[str, Problem]:
         """What is wrong with the folder of one consumer."""
         return self._folders
+
+    @property
+    def folders_since(self) -> Mapping[str, datetime]:
+        """When each of those problems was first seen in this run; one that changes its cause goes on."""
+        return self._folders_since
 
     async def publish(
         self, consumer: Consumer, certificate: str, generation: int, files: Mapping[str, bytes]
@@ -146,6 +152,8 @@ class Share:
             answer = (await self._worker.call("glance", arguments, patience=_GLANCING)).header
         self._mind(read_only=answer["read_only"])
         self._folders = _problems(answer["consumers"])
+        now = self._clock()
+        self._folders_since = {name: self._folders_since.get(name, now) for name in self._folders}
         self._full = _problems({"": full}).get("") if (full := answer["full"]) else None
 
     async def look(self) -> ShareSeen:

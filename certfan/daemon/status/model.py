@@ -52,6 +52,7 @@ class StateOfThings:
     boots: tuple[Boot, ...] = ()  # of all machines that were heard of in the last 24 hours
     consumer_problems: Mapping[str, Problem] = field(default_factory=dict)
     notify_problems: Mapping[str, Problem] = field(default_factory=dict)  # by channel
+    since: Mapping[str, datetime] = field(default_factory=dict)  # by subject: when this run saw its problem
     internal_ca: InternalCa | None = None
     live: Mapping[tuple[str, str], int] = field(default_factory=dict)  # the share's pointers
     in_flight: Mapping[Key, Step] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from certfan.core.model import Problem
 from certfan.core.resets import OURS, Reset, resets
+from certfan.core.subjects import rollover_subject
 from certfan.daemon.status.authorities import authority_views
 from certfan.daemon.status.certificates import certificate_view
 from certfan.daemon.status.model import (
@@ -77,18 +78,22 @@ def _problems(
     for problem in things.config_problems:
         yield _needs("config", problem, config_since)
     if things.clock_problem:
-        yield _needs("clock", things.clock_problem)
+        yield _needs("clock", things.clock_problem, things.since.get("clock"))
     if things.remote_log and things.remote_log.problem:
-        yield _needs("log", things.remote_log.problem)
+        yield _needs("log", things.remote_log.problem, things.since.get("log"))
     if things.share_problem:
         yield _needs("share", things.share_problem, things.share_lost_at)
     if (ca := things.internal_ca) and (stuck := ca.why_stuck(things.now)):
         yield _needs("ca", stuck, ca.since)
     for consumer, problem in sorted(things.consumer_problems.items()):
-        yield _needs(consumer, problem)
+        yield _needs(consumer, problem, things.since.get(consumer))
     for channel, problem in sorted(things.notify_problems.items()):
-        yield _needs(f"notify {channel}", problem)
-    yield from (_needs(one.name, one.problem) for one in authorities if one.problem)
+        subject = f"notify {channel}"
+        yield _needs(subject, problem, things.since.get(subject))
+    for one in authorities:
+        if one.problem:
+            failed = things.observed.attempts[rollover_subject(one.name)]
+            yield _needs(one.name, one.problem, failed.since or failed.at)
     yield from (_needs(one.name, one.problem, one.failing_since) for one in certificates if one.problem)
     yield from _revocation_problems(certificates)
     yield from _revocation_problems(orphaned)
