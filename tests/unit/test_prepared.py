@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from certfan.daemon.store import tables
 from certfan.daemon.store.engine import open_database, shut
-from certfan.daemon.store.prepared import rows, run, tell, value
+from certfan.daemon.store.prepared import returning, rows, run, run_many, tell, value
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 SPEND = {
@@ -26,6 +26,7 @@ _ALL = select(tables.spends)
 _OF = _ALL.where(tables.spends.c.authority == bindparam("its_authority"))
 _ADD = insert(tables.spends)
 _DATE = update(tables.spends).where(tables.spends.c.authority == bindparam("its_authority"))
+_TELL = _DATE.returning(tables.spends.c.kind)
 
 
 @pytest.fixture
@@ -75,13 +76,42 @@ def test_a_failure_is_told_as_sqlalchemy_tells_it(db: Connection) -> None:
         run(db, _ADD, {**SPEND, "kind": None})
 
 
+class Heard:
+    """Hears of writes, and knows of one table that it is empty, whether that is so or not."""
+
+    def __init__(self, empty: Any) -> None:
+        self.empty = empty
+        self.of: list[tuple[Any, Mapping[str, Any] | None]] = []
+
+    def written(self, table: Any, row: Mapping[str, Any] | None) -> None:
+        self.of.append((table, row))
+
+    def is_empty(self, table: Any) -> bool:
+        return table is self.empty
+
+
 def test_every_write_that_found_rows_is_told(db: Connection) -> None:
-    """What is kept of the tables hears of added rows with their values, of others that they changed."""
-    told: list[tuple[Any, Mapping[str, Any] | None]] = []
-    tell(db, lambda table, added: told.append((table, added)))
+    """Whoever keeps what the tables hold hears of a row where the write shows it, else that there was one."""
+    heard = Heard(tables.asked)
+    tell(db, heard)
 
     run(db, _ADD, SPEND)
     run(db, _DATE, {"its_authority": "ca", "exempt": False})
     run(db, _DATE, {"its_authority": "another", "exempt": True})
+    returning(db, _TELL, {"its_authority": "ca", "kind": "failure"})
+    returning(db, _TELL, {"its_authority": "another", "kind": "failure"})
+    run_many(db, _ADD, [SPEND, SPEND])
+    run_many(db, _ADD, [])
+    run(db, delete(tables.spends), {})
 
-    assert [(tables.spends, SPEND), (tables.spends, None)] == told
+    assert [(tables.spends, row) for row in (SPEND, None, {"kind": "failure"}, None, None)] == heard.of
+
+
+def test_nothing_is_removed_from_a_table_that_is_known_to_be_empty(db: Connection) -> None:
+    """The statement is left out, of that table only."""
+    run(db, _ADD, SPEND)
+    tell(db, Heard(tables.spends))
+    left_out = run(db, delete(tables.spends), {})
+    tell(db, Heard(tables.asked))
+
+    assert (0, 1) == (left_out, run(db, delete(tables.spends), {}))

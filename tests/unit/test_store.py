@@ -1,40 +1,17 @@
 """The store's promises: issuing, generations, wishes, the process itself."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from certfan.core.clock import Reading, remembered
 from certfan.core.issuance import Issuance
-from certfan.core.model import Attempt, Generation, Identifier, KeyType, Problem, RenewalInfo
-from certfan.daemon.store import AccountFact, Event, Store, issued
-from certfan.daemon.store.store import transaction
+from certfan.core.model import Attempt, RenewalInfo
+from certfan.daemon.store import AccountFact, Event, Store
 from tests.unit.planner_parts import DAY, HOUR
-
-NOW = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
-WWW = "www.example.org"
-NAMES = (Identifier("www.example.org"), Identifier("192.0.2.7"))
-PROBLEM = Problem("authority.refused", "no", "run: certfan check", NOW + timedelta(hours=1), "last line")
-
-every_generation = transaction(issued.generations)  # as it stands there, past all that is kept of it
-
-
-def generation(number: int, *, fingerprint: str = "aa", issued_at: datetime = NOW) -> Generation:
-    return Generation(
-        WWW,
-        number,
-        fingerprint=fingerprint,
-        serial="1f",
-        identifiers=frozenset(NAMES),
-        key_type=KeyType.ECDSA_P256,
-        authority="le",
-        not_before=NOW,
-        not_after=NOW + timedelta(days=90),
-        issued_at=issued_at,
-    )
+from tests.unit.store_parts import NAMES, NOW, PROBLEM, WWW, every_generation, generation
 
 
 @pytest.fixture
@@ -340,55 +317,6 @@ async def test_instants_without_a_zone_are_refused(store: Store) -> None:
         await store.ask_renewal(WWW, NOW.replace(tzinfo=None))
 
     assert {} == await store.asked()
-
-
-async def test_what_only_grows_is_read_on_and_what_else_changed_is_read_anew(store: Store) -> None:
-    """After each of many writes, what is kept is the same as what each query says."""
-    for number in (1, 2, 3):
-        await store.begin_issuance(WWW, number, "le", NAMES, NOW)
-        await store.record_order_url(WWW, number, f"https://a/order/{number}", NOW)
-        await store.record_generation(generation(number, fingerprint=f"{number}"))
-        await store.record_generation(replace(generation(1), certificate=f"other{number}"))
-        facts = await store.facts()
-
-        assert (await every_generation(store), await store.spends()) == (facts.generations, facts.spends)
-        assert len(facts.spends["le"]) == 2 * number
-    await store.begin_issuance(
-        WWW, 4, "le", NAMES, NOW - 60 * DAY
-    )  # set back: what was counted is dated anew
-    await store.record_order_url(WWW, 4, "https://a/order/4", NOW - 60 * DAY)
-    await store.forget("other2", 1)
-    facts = await store.facts()
-
-    assert (await every_generation(store), await store.spends()) == (facts.generations, facts.spends)
-    assert {spend.at for spend in facts.spends["le"]} == {NOW - 60 * DAY}
-
-
-async def test_the_snapshot_follows_every_write(store: Store) -> None:
-    """What `facts` keeps from tick to tick is the same as what each query says now, after any kind of write."""
-    await store.facts()
-    await store.begin_issuance(WWW, 1, "le", NAMES, NOW)
-    begun = (await store.facts()).issuances
-    store.queue_answered(WWW, 1, "https://a/chall/1")
-    answered = (await store.facts()).issuances
-    await store.record_generation(generation(1))
-    await store.mark_revoked(WWW, 1, NOW)
-    await store.offer(WWW, "web1", 3, NOW)
-    facts = await store.facts()
-
-    assert [frozenset(), {"https://a/chall/1"}] == [begun[0].answered, answered[0].answered]
-    assert await every_generation(store) == facts.generations
-    assert {(WWW, 1): NOW} == facts.revoked
-    assert {(WWW, "web1"): 3} == facts.offered
-    assert 3 == await store.highest_number(WWW)
-
-
-async def test_nobody_can_change_a_snapshot(store: Store) -> None:
-    """Facts are shared from tick to tick, so they are read-only."""
-    facts = await store.facts()
-
-    with pytest.raises(TypeError):
-        facts.asked["x"] = NOW  # type: ignore[index]
 
 
 async def test_the_story_of_a_certificate_is_its_own(store: Store) -> None:

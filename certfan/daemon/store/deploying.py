@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -22,7 +22,7 @@ from sqlalchemy import (
 from certfan.core.model import Deployment, DeploymentState, Endpoint, Health, Proof
 from certfan.daemon.store import engine, tables
 from certfan.daemon.store.facts import Heard, PublishedFact
-from certfan.daemon.store.prepared import returning, run, value
+from certfan.daemon.store.prepared import Written, returning, run, value
 from certfan.daemon.store.rows import add_new, from_problem, put, to_problem
 
 NAMED = 100  # consumers that one query names
@@ -64,6 +64,13 @@ def offered(db: Connection) -> dict[tuple[str, str], int]:
     table = tables.assignments
     rows = db.execute(select(table.c.certificate, table.c.consumer, table.c.generation))
     return {(certificate, consumer): generation for certificate, consumer, generation in rows}
+
+
+def with_offers(
+    known: Mapping[tuple[str, str], int], written: Iterable[Written]
+) -> dict[tuple[str, str], int]:
+    """Return what was last offered when some of it is known, and these rows were written since."""
+    return {**known, **{(row["certificate"], row["consumer"]): row["generation"] for _, row in written}}
 
 
 def lists(

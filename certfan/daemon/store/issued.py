@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -21,7 +22,7 @@ from certfan.core.ledger import SpendKind
 from certfan.core.model import Generation, KeyType, Problem, RenewalInfo, Revocation, RevocationReason
 from certfan.daemon.store import signing, spending, tables
 from certfan.daemon.store.issuing import close_issuance, open_issuances
-from certfan.daemon.store.prepared import rows, run, value
+from certfan.daemon.store.prepared import Written, rows, run, value
 from certfan.daemon.store.rows import add_new, identifiers_of, names_of, put
 from certfan.daemon.store.wishes import clear_order_attempts, drop_rollback
 
@@ -37,14 +38,12 @@ NUMBERS = (
 )
 
 
-MOST_NAMED = 100  # certificates that are read one by one
 _MADE, _WISH, _SAID, _BEFORE = tables.generations.c, tables.asked.c, tables.deployments.c, tables.forgotten.c
 _CERTIFICATE: BindParameter[str] = bindparam("certificate")
 _FINGERPRINT = select(_MADE.fingerprint).where(
     _MADE.certificate == _CERTIFICATE, _MADE.number == bindparam("number")
 )
 _EVERY = select(tables.generations).order_by(_MADE.certificate, _MADE.number)
-_OF_ONE = _EVERY.where(_MADE.certificate == _CERTIFICATE)
 _FULFIL = delete(tables.asked).where(_WISH.certificate == _CERTIFICATE, _WISH.at <= bindparam("at"))
 _REPORTED = union_all(
     select(func.max(_SAID.generation)).where(_SAID.certificate == _CERTIFICATE),
@@ -114,24 +113,19 @@ def _end_orders(db: Connection, generation: Generation, why: str) -> None:
 
 def generations(db: Connection) -> dict[str, tuple[Generation, ...]]:
     """Return every generation ever issued, by certificate, ascending by number."""
-    return _by_certificate(rows(db, _EVERY, {}))
+    return with_generations({}, ((tables.generations, row._asdict()) for row in rows(db, _EVERY, {})))
 
 
-def more_generations(
-    db: Connection, known: Mapping[str, tuple[Generation, ...]], grown: Collection[str | None]
+def with_generations(
+    known: Mapping[str, tuple[Generation, ...]], written: Iterable[Written]
 ) -> dict[str, tuple[Generation, ...]]:
-    """Return every generation ever issued when some are known, and rows were added for certificates only since."""
-    if None in grown or len(grown) > MOST_NAMED:
-        return generations(db)
-    new = [row for name in grown for row in rows(db, _OF_ONE, {"certificate": name})]
-    return {**known, **_by_certificate(new)}
-
-
-def _by_certificate(made: Iterable[Any]) -> dict[str, tuple[Generation, ...]]:
-    found: dict[str, list[Generation]] = {}
-    for row in made:
-        found.setdefault(row.certificate, []).append(_generation(row))
-    return {certificate: tuple(known) for certificate, known in found.items()}
+    """Return every generation ever issued when some are known, and these rows were written since."""
+    found = dict(known)
+    for _, row in written:
+        made = _generation(row)
+        others = found.get(made.certificate, ())
+        found[made.certificate] = tuple(sorted((*others, made), key=attrgetter("number")))
+    return found
 
 
 def reported_number(db: Connection, certificate: str) -> int:
@@ -217,21 +211,21 @@ def revoked(db: Connection) -> dict[tuple[str, int], datetime]:
     return {(certificate, number): at for certificate, number, at in rows}
 
 
-def _generation(row: Any) -> Generation:
+def _generation(row: Mapping[str, Any]) -> Generation:
     return Generation(
-        row.certificate,
-        row.number,
-        fingerprint=row.fingerprint,
-        serial=row.serial,
-        identifiers=frozenset(identifiers_of(row.identifiers)),
-        key_type=KeyType(row.key_type),
-        authority=row.authority,
-        not_before=row.not_before,
-        not_after=row.not_after,
-        issued_at=row.issued_at,
-        copy_of=row.copy_of,
-        key=row.key,
-        holder=row.holder,
+        row["certificate"],
+        row["number"],
+        fingerprint=row["fingerprint"],
+        serial=row["serial"],
+        identifiers=frozenset(identifiers_of(row["identifiers"])),
+        key_type=KeyType(row["key_type"]),
+        authority=row["authority"],
+        not_before=row["not_before"],
+        not_after=row["not_after"],
+        issued_at=row["issued_at"],
+        copy_of=row["copy_of"],
+        key=row["key"],
+        holder=row["holder"],
     )
 
 

@@ -15,7 +15,7 @@ from certfan.core.ledger import SpendKind
 from certfan.core.model import Identifier, Problem
 from certfan.daemon.store import engine, spending, tables
 from certfan.daemon.store.facts import ClosedIssuance
-from certfan.daemon.store.prepared import returning, rows, run, value
+from certfan.daemon.store.prepared import Written, returning, rows, run, value
 from certfan.daemon.store.rows import (
     add,
     add_new,
@@ -187,6 +187,21 @@ def open_issuances(db: Connection) -> tuple[Issuance, ...]:
     return _issuances(db, _OPEN, {})
 
 
+def with_tries(known: Iterable[Issuance], written: Iterable[Written]) -> tuple[Issuance, ...]:
+    """Return the open tries when some were, and these rows were written since."""
+    tries = {(one.certificate, one.generation): one for one in known}
+    for table, row in written:
+        where = row["certificate"], row["generation"]
+        answered = tries[where].answered if where in tries else frozenset()
+        if table is tables.answered:
+            tries[where] = replace(tries[where], answered=answered | {row["challenge_url"]})
+        elif row.get("closed_at") is None:
+            tries[where] = _issuance(row, answered)
+        else:
+            del tries[where]
+    return tuple(tries.values())
+
+
 def closed_issuances(db: Connection, certificate: str) -> tuple[ClosedIssuance, ...]:
     """Return the certificate's tries that ended, oldest first; one that was given up has its problem."""
     same = {"certificate": certificate}
@@ -239,7 +254,7 @@ def _change_open(
     """Change a try, if it is open; return it, without what was answered."""
     same = {"its_certificate": certificate, "its_generation": generation}
     row = returning(db, _CHANGE_OPEN, {**same, **values})
-    return None if row is None else _issuance(row, ())
+    return None if row is None else _issuance(row._asdict(), ())
 
 
 def _open_id(db: Connection, certificate: str, generation: int) -> int:
@@ -259,18 +274,18 @@ def _issuances(db: Connection, tries: Tries, values: Mapping[str, object]) -> tu
     challenges = defaultdict[int, set[str]](set)
     for issuance, url in rows(db, tries.answered, values) if begun else ():
         challenges[issuance].add(url)
-    return tuple(_issuance(row, challenges[row.id]) for row in begun)
+    return tuple(_issuance(row._asdict(), challenges[row.id]) for row in begun)
 
 
-def _issuance(row: Any, answered: Iterable[str]) -> Issuance:
+def _issuance(row: Mapping[str, Any], answered: Iterable[str]) -> Issuance:
     return Issuance(
-        row.certificate,
-        row.generation,
-        row.authority,
-        identifiers_of(row.identifiers),
-        row.begun_at,
-        row.order_url,
+        row["certificate"],
+        row["generation"],
+        row["authority"],
+        identifiers_of(row["identifiers"]),
+        row["begun_at"],
+        row.get("order_url"),
         frozenset(answered),
-        replaces=row.replaces,
-        exempt=row.exempt,
+        replaces=row["replaces"],
+        exempt=row["exempt"],
     )

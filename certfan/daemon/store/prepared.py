@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-from sqlalchemy import Connection, Dialect, Insert
+from sqlalchemy import Connection, Delete, Dialect, Insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.dml import UpdateBase
@@ -19,11 +19,20 @@ from sqlalchemy.sql.selectable import ReturnsRows
 from sqlalchemy.types import TypeEngine
 
 Convert: TypeAlias = Callable[[Any], Any]
-# Told of each write that found rows: the table, and the values when a row was added.
-Written: TypeAlias = Callable[[Any, Mapping[str, Any] | None], None]
+Written: TypeAlias = tuple[Any, Mapping[str, Any]]  # a table, and what is known of a row of it now
 
-_WRITTEN = "certfan.written"
+_WITNESS = "certfan.witness"
 _known: dict[tuple[str, Executable, tuple[str, ...]], Prepared] = {}
+
+
+class Witness(Protocol):
+    """Whoever keeps what the tables hold: it hears of every write, and may know that there is nothing to remove."""
+
+    def written(self, table: Any, row: Mapping[str, Any] | None) -> None:
+        """Hear that a table was written: this row, by what is known of it now, or (None) any."""
+
+    def is_empty(self, table: Any) -> bool:
+        """Whether a table is known to have no row."""
 
 
 class Prepared:
@@ -57,26 +66,30 @@ class Prepared:
 
 def run(db: Connection, statement: UpdateBase, values: Mapping[str, Any]) -> int:
     """Write; return how many rows it found. `values` are the statement's parameters, and the columns to set."""
+    witness = db.info.get(_WITNESS)
+    if witness and isinstance(statement, Delete) and witness.is_empty(statement.table):
+        return 0
     count: int = _execute(db, statement, values)[1].rowcount
-    if count:
-        _tell(db, statement, values)
+    if witness and count:
+        witness.written(statement.table, values if isinstance(statement, Insert) else None)
     return count
 
 
 def returning(db: Connection, statement: UpdateBase, values: Mapping[str, Any]) -> Any:
-    """Write; return what the statement returns of the one row that it found, None if it found none."""
+    """Write; return what the statement returns of the row that it found, None if it found none."""
     found = rows(db, statement, values)
-    if not found:
-        return None
-    _tell(db, statement, values)
-    return found[0]
+    if witness := db.info.get(_WITNESS):
+        for row in found:
+            witness.written(statement.table, values if isinstance(statement, Insert) else row._asdict())
+    return found[0] if found else None
 
 
 def run_many(db: Connection, statement: Insert, many: Sequence[Mapping[str, Any]]) -> None:
     """Write each of some rows that name the same columns."""
     if many:
         _execute(db, statement, *many)
-        _tell(db, statement)
+        if witness := db.info.get(_WITNESS):
+            witness.written(statement.table, None)
 
 
 def rows(db: Connection, statement: Executable, values: Mapping[str, Any]) -> list[Any]:
@@ -91,14 +104,9 @@ def value(db: Connection, statement: Executable, values: Mapping[str, Any]) -> A
     return found[0][0] if found else None
 
 
-def tell(db: Connection, written: Written) -> None:
-    """Have every write of `run` told from now on."""
-    db.info[_WRITTEN] = written
-
-
-def _tell(db: Connection, statement: UpdateBase, values: Mapping[str, Any] | None = None) -> None:
-    if written := db.info.get(_WRITTEN):
-        written(statement.table, values if isinstance(statement, Insert) else None)
+def tell(db: Connection, witness: Witness) -> None:
+    """Have every write that goes this way told from now on."""
+    db.info[_WITNESS] = witness
 
 
 def _execute(

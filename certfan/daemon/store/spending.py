@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from certfan.core.issuance import Issuance
 from certfan.core.ledger import Spend, SpendKind
 from certfan.core.model import Leftover
 from certfan.daemon.store import tables
-from certfan.daemon.store.prepared import returning, rows
+from certfan.daemon.store.prepared import Written, returning, rows
 from certfan.daemon.store.rows import names_of, put, remove
 
 KEPT = timedelta(days=30)  # longer than any window that an authority publishes
-_FROM_THERE_ON = select(tables.spends).order_by(tables.spends.c.id).offset(bindparam("there"))
+_EVERY = select(tables.spends).order_by(tables.spends.c.id)
 # Each is found by the index, as its own query; of one query for both every row would be looked at.
 _COUNT = insert(tables.spends).returning(
     select(func.min(tables.spends.c.at)).scalar_subquery().label("oldest"),
@@ -54,14 +54,16 @@ def _is_same_set(db: Connection, issuance: Issuance) -> bool:
 
 def spends(db: Connection) -> Mapping[str, tuple[Spend, ...]]:
     """Return what was counted, by authority, oldest first."""
-    return more_spends(db, {})
+    return with_spends({}, ((tables.spends, row._asdict()) for row in rows(db, _EVERY, {})))
 
 
-def more_spends(db: Connection, known: Mapping[str, tuple[Spend, ...]]) -> Mapping[str, tuple[Spend, ...]]:
-    """Return what was counted when some of it is known, and rows were only added since."""
+def with_spends(
+    known: Mapping[str, tuple[Spend, ...]], written: Iterable[Written]
+) -> Mapping[str, tuple[Spend, ...]]:
+    """Return what was counted when some of it is known, and these rows were written since."""
     found: dict[str, list[Spend]] = {}
-    for row in rows(db, _FROM_THERE_ON, {"there": sum(map(len, known.values()))}):
-        found.setdefault(row.authority, []).append(_spend(row))
+    for _, row in written:
+        found.setdefault(row["authority"], []).append(_spend(row))
     return {**known, **{authority: (*known.get(authority, ()), *more) for authority, more in found.items()}}
 
 
@@ -91,5 +93,5 @@ def rollovers(db: Connection) -> frozenset[str]:
     return frozenset(db.execute(select(tables.rollovers.c.authority)).scalars())
 
 
-def _spend(row: Any) -> Spend:
-    return Spend(SpendKind(row.kind), row.at, frozenset(row.names), row.exempt, row.same_set)
+def _spend(row: Mapping[str, Any]) -> Spend:
+    return Spend(SpendKind(row["kind"]), row["at"], frozenset(row["names"]), row["exempt"], row["same_set"])
