@@ -12,6 +12,7 @@ from certfan.agent.own_keys import OwnKeys, Wanted
 from certfan.core.model import Custody, Desired, KeyType, Reason, Revocation, RevocationReason
 from certfan.core.steps import AskCsr, Revoke
 from certfan.daemon.issuing import signing
+from certfan.daemon.journal import Journal
 from certfan.daemon.publishing.rollback import RollBacks
 from certfan.errors import AuthorityRefused, MessageInvalid, NotAllowed, RequestInvalid
 from certfan.protocol.messages import MAX_CSR, CsrMessage, decode
@@ -19,7 +20,7 @@ from tests.unit.daemon_parts import Daemon, certificate_of, running_daemon
 from tests.unit.fleet_parts import Cut, Fleet, PowerCut, a_fleet
 from tests.unit.planner_parts import HOUR, WWW, make_certificate, make_desired
 from tests.unit.scripted_authority import Gate, refused
-from tests.unit.test_issuer import ISSUE, NAME, NOW, OTHER, Place, _places, roots, wanted
+from tests.unit.test_issuer import ISSUE, NAME, NOW, OTHER, Place, _places, clock, roots, wanted
 from tests.unit.test_issuer_renewal import upkeep
 
 __all__ = ["roots"]
@@ -135,6 +136,61 @@ async def test_a_key_is_kept_up_to_its_age_where_the_config_says_so(place: Place
     await signing.ask(step, desired, place.store, place.state, floor=0, now=NOW)
 
     assert first.key == (await place.store.facts()).signing_requests[NAME].key
+
+
+@pytest.mark.parametrize(
+    "wished", ["done", "first", "while asked", "with its CSR here", "with its order open"]
+)
+async def test_the_key_of_what_is_revoked_is_never_ordered_with_again(
+    place: Place, tmp_path: Path, wished: str
+) -> None:
+    """However late the wish comes, and although keys are to be kept: the authority never sees that key again."""
+    keys = OwnKeys(tmp_path)
+    desired = replace(own(), certificates={NAME: replace(own().certificates[NAME], reuse_key=HOUR)})
+    desk = signing.CsrDesk(place.store, Journal(place.store, clock), lambda: desired, lambda: None, clock)
+    await asked_and_sent(place, keys)
+    first = await place.issue(own())
+
+    async def revoke(then: str) -> None:
+        if then == wished:
+            wish = Revocation(RevocationReason.KEY_COMPROMISE, at_once=wished == "done", asked_at=NOW)
+            await place.store.ask_revocation(NAME, 1, wish)
+        if then == "done" == wished:
+            await upkeep(place).do(desired, Revoke(NAME, 1))
+
+    async def asked() -> Wanted:
+        step = AskCsr(NAME, "web1", Reason.REVOKED)
+        await signing.ask(step, desired, place.store, place.state, floor=0, now=NOW)
+        one = (await place.store.facts()).signing_requests[NAME]
+        return Wanted(NAME, one.generation, one.key_type, NAMES, one.key)
+
+    async def send(one: Wanted) -> None:
+        await desk.take("web1", NAME, one.number, keys.csr(one).encode())
+
+    await revoke("done")
+    await revoke("first")
+    one = await asked()
+    if wished in {"done", "first"}:
+        assert one.like == ""
+        with pytest.raises(RequestInvalid, match="in use elsewhere"):
+            await send(replace(one, like=first.key))
+    await revoke("while asked")
+    await send(one)
+    await revoke("with its CSR here")
+    for point in range(1, 9) if wished == "with its order open" else ():
+        if place.ca.calls["new_order"] < 2:
+            assert await place.cut_at(point, desired)
+    await revoke("with its order open")
+    if wished not in {"done", "first"}:
+        with pytest.raises(RequestInvalid, match="used already"):
+            await place.issue(desired)
+        await send(await asked())
+    second = await place.issue(desired)
+
+    assert first.key != second.key
+    chains = [order.chain for order in place.ca.orders.values() if order.chain]
+    ordered = [pki.certified_key_hash(pki.load_chain(chain).leaf.der) for chain in chains]
+    assert [first.key, second.key] == ordered
 
 
 @pytest.mark.parametrize("reason", [RevocationReason.KEY_COMPROMISE, RevocationReason.SUPERSEDED])
