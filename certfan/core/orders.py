@@ -9,8 +9,8 @@ from datetime import datetime
 from certfan.core.ledger import Ledger
 from certfan.core.looks import checked_identifiers, looks
 from certfan.core.model import Desired, Reason
-from certfan.core.outlook import NEVER, Outlook
-from certfan.core.room import STANDING_STILL, Room, has_failed
+from certfan.core.outlook import Outlook, Urgency
+from certfan.core.room import STANDING_STILL, Room
 from certfan.core.standing import (
     PATH,
     has_open_order,
@@ -28,7 +28,7 @@ def orders(
     known: Mapping[str, Outlook], desired: Desired, observed: Observed, now: datetime
 ) -> Iterator[Wish]:
     """Wish for the looks and the most urgent orders that each authority's caps and limits leave room for."""
-    due: list[Issue] = []
+    due: list[tuple[Urgency, Issue]] = []
     wanted: set[str] = set()
     for name, outlook in known.items():
         found = outlook.standing
@@ -37,8 +37,8 @@ def orders(
         yield from outlook.requests
         if observed.self_check and (found.holding is None or found.holding.code == PATH):
             wanted.update(checked_identifiers(desired.certificates[name]))
-        if found.holding is None and (name,) not in observed.in_flight:
-            due.append(Issue(name, found.reason, found.authority, exempt=found.exempt))
+        if outlook.due is not None and (name,) not in observed.in_flight:
+            due.append(outlook.due)
     yield from (instant for at in observed.moved.values() for instant in (at, at + STANDING_STILL))
     yield from _begun(due, desired, observed, now)
     yield from looks(desired, observed, wanted, now)
@@ -47,11 +47,16 @@ def orders(
 # What is begun
 
 
-def _begun(due: list[Issue], desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+def _begun(
+    due: Iterable[tuple[Urgency, Issue]], desired: Desired, observed: Observed, now: datetime
+) -> Iterator[Wish]:
     others = tuple(under_way(desired, observed, now))
     room = Room(desired, observed, orders_in_flight(others), now)
     ledgers = dict(_with_others(desired, observed, others))
-    for issue in sorted(due, key=lambda issue: _order_urgency(issue, desired, observed)):
+    # Mostly there is no room, and nothing to put in order.
+    for _, issue in sorted(one for one in due if room.is_open(one[1].authority)):
+        if not room.is_open(issue.authority):
+            continue
         certificate = desired.certificates[issue.certificate]
         ledger = ledgers.get(issue.authority)
         if not room.has(certificate, issue.authority):
@@ -121,15 +126,3 @@ def _with_others(
                 same_set = certificate is not None and is_same_set(certificate, authority, observed)
                 expecting = spend(one.names, exempt=one.exempt, same_set=same_set)
         yield authority, expecting
-
-
-def _order_urgency(issue: Issue, desired: Desired, observed: Observed) -> tuple[bool, bool, datetime, str]:
-    """What has failed before comes last, so that it delays nobody; then open orders first, then what expires first.
-
-    Nothing issued yet, or all of it revoked, is as urgent as long expired.
-    """
-    name = issue.certificate
-    generations = observed.generations.get(name, ())
-    usable = (g.not_after for g in generations if (name, g.number) not in observed.revoked)
-    is_troubled = has_failed(desired.certificates[name], issue.authority, observed)
-    return is_troubled, name not in observed.open_orders, max(usable, default=NEVER), name

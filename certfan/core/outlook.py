@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from certfan.core.custody import fits, lost_since
 from certfan.core.ledger import Ledger
@@ -23,13 +23,18 @@ from certfan.core.policy import (
 )
 from certfan.core.renewal import LATEST_ASK, USUAL_ASK
 from certfan.core.retirement import place_instants, place_waits
+from certfan.core.room import has_failed
 from certfan.core.standing import Standing, fallback_instant, lifts, limit_instants, standing
-from certfan.core.steps import AskCsr, AskRenewal, Observed, Offer, Publish, Step, Where, Wish
+from certfan.core.steps import AskCsr, AskRenewal, Issue, Observed, Offer, Publish, Step, Where, Wish
 from certfan.core.subjects import order_subject, renewal_subject
 
-NEVER = datetime.min.replace(tzinfo=UTC)
+NEVER, ALWAYS = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 CHANNEL_AFTER = timedelta(seconds=60)  # a bundle that the share has not taken by then goes over the channel
 LONGEST_UNTIL_ASKED = LATEST_ASK * (1 + JITTER)
+
+
+# What has failed before comes last, so that it delays nobody; then open orders first, then what expires first.
+Urgency: TypeAlias = tuple[bool, bool, datetime, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,7 @@ class Outlook:
     """What a certificate wants, if nothing else stood in its way; `until`: when that may change by itself."""
 
     standing: Standing | None
+    due: tuple[Urgency, Issue] | None  # its order, unless something holds it up
     offers: tuple[Step, ...]
     missing: tuple[tuple[datetime, Publish], ...]  # on the share; before them until when something is served
     requests: tuple[Step, ...]
@@ -61,6 +67,7 @@ def outlook(certificate: Certificate, desired: Desired, observed: Observed, now:
     wishes = (*offers, *requests, *asks, *_instants(certificate, targets, found, observed, now))
     return Outlook(
         found,
+        _due(certificate, found, observed),
         _steps(offers),
         tuple(missing),
         _steps(requests),
@@ -85,10 +92,9 @@ def _steps(wishes: list[Wish]) -> tuple[Step, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    facts: tuple[object, ...]  # what it was judged by, beside what concerns every certificate
-    ledgers: Mapping[str, Ledger]
-    at: datetime
     outlook: Outlook
+    since: datetime
+    until: datetime
 
 
 class Outlooks:
@@ -99,29 +105,45 @@ class Outlooks:
 
     def __init__(self) -> None:
         self._shared: tuple[object, ...] = ()
-        self._kept: Mapping[str, _Kept] = {}
+        self._own: tuple[Mapping[Any, object], ...] = ()  # copies: what is compared may be changed in place
+        self._ledgers: Mapping[str, Ledger] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._outlooks: dict[str, Outlook] = {}
 
     def of(self, desired: Desired, observed: Observed, now: datetime) -> Mapping[str, Outlook]:
-        """Return the outlook of each certificate that is desired."""
-        shared = _shared_facts(desired, observed)
-        before = self._kept if shared == self._shared else {}
-        found: dict[str, _Kept] = {}
-        for name, certificate in desired.certificates.items():
-            facts, kept = _facts_of(certificate, observed), before.get(name)
-            if kept is None or kept.facts != facts or not _still_holds(kept, certificate, observed, now):
-                judged = outlook(certificate, desired, observed, now)
-                kept = _Kept(facts, observed.ledgers, now, judged)
-            found[name] = kept
-        self._shared, self._kept = shared, found
-        return {name: kept.outlook for name, kept in found.items()}
+        """Return the outlook of each certificate that is desired; it stays so until the next call."""
+        shared, own = _shared_facts(desired, observed), _own_facts(observed)
+        if shared != self._shared:
+            self._shared = ()
+            self._kept = {name: _judged(name, desired, observed, now) for name in desired.certificates}
+            self._outlooks = {name: kept.outlook for name, kept in self._kept.items()}
+        else:
+            stale = _changed(self._own, own)
+            stale.update(name for name, kept in self._kept.items() if not kept.since <= now < kept.until)
+            stale.update(self._held_otherwise(desired, observed.ledgers))
+            for name in stale & self._kept.keys():
+                self._kept[name] = _judged(name, desired, observed, now)
+                self._outlooks[name] = self._kept[name].outlook
+        self._shared, self._ledgers = shared, dict(observed.ledgers)
+        self._own = tuple(dict(part) for part in own)
+        return self._outlooks
+
+    def _held_otherwise(self, desired: Desired, ledgers: Mapping[str, Ledger]) -> Iterator[str]:
+        """Tell the certificates that wait for an order which what was spent since may hold up."""
+        spent = {
+            name for name in {*ledgers, *self._ledgers} if ledgers.get(name) is not self._ledgers.get(name)
+        }
+        for name, outlook in self._outlooks.items() if spent else ():
+            certificate = desired.certificates[name]
+            if outlook.standing is not None and not spent.isdisjoint(
+                (certificate.authority, *certificate.fallback)
+            ):
+                yield name
 
 
-def _still_holds(kept: _Kept, certificate: Certificate, observed: Observed, now: datetime) -> bool:
-    if kept.outlook.standing is not None:
-        for authority in (certificate.authority, *certificate.fallback):
-            if kept.ledgers.get(authority) is not observed.ledgers.get(authority):
-                return False  # what was spent since may hold its order up
-    return kept.at <= now and (kept.outlook.until is None or now < kept.outlook.until)
+def _judged(name: str, desired: Desired, observed: Observed, now: datetime) -> _Kept:
+    found = outlook(desired.certificates[name], desired, observed, now)
+    return _Kept(found, now, found.until or ALWAYS)
 
 
 def _shared_facts(desired: Desired, observed: Observed) -> tuple[object, ...]:
@@ -141,26 +163,31 @@ def _shared_facts(desired: Desired, observed: Observed) -> tuple[object, ...]:
     )
 
 
-def _facts_of(certificate: Certificate, observed: Observed) -> tuple[object, ...]:
-    """Return what is known of one certificate, as far as its outlook depends on it."""
-    name = certificate.name
-    facts: list[object] = [
-        part.get(name)
-        for part in (
-            observed.generations,
-            observed.asked,
-            observed.config_changed,
-            observed.renewals,
-            observed.open_orders,
-            observed.rolled_back,
-            observed.lost_keys,
-            observed.signing_requests,
-        )
-    ]
-    for consumer in certificate.consumers:
-        where = (name, consumer)
-        facts += (observed.offered.get(where), observed.published.get(where), observed.live.get(where))
-    return tuple(facts)
+def _own_facts(observed: Observed) -> tuple[Mapping[Any, object], ...]:
+    """Return what concerns one certificate alone, by its name, and by its name and a consumer."""
+    return (
+        observed.generations,
+        observed.asked,
+        observed.config_changed,
+        observed.renewals,
+        observed.open_orders,
+        observed.rolled_back,
+        observed.lost_keys,
+        observed.signing_requests,
+        observed.offered,
+        observed.published,
+        observed.live,
+    )
+
+
+def _changed(before: tuple[Mapping[Any, object], ...], after: tuple[Mapping[Any, object], ...]) -> set[str]:
+    """Return the certificates of which any fact is another one."""
+    keys: set[Any] = set()
+    for old, new in zip(before, after, strict=True):
+        if old != new:
+            keys.update(key for key, fact in new.items() if key not in old or old[key] != fact)
+            keys.update(old.keys() - new.keys())
+    return {key if isinstance(key, str) else key[0] for key in keys}
 
 
 # The share
@@ -231,6 +258,20 @@ def _is_ready(target: Generation, where: Where, observed: Observed, now: datetim
 
 
 # Orders
+
+
+def _due(
+    certificate: Certificate, found: Standing | None, observed: Observed
+) -> tuple[Urgency, Issue] | None:
+    """Return the order that nothing holds up. Nothing issued yet, or all of it revoked, is as urgent as long expired."""
+    if found is None or found.holding is not None:
+        return None
+    name = certificate.name
+    generations = observed.generations.get(name, ())
+    usable = (g.not_after for g in generations if (name, g.number) not in observed.revoked)
+    is_troubled = has_failed(certificate, found.authority, observed)
+    urgency = is_troubled, name not in observed.open_orders, max(usable, default=NEVER), name
+    return urgency, Issue(name, found.reason, found.authority, exempt=found.exempt)
 
 
 def _asked_of_holder(

@@ -48,12 +48,16 @@ class Room:
                 authority, troubled=certificate is not None and self._is_troubled(certificate, authority)
             )
 
+    def is_open(self, authority: str) -> bool:
+        """Whether any order at all may be begun there."""
+        return self._free.get(authority, 0) > 0
+
     def has(self, certificate: Certificate, authority: str) -> bool:
         """Whether an order for a certificate may be begun there."""
         if (authority, frozenset(certificate.identifiers)) in self._names:
             return False
         troubled = self._is_troubled(certificate, authority)
-        return self._free.get(authority, 0) > 0 and (not troubled or self._for_troubled[authority] > 0)
+        return self.is_open(authority) and (not troubled or self._for_troubled[authority] > 0)
 
     def take(self, certificate: Certificate, authority: str) -> None:
         """Take a place for it."""

@@ -138,12 +138,13 @@ def silent_authorities(
 
 
 def _accounts(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+    wanted = sorted(observed.rollovers & desired.authorities.keys())
     flying = {
         authority
-        for name, authority in orders_in_flight(under_way(desired, observed, now))
+        for name, authority in (orders_in_flight(under_way(desired, observed, now)) if wanted else ())
         if not stands_still(name, observed, now)
     }
-    for authority in sorted(observed.rollovers & desired.authorities.keys()):
+    for authority in wanted:
         attempt = observed.attempts.get(rollover_subject(authority))
         if attempt is not None:
             yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)

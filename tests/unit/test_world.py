@@ -581,8 +581,8 @@ PLANTED: dict[str, tuple[str, Any]] = {
         ),
     ),
     "what is kept from plan to plan forgets that an order has begun": (
-        "certfan.core.outlook._facts_of",
-        lambda certificate, observed: (observed.generations.get(certificate.name),),
+        "certfan.core.outlook._own_facts",
+        lambda observed: (observed.generations,),
     ),
     "an account key is changed under an order": ("certfan.core.upkeep.under_way", lambda *_: ()),
     "an order begins while the account key changes": ("certfan.core.standing.awaits_key", lambda *_: False),
