@@ -1,7 +1,9 @@
 """A canary scan: real private keys, looked for in every form they could have, in all that a daemon says and writes down."""
 
 import base64
+import contextlib
 import http.client
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -63,16 +65,31 @@ def said(daemon: Daemon) -> Iterator[tuple[str, bytes]]:
     for path in routes():
         yield path, daemon.ask(path)[1]
         yield f"control socket {path}", over_unix(daemon.here / "control.sock", path)
+    for path in ("/api/v1/plan", "/api/v1/doctor"):
+        yield f"control socket {path}", over_unix(daemon.here / "control.sock", path, "POST")
+    with contextlib.chdir(daemon.here), nobody():  # the way here is root's alone
+        told = over_unix(Path("control.sock"), "/api/v1/backup", "POST")
+    yield "backup for nobody", told
     yield "log", daemon.log.read_bytes()
     for file in sorted((daemon.here / "state").glob("certfan.db*")):
         yield file.name, file.read_bytes()
 
 
-def over_unix(path: Path, url: str) -> bytes:
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Be, for the kernel that tells whom it speaks for, somebody else of the admins' group."""
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def over_unix(path: Path, url: str, method: str = "GET") -> bytes:
     connection = http.client.HTTPConnection("localhost", timeout=30)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.connect(str(path))
-    connection.request("GET", url)
+    connection.request(method, url)
     try:
         return connection.getresponse().read()
     finally:
@@ -80,7 +97,10 @@ def over_unix(path: Path, url: str) -> bytes:
 
 
 def test_no_key_is_in_anything_that_a_daemon_says_or_writes_down(daemons: Place) -> None:
-    """At DEBUG, over an issue, a renewal, a new account key and a failure; and the scan does find a key that is planted."""
+    """At DEBUG, over an issue, a renewal, a new account key, a failure and a backup, which alone has keys, for root alone.
+
+    And the scan does find a key that is planted.
+    """
     ca = daemons.faulty()
     ca.behaviour.blocked = ("b.test",)
     fragments = ['[log]\nlevel = "debug"', authority("ca", ca), certificate("a.test"), certificate("b.test")]
@@ -93,14 +113,20 @@ def test_no_key_is_in_anything_that_a_daemon_says_or_writes_down(daemons: Place)
         daemon.renew("a.test")
         keys.append(daemon.issued("a.test", 2).key_pem)
         keys += [text for file in state.rglob("*.pem") if b"PRIVATE KEY" in (text := file.read_bytes())]
+        backup = over_unix(daemon.here / "control.sock", "/api/v1/backup", "POST")
         told = dict(said(daemon))
 
     assert len(set(keys)) >= 5  # two generations, an account before and after, the internal CA and its signer
     assert b"generation.offered" in told["log"]
     assert b"a.test" in told["/metrics"]
+    assert b"backup.taken" in told["log"]
+    assert b"only root may take a backup" in told["backup for nobody"]
+    assert b"a.test" in told["control socket /api/v1/plan"]
+    assert b'"area"' in told["control socket /api/v1/doctor"]
     assert [
         (where, found) for where, text in told.items() for key in keys if (found := finds(key, text))
     ] == []
+    assert [key for key in keys if not finds(key, backup)] == []
     for form in forms(keys[0]):
         assert finds(keys[0], b'{"x": "' + form + b'"}'), form
     assert finds(keys[0], keys[0].replace(b"\n", b"\\n"))
