@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from acme import messages
 from josepy.interfaces import JSONDeSerializable
@@ -42,6 +42,7 @@ DIRECTORY_LIFE = 3600.0  # seconds that a fetched directory is believed
 MOST_CERTIFICATES = 10  # of one chain
 MOST_ALTERNATES = 10  # chains beside the first that are looked at
 _EXISTING = messages.NewRegistration(only_return_existing=True)
+T = TypeVar("T")
 _CERT_ID = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
@@ -155,8 +156,7 @@ class AcmeAuthority:
     async def look(self) -> frozenset[str]:
         """See whether it answers at all: its directory is asked for anew. Returns how CAA records name it."""
         self._directory = None
-        async with self._patience():
-            return caa_identities(await self._fresh_directory())
+        return caa_identities(await self._patiently(self._fresh_directory()))
 
     async def profiles(self) -> frozenset[str]:
         """Return the names of the profiles that the authority advertises; empty when it knows none."""
@@ -241,8 +241,8 @@ class AcmeAuthority:
         if where is None:
             return None
         base = self._transport.check(where, "renewalInfo of the directory").rstrip("/")
-        async with self._patience():
-            return self._reader.renewal_info(await self._look("renewal information", f"{base}/{cert_id}"))
+        look = self._look("renewal information", f"{base}/{cert_id}")
+        return self._reader.renewal_info(await self._patiently(look))
 
     async def revoke(self, cert_der: bytes, reason: int, *, key_pem: bytes | None = None) -> None:
         """Revoke a certificate (RFC 8555 section 7.6) for a reason of RFC 5280 section 5.3.1. Repeatable.
@@ -291,10 +291,8 @@ class AcmeAuthority:
         directory = self._believed() or await self._known_directory()
         url = where if "/" in where else self._named(directory, where)
         try:
-            async with self._patience(was_sent=True):
-                return await in_greenlet(
-                    network.post, url, body, headers=headers, new_nonce_url=directory["newNonce"]
-                )
+            post = in_greenlet(network.post, url, body, headers=headers, new_nonce_url=directory["newNonce"])
+            return await self._patiently(post, was_sent=True)
         except ProblemAnswered as said:
             raise refusal(self._spec, asked, said.answer, said.document) from None
         except AuthorityUnreachable:
@@ -319,8 +317,7 @@ class AcmeAuthority:
         return self._directory[0]
 
     async def _known_directory(self) -> dict[str, Any]:
-        async with self._patience():
-            return await self._fresh_directory()
+        return await self._patiently(self._fresh_directory())
 
     def _named(self, directory: dict[str, Any], name: str) -> str:
         if name not in directory:
@@ -345,11 +342,10 @@ class AcmeAuthority:
         text = f"authority {self._spec.name}: {reason}"
         return AuthorityRefused(text, type=PREFIX + kind, subject=self._spec.name, hint=hint)
 
-    @asynccontextmanager
-    async def _patience(self, *, was_sent: bool = False) -> AsyncIterator[None]:
+    async def _patiently(self, exchange: Coroutine[Any, Any, T], *, was_sent: bool = False) -> T:
         try:
             async with asyncio.timeout(EXCHANGE_TIMEOUT):
-                yield
+                return await exchange
         except TimeoutError as error:
             raise self._transport.unreachable(
                 f"none within {EXCHANGE_TIMEOUT:.0f} s", was_sent=was_sent
