@@ -57,15 +57,15 @@ class NoncePool:
 
     def take(self, now: float) -> bytes | None:
         """Return the newest nonce that is not too old, and never again."""
-        self._drop(now, NONCE_LIFE)
-        return self._kept.popitem()[0] if self._kept else None
+        nonce, at = self._kept.popitem() if self._kept else (None, now)
+        if now - at < NONCE_LIFE:
+            return nonce
+        self._kept.clear()  # all others are older still
+        return None
 
     def doubt(self, now: float) -> None:
         """Drop what has idled: the authority just refused a nonce."""
-        self._drop(now, NONCE_DOUBT)
-
-    def _drop(self, now: float, age: float) -> None:
-        self._kept = {nonce: at for nonce, at in self._kept.items() if now - at < age}
+        self._kept = {nonce: at for nonce, at in self._kept.items() if now - at < NONCE_DOUBT}
 
 
 class LoopNetwork(ClientNetwork):
@@ -127,8 +127,9 @@ class LoopNetwork(ClientNetwork):
             protected["jwk"] = self.key.public_key().to_partial_json()
         head = _b64(json.dumps(protected).encode())
         payload = _b64(json.dumps(obj.to_json()).encode()) if obj else ""
-        signature = self.alg.sign(self.key.key, f"{head}.{payload}".encode())
-        return json.dumps({"protected": head, "payload": payload, "signature": _b64(signature)})
+        signature = _b64(self.alg.sign(self.key.key, f"{head}.{payload}".encode()))
+        # Nothing in base64url needs an escape.
+        return f'{{"protected":"{head}","payload":"{payload}","signature":"{signature}"}}'
 
     def _add_nonce(self, response: Any) -> None:
         """Do nothing: `_send_request` kept it already, of error answers too."""
