@@ -347,12 +347,25 @@ async def test_a_redirect_is_not_followed(ca: OddAuthority, acme: AcmeAuthority)
 
 
 async def test_a_body_of_more_than_a_mebibyte_is_cut_off(ca: OddAuthority, acme: AcmeAuthority) -> None:
-    """It ends in an error, and never wholly in memory; the next exchange works."""
-    ca.twist = on("/cert/1", lambda: web.Response(body=b"x" * (1024 * 1024 + 1)), times=1)
+    """It ends in an error at once, and never wholly in memory; its connection is closed; the next exchange works."""
+    gone = asyncio.Event()
 
-    with pytest.raises(AuthorityMalformed, match="longer than 1048576 bytes"):
-        await acme.certificate(f"{ca.url}/cert/1")
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 65536
+                await asyncio.sleep(0)  # aiohttp's server writes on and on to a connection that ends
+        finally:
+            gone.set()
 
+    ca.twist = on("/cert/1", lambda: web.Response(body=endless()), times=1)
+
+    async with asyncio.timeout(10):
+        with pytest.raises(AuthorityMalformed, match="longer than 1048576 bytes") as told:
+            await acme.certificate(f"{ca.url}/cert/1")
+        await gone.wait()  # while the error, and all that it holds on to, still lives
+
+    assert "/cert/1" in told.value.text
     assert await acme.certificate(f"{ca.url}/cert/1") == ca.chain
 
 

@@ -76,11 +76,11 @@ class Transport:
             connection = SimpleNamespace(reused=True)
             _CONNECTION.set(connection)
             try:
-                async with self._open().request(
+                response = await self._open().request(
                     method, url, data=data, headers=headers, allow_redirects=False
-                ) as response:
-                    body = await self._body(response)
-                    return Answer(response.status, _joined(response.headers), body, url, self.clock())
+                )
+                body = await self._body(response)
+                return Answer(response.status, _joined(response.headers), body, url, self.clock())
             except (aiohttp.ServerDisconnectedError, ConnectionError):
                 # An idle connection that died is no news about the authority. Had the request been heard, its nonce
                 # is spent, and the second copy is refused as badNonce.
@@ -90,11 +90,14 @@ class Transport:
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         body = bytearray()
-        async for chunk in response.content.iter_any():
-            body += chunk
-            if len(body) > MAX_BODY:
-                response.close()
-                raise self.malformed(f"the answer of {response.url} is longer than {MAX_BODY} bytes")
+        try:
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise self.malformed(f"the answer of {response.url} is longer than {MAX_BODY} bytes")
+        except BaseException:
+            response.close()  # read to its end, it gives its connection back by itself
+            raise
         return bytes(body)
 
     def check(self, url: object, what: str) -> str:
