@@ -47,6 +47,7 @@ from certfan.core.subjects import subject_of
 from certfan.daemon.issuing import signing
 from certfan.daemon.issuing.domains import registered_domain
 from certfan.daemon.issuing.issuer import Issuer
+from certfan.daemon.issuing.known import Known
 from certfan.daemon.issuing.upkeep import Upkeep
 from certfan.daemon.journal import Journal
 from certfan.daemon.lookout import Lookout
@@ -123,7 +124,8 @@ class Reconciler:
         self._steps = {key: step for key, step in self._steps.items() if key in in_flight}
         for step in planned.steps:
             self._steps[step.key] = step
-            self._loop.start(group, step.key, self._carry_out(step))
+            known = Known.of(facts, step.certificate) if isinstance(step, Issue) else None
+            self._loop.start(group, step.key, self._carry_out(step, known))
         await self._is.timekeeper.tell(self._is.journal)
         next_look = self._out.look_where_due(group, desired, facts.attempts, now)
         return min(planned.wake_at or next_look, next_look)
@@ -160,10 +162,10 @@ class Reconciler:
             self._ledgers = (facts.spends, desired, ledgers)
         return ledgers
 
-    async def _carry_out(self, step: Step) -> None:
+    async def _carry_out(self, step: Step, known: Known | None) -> None:
         """The step boundary: the only place that turns any error into a fact."""
         try:
-            await self._do(step)
+            await self._do(step, known)
         except CertfanError as error:
             await self._record_failure(step, error)
         except Exception as error:  # noqa: BLE001 - one certificate's bug must not stop the others
@@ -171,11 +173,11 @@ class Reconciler:
             bug = InternalError(f"{type(error).__name__}: {error}", hint="run: journalctl -u certfan")
             await self._record_failure(step, bug)
 
-    async def _do(self, step: Step) -> None:
+    async def _do(self, step: Step, known: Known | None) -> None:
         match step:
             case Issue():
                 floor = await self._on_the_share(step.certificate)
-                await self._is.issuer.issue(self._is.desired(), step, floor=floor)
+                await self._is.issuer.issue(self._is.desired(), step, floor=floor, known=known)
             case AskCsr():
                 await self._ask_csr(step)
             case CheckPath() | AskRenewal() | Revoke() | GiveUpOrder() | TidyOrders() | RollAccountKey():

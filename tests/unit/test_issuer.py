@@ -17,6 +17,7 @@ from certfan.core.steps import Issue
 from certfan.daemon.authority import AcmeAuthority, make_account_key
 from certfan.daemon.issuing.accounts import Accounts
 from certfan.daemon.issuing.issuer import Issuer
+from certfan.daemon.issuing.known import Known
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store
@@ -183,6 +184,28 @@ async def test_a_token_promised_by_an_earlier_life_is_still_answered(place: Plac
     assert answer is not None
     assert answer.startswith("1-a_example.")
     assert issuer.tokens.key_authorization("unheard-of") is None
+
+
+async def test_a_number_that_a_consumer_has_seen_is_never_ordered(place: Place) -> None:
+    """Though it is ahead of what is remembered here, and the order begins with what was known before."""
+    issuer, known = place.life(), Known.of(await place.store.facts(), NAME)
+    await place.store.keep_number(NAME, 7)
+
+    generation = await issuer.issue(wanted(), ISSUE, floor=0, known=known)
+
+    assert generation.number == 8
+    assert pki.load_pair(place.key(8), place.state.read_generation(NAME, 8)["fullchain.pem"])
+
+
+async def test_an_order_begins_with_what_was_known_without_asking_the_store_again(place: Place) -> None:
+    """What the plan saw a moment ago is good enough; the store has the last word where the intent is written."""
+    gate = Gate()
+    issuer, known = place.life(gate), Known.of(await place.store.facts(), NAME)
+
+    await issuer.issue(wanted(), ISSUE, floor=0, known=known)
+
+    assert "begin_issuance" in gate.names
+    assert "facts" not in gate.names
 
 
 # Accounts

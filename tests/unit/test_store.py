@@ -8,7 +8,7 @@ import pytest
 
 from certfan.core.clock import Reading, remembered
 from certfan.core.issuance import Issuance
-from certfan.core.model import Attempt, RenewalInfo
+from certfan.core.model import Attempt, Deployment, DeploymentState, RenewalInfo
 from certfan.daemon.store import AccountFact, Event, Store
 from tests.unit.planner_parts import DAY, HOUR
 from tests.unit.store_parts import NAMES, NOW, PROBLEM, WWW, every_generation, generation
@@ -109,6 +109,19 @@ async def test_a_given_up_try_is_history(store: Store) -> None:
     ]
     assert {} == await store.tokens()
     assert 1 == await store.highest_number(WWW)
+
+
+async def test_a_number_that_a_consumer_has_seen_is_not_begun(store: Store) -> None:
+    """Nor any below it, also when the consumer is forgotten: numbers only grow."""
+    said = Deployment(WWW, "web1", 3, DeploymentState.PROVEN, NOW)
+    await store.record_report("web1", "b", 1, [said], {}, NOW)
+    begun = [await store.begin_issuance(WWW, number, "le", NAMES, NOW) for number in (2, 3)]
+    await store.keep_number("other", 2)
+    begun.append(await store.begin_issuance("other", 2, "le", NAMES, NOW))
+
+    assert [None, None, None] == begun
+    assert () == await store.open_issuances()
+    assert Issuance(WWW, 4, "le", NAMES, NOW) == await store.begin_issuance(WWW, 4, "le", NAMES, NOW)
 
 
 async def test_a_number_may_be_tried_again_with_nothing_of_the_try_before(store: Store) -> None:

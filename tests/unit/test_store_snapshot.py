@@ -140,7 +140,7 @@ async def test_a_certificate_takes_few_statements(tmp_path: Path) -> None:
     await transaction(_listen)(store, seen)
     await store.note_definitions({WWW: "digest"}, NOW)
     await store.offer(WWW, "web1", 0, NOW)
-    await store.facts_and_number(WWW)
+    await store.facts()
     await store.begin_issuance(WWW, 1, "le", NAMES, NOW)
     await store.record_order_url(WWW, 1, "https://a/order/1", NOW)
     for name in NAMES:

@@ -13,18 +13,19 @@ from datetime import datetime
 from certfan import pki, tls
 from certfan.core.custody import SigningRequest, fits
 from certfan.core.issuance import Issuance, is_spoilt
-from certfan.core.keys import key_to_reuse, spent_keys
+from certfan.core.keys import key_to_reuse
 from certfan.core.model import Authority, Certificate, Desired, Generation, Problem
 from certfan.core.pace import Pace
 from certfan.core.steps import Issue
 from certfan.core.subjects import order_subject
 from certfan.daemon.issuing.accounts import Accounts
+from certfan.daemon.issuing.known import Known
 from certfan.daemon.issuing.material import Material, Stock
 from certfan.daemon.issuing.memory import Written
 from certfan.daemon.issuing.ordering import ACME_ERROR, Memory, Order, Tokens
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
-from certfan.daemon.store import Store, StoreFacts
+from certfan.daemon.store import Store
 from certfan.errors import AuthorityMalformed, AuthorityRefused, ChainInvalid, PkiError, RequestInvalid
 
 ACCOUNT_LOST = f"{ACME_ERROR}accountDoesNotExist"
@@ -61,22 +62,25 @@ class Issuer:
         """Read the tokens that are live by what is written down; repeatable."""
         self.tokens.replace(await self._store.tokens())
 
-    async def issue(self, desired: Desired, step: Issue, *, floor: int) -> Generation:
+    async def issue(
+        self, desired: Desired, step: Issue, *, floor: int, known: Known | None = None
+    ) -> Generation:
         """Get a new generation, numbered above `floor` and all we know, or resume the order open for it.
 
+        `known` spares a read of the facts; it is of a moment at which no order for the certificate was under way.
         Repeatable at any point. Cancelled, what was recorded stands and the next call goes on from there.
 
         Raises:
             AuthorityError, ChallengeFailed, ChainInvalid, PairMismatch: the try failed; the key is kept.
         """
         try:
-            return await self._issue(desired, step, floor)
+            return await self._issue(desired, step, floor, known)
         except AuthorityRefused as error:
             if error.type != ACCOUNT_LOST:
                 raise
             # It has lost us, not refused the names: registered anew at once, nobody has to wait for that.
             await self._journal.warn("account.lost", error.subject, detail=error.text, hint=error.hint)
-            return await self._issue(desired, step, floor)
+            return await self._issue(desired, step, floor, None)
 
     async def trial(self, certificate: Certificate, authority: Authority) -> pki.Leaf:
         """Go the whole way once at another authority, with a key that is thrown away; nothing of it is kept.
@@ -98,9 +102,9 @@ class Issuer:
         pki.verify_chain(chain.fullchain_pem, names=chain.leaf.names, now=self._clock(), roots_pem=roots)
         return chain.leaf
 
-    async def _issue(self, desired: Desired, step: Issue, floor: int) -> Generation:
+    async def _issue(self, desired: Desired, step: Issue, floor: int, known: Known | None) -> Generation:
         certificate, authority = desired.certificates[step.certificate], desired.authorities[step.authority]
-        issuance, material = await self._begin(certificate, step, floor)
+        issuance, material = await self._begin(certificate, step, floor, known)
         memory = Written(issuance, self._store, self._journal, self._clock)
         order = await self._order(certificate, authority, issuance, material, memory)
         self._under_way[certificate.name] = order
@@ -150,22 +154,20 @@ class Issuer:
             paces=self._paces,
         )
 
-    async def _begin(self, certificate: Certificate, step: Issue, floor: int) -> tuple[Issuance, Material]:
+    async def _begin(
+        self, certificate: Certificate, step: Issue, floor: int, known: Known | None
+    ) -> tuple[Issuance, Material]:
         """Return the open try for exactly this definition, begun now unless there is one, and what it is ordered with.
 
         The key is durable before anybody hears of it, and kept by every later try of this generation. Whatever waits
         for the disk does so in a thread: answers to challenges never wait for an order.
         """
         name = certificate.name
-        facts, reported = await self._store.facts_and_number(name)
-        floor = max(floor, reported)
-        generations = facts.generations.get(name, ())
-        spent = spent_keys(generations, {*facts.revoked, *facts.revocations})
-        asked = self._answered(certificate, facts)
+        known = known or Known.of(await self._store.facts(), name)
+        generations, spent = known.generations, known.spent
+        asked = self._answered(certificate, known)
         csr = asked.csr if asked else None
-        for open_one in facts.issuances:
-            if open_one.certificate != name:
-                continue
+        if (open_one := known.open_one) is not None:
             number = open_one.generation
             if _fits(open_one, certificate, step) and (asked is None or asked.generation == number):
                 going_on = await asyncio.to_thread(self._stock.begun, certificate, number, spent, csr)
@@ -181,7 +183,7 @@ class Issuer:
             number, material = await asyncio.to_thread(
                 self._next, certificate, generations, spent, floor, like
             )
-        replaces = self._predecessor(certificate, step.authority, facts)
+        replaces = self._predecessor(certificate, step.authority, known)
         begun = await self._store.begin_issuance(
             name,
             number,
@@ -191,6 +193,8 @@ class Issuer:
             replaces=replaces,
             exempt=step.exempt and replaces is not None,
         )
+        if begun is None:  # a consumer is ahead of what we remember
+            return await self._begin(certificate, step, await self._store.reported_number(name), None)
         return begun, material
 
     def _next(
@@ -204,16 +208,12 @@ class Issuer:
         number = self._stock.next_number(certificate, known, spent, floor)
         return number, self._stock.keyed(certificate, number, like)
 
-    def _answered(self, certificate: Certificate, facts: StoreFacts) -> SigningRequest | None:
+    def _answered(self, certificate: Certificate, known: Known) -> SigningRequest | None:
         """Return what the consumer that is to have the key alone has signed; None where the key is our own."""
         if not certificate.holder:
             return None
-        asked = facts.signing_requests.get(certificate.name)
-        if (
-            asked is None
-            or not asked.csr
-            or not fits(asked, certificate, facts.generations.get(asked.certificate, ()))
-        ):
+        asked = known.asked
+        if asked is None or not asked.csr or not fits(asked, certificate, known.generations):
             raise RequestInvalid(
                 f"{certificate.name}: the CSR of {certificate.holder} is not here yet",
                 subject=certificate.name,
@@ -247,15 +247,13 @@ class Issuer:
             )
         return number, going_on
 
-    def _predecessor(self, certificate: Certificate, authority: str, facts: StoreFacts) -> str | None:
+    def _predecessor(self, certificate: Certificate, authority: str, known: Known) -> str | None:
         """Return what the authority calls the generation that the new one replaces (RFC 9773 section 5)."""
-        generations = facts.generations.get(certificate.name, ())
-        if not generations or generations[-1].authority != authority:
+        if not known.generations or known.generations[-1].authority != authority:
             return None
-        newest = generations[-1]
+        newest = known.generations[-1]
         shares = newest.identifiers & frozenset(certificate.identifiers)
-        is_revoked = (newest.certificate, newest.number) in facts.revoked
-        if not shares or is_revoked or newest.not_after <= self._clock():
+        if not shares or newest.number in known.revoked or newest.not_after <= self._clock():
             return None
         chain = self._state.read_generation(newest.certificate, newest.number).get("fullchain.pem")
         return pki.renewal_id(chain) if chain is not None else None

@@ -69,12 +69,18 @@ _ANSWER = (
     )
     .on_conflict_do_nothing()
 )
-_MADE = tables.generations.c
+_MADE, _SAID, _FORGOTTEN = tables.generations.c, tables.deployments.c, tables.forgotten.c
+
+
+def _highest(number: ColumnElement[int], certificate: ColumnElement[str]) -> ColumnElement[int]:
+    highest = select(func.max(number)).where(certificate == bindparam("certificate"))
+    return func.coalesce(highest.scalar_subquery(), 0)
+
+
 _BEFORE = select(
-    select(func.max(_MADE.number))
-    .where(_MADE.certificate == bindparam("certificate"))
-    .scalar_subquery()
-    .label("number"),
+    _highest(_MADE.number, _MADE.certificate).label("number"),
+    _highest(_SAID.generation, _SAID.certificate).label("reported"),
+    _highest(_FORGOTTEN.generation, _FORGOTTEN.certificate).label("forgotten"),
     select(_TRY.id).where(_IS_OPEN, _SAME_CERTIFICATE).exists().label("is_open"),
 )
 
@@ -89,10 +95,11 @@ def begin_issuance(
     *,
     replaces: str | None = None,
     exempt: bool = False,
-) -> Issuance:
+) -> Issuance | None:
     """Note the intent to get a generation; if the certificate has an open try, return that one instead.
 
-    A number whose try was given up may be tried again, with the key that was made for it.
+    A number whose try was given up may be tried again, with the key that was made for it. None, and no intent, when
+    a consumer has reported that number, or a higher one.
 
     Raises:
         ValueError: that number is not above every generation of the certificate.
@@ -100,8 +107,10 @@ def begin_issuance(
     (before,) = rows(db, _BEFORE, {"certificate": certificate})
     if before.is_open:
         return _issuances(db, _OPEN_OF, {"certificate": certificate})[0]
-    if generation <= (before.number or 0):
+    if generation <= before.number:
         raise ValueError(f"{certificate}@{generation} is used up")
+    if generation <= max(before.reported, before.forgotten):
+        return None
     begun = Issuance(
         certificate, generation, authority, tuple(identifiers), now, replaces=replaces, exempt=exempt
     )

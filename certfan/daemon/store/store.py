@@ -104,13 +104,6 @@ class Store:
         except DatabaseError as error:
             raise _failed(self._path, error) from error
 
-    async def facts_and_number(self, certificate: str) -> tuple[StoreFacts, int]:
-        """Return the facts, and the highest number that any consumer has reported of a certificate, in one hop."""
-        return await transaction(self._facts_and_number)(self, certificate)
-
-    def _facts_and_number(self, db: Connection, certificate: str) -> tuple[StoreFacts, int]:
-        return self._snapshot.read(db), issued.reported_number(db, certificate)
-
     async def facts(self) -> StoreFacts:
         """Return all that the reconciler reads at a tick, in one hop and one transaction."""
         return await transaction(self._snapshot.read)(self)
