@@ -14,6 +14,7 @@ from certfan import pki
 from certfan.cli import conf_files
 from certfan.cli.control import call
 from certfan.cli.lines import imports
+from certfan.cli.saying import counted, counting
 from certfan.core.model import Desired
 from certfan.errors import ActionRefused, AuthorityError, CertfanError
 from certfan.takeover import advice, fragment, servers, serving
@@ -38,7 +39,10 @@ class Take:
     def told(self, places: Sequence[tuple[str, int]]) -> Json:
         """Return what would be done, from what the daemon has and what is served now; nothing is changed."""
         plan = self.plan
-        served = asyncio.run(serving.look({one.name: one.pair.leaf for one in plan.adoptions}, places))
+        leaves = {one.name: one.pair.leaf for one in plan.adoptions}
+        names = sum(len(leaf.names) for leaf in leaves.values())
+        with counting("looking at what is served", names) as looked:
+            served = asyncio.run(serving.look(leaves, places, looked))
         lines = servers.lines(servers.FOLDERS, plan.tree.root)
         return {
             "kind": plan.tree.kind,
@@ -46,26 +50,30 @@ class Take:
             "authorities": dict(plan.authorities),
             "accounts": [self._account(name) for name in sorted(plan.accounts)],
             "certificates": [
-                {
-                    **self._certificate(one),
-                    "served": [
-                        {"endpoint": seen.endpoint, "served": seen.served, "detail": seen.detail}
-                        for seen in served[one.name]
-                    ],
-                    "way": advice.way_text(one.found.way, self.responder),
-                    "hooks": list(one.found.way.hooks),
-                }
-                for one in plan.adoptions
+                self._told_of(one, served[one.name]) for one in counted("asking what is ours", plan.adoptions)
             ],
-            "left_out": [{"name": one.name, "why": one.why} for one in plan.left_out],
+            "left_out": [
+                {"name": one.name, "why": one.why, "hint": one.hint, "stays": one.stays}
+                for one in plan.left_out
+            ],
             "servers": advice.line_texts(lines, self.responder, imports.INSTALL_TO),
             "config": {
                 "file": str(conf_files.place(self.config, plan.tree.kind)),
                 "text": self._text([one.name for one in plan.adoptions]),
             },
-            "stop": plan.tree.stop,
+            "stop": plan.tree.stop_some if any(one.stays for one in plan.left_out) else plan.tree.stop,
             "failed": [],
             "done": False,
+        }
+
+    def _told_of(self, one: Adoption, served: Sequence[serving.Seen]) -> Json:
+        return {
+            **self._certificate(one),
+            "served": [
+                {"endpoint": seen.endpoint, "served": seen.served, "detail": seen.detail} for seen in served
+            ],
+            "way": advice.way_text(one.found.way, self.responder),
+            "hooks": list(one.found.way.hooks),
         }
 
     def _account(self, authority: str) -> Json:
@@ -130,7 +138,8 @@ class Take:
     def _adopt_pairs(self, rows: Sequence[Json], waiting: set[str], failed: list[str]) -> list[Adoption]:
         """Adopt pairs, and return those that are ours now."""
         adopted = []
-        for one, row in zip(self.plan.adoptions, rows, strict=True):
+        pairs = [*zip(self.plan.adoptions, rows, strict=True)]
+        for one, row in counted("adopting", pairs):
             if one.authority in waiting:
                 failed.append(f"{one.name}: waits for the account at {one.authority}")
                 continue

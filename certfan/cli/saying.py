@@ -6,11 +6,15 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+
+from certfan.cli.lines.progress import bar
+
+_T = TypeVar("_T")
 
 
 def say(answer: Any, text: str, as_json: bool) -> None:
@@ -44,3 +48,26 @@ def progress() -> Iterator[Callable[[str], None]]:
     finally:
         if in_place:
             click.echo("\x1b[K", nl=False, err=True)
+
+
+@contextlib.contextmanager
+def counting(what: str, of: int) -> Iterator[Callable[[], None]]:
+    """Yield what is to be called after each of so many, which says on a terminal how far that is."""
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if sys.stderr.isatty():
+            tell(f"{what}: {bar(done, of)} {done} of {of}")
+
+    with progress() as tell:
+        yield step
+
+
+def counted(what: str, those: Sequence[_T]) -> Iterator[_T]:
+    """Yield each of those, and say on a terminal how far that is."""
+    with counting(what, len(those)) as step:
+        for one in those:
+            yield one
+            step()

@@ -61,6 +61,7 @@ def read(root: Path) -> Tree:
         pairs=tuple(pairs),
         left_out=tuple(left_out),
         stop=_STOP,
+        stop_some=f"leave its timer on, and move NAME.conf of each of the others out of {root / 'renewal'}",
     )
 
 

@@ -68,6 +68,7 @@ def read(root: Path) -> Tree:
         pairs=tuple(pairs),
         left_out=tuple(left_out),
         stop=_STOP,
+        stop_some=f"leave its cron job on, and take the others out of {root / 'domains.txt'}",
     )
 
 

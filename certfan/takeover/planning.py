@@ -15,6 +15,8 @@ from certfan.takeover.tree import FoundAccount, FoundPair, LeftOut, Tree
 
 LETSENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
 LETSENCRYPT_STAGING = "https://acme-staging-v02.api.letsencrypt.org/directory"
+# What is good and cannot be asked for is ordered anew in a form that can, or renewed where it came from.
+_INSTEAD = "a [[certificate]] with each host by its own name, of a key type and name that are possible, can replace it"
 _KNOWN = {LETSENCRYPT: "letsencrypt", LETSENCRYPT_STAGING: "letsencrypt-staging"}
 
 
@@ -121,7 +123,7 @@ def _judged(
     except PkiError as error:
         return LeftOut(found.name, error.text)
     if (why := why_not(pair.leaf)) is not None:
-        return LeftOut(found.name, why)
+        return LeftOut(found.name, why, hint=_INSTEAD, stays=True)
     names = set(pair.leaf.names)
     asked = [one for one in desired.certificates.values() if {str(i) for i in one.identifiers} == names]
     fitting = [one for one in asked if one.key_type == pair.leaf.key_type]
@@ -135,7 +137,9 @@ def _judged(
         return Adoption(name=name, found=found, pair=pair, authority=authority.name, in_config=True)
     name = next((n for n in (found.name.lower(), pair.leaf.names[0]) if CERTIFICATE_NAME.fullmatch(n)), "")
     if not name:
-        return LeftOut(found.name, "that cannot be the name of a certificate here")
+        why = "that cannot be the name of a certificate here"
+        return LeftOut(found.name, why, hint=_INSTEAD, stays=True)
     if name in desired.certificates:
-        return LeftOut(found.name, f"certificate {name} of the config is for other names")
+        why = f"certificate {name} of the config is for other names"
+        return LeftOut(found.name, why, hint=f"rename {name} in the config", stays=True)
     return Adoption(name=name, found=found, pair=pair, authority=authority.name, in_config=False)

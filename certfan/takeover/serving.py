@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -50,20 +50,24 @@ def place_of(text: str) -> Place:
     return str(ipaddress.ip_address(host.strip("[]"))), int(port)
 
 
-async def look(leaves: Mapping[str, pki.Leaf], places: Sequence[Place] = ()) -> dict[str, tuple[Seen, ...]]:
+async def look(
+    leaves: Mapping[str, pki.Leaf], places: Sequence[Place] = (), looked: Callable[[], None] = lambda: None
+) -> dict[str, tuple[Seen, ...]]:
     """Return what is served for each name of each leaf at these places, or at every address of the name.
 
-    A wildcard is no name that can be asked for. Cancelled, it leaves no connection behind.
+    `looked` is called after each name. Cancelled, it leaves no connection behind.
     """
     room = asyncio.Semaphore(AT_ONCE)
 
     async def one(leaf: pki.Leaf, name: str) -> list[Seen]:
         async with room:
-            return [await _seen(leaf, name, *place) for place in places or await _addresses(name)]
+            found = [await _seen(leaf, name, *place) for place in places or await _addresses(name)]
+        looked()
+        return found
 
     async with asyncio.TaskGroup() as group:
         tasks = {
-            key: [group.create_task(one(leaf, name), name=name) for name in leaf.names if "*" not in name]
+            key: [group.create_task(one(leaf, name), name=name) for name in leaf.names]
             for key, leaf in leaves.items()
         }
     return {key: tuple(seen for task in own for seen in task.result()) for key, own in tasks.items()}

@@ -50,15 +50,17 @@ class FoundPair:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Something that cannot be taken over, and why."""
+    """Something that cannot be taken over, and why. `stays`: it is good, and nobody but the other program renews it."""
 
     name: str
     why: str
+    hint: str = field(default="", kw_only=True)
+    stays: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """All that was found. `stop` is what ends the program's own renewals."""
+    """All that was found. `stop` is what ends the program's own renewals, `stop_some` those of all but a few."""
 
     kind: str  # certbot, dehydrated
     root: Path
@@ -66,6 +68,7 @@ class Tree:
     pairs: tuple[FoundPair, ...] = field(kw_only=True)
     left_out: tuple[LeftOut, ...] = field(kw_only=True)
     stop: str = field(kw_only=True)
+    stop_some: str = field(kw_only=True)
 
     def accounts_at(self, directory: str) -> list[FoundAccount]:
         """Return the accounts at an authority, the one that most certificates came from first."""

@@ -157,6 +157,7 @@ def test_beside_an_empty_config_authorities_and_certificates_are_to_be_added(cer
     ]
     assert {"gone.test", "w.test", "account one"} == left_out(plan).keys()
     assert "wildcard" in left_out(plan)["w.test"]
+    assert {"w.test"} == {one.name for one in plan.left_out if one.stays}
 
 
 def test_the_configs_own_names_win(certbot: Path) -> None:

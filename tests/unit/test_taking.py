@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import tomllib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
@@ -87,7 +88,15 @@ class Import:
             for n, name in enumerate(names or (WWW,), 1)
         ]
         account = FoundAccount(directory, "https://ca/acct/9", ACCOUNT_KEY, where=HERE)
-        tree = Tree("certbot", HERE, accounts=(account,), pairs=tuple(pairs), left_out=(), stop="stop it")
+        tree = Tree(
+            "certbot",
+            HERE,
+            accounts=(account,),
+            pairs=tuple(pairs),
+            left_out=(),
+            stop="stop it",
+            stop_some="stop the others",
+        )
         desired = self.desk.fleet.desired
         roots = self.desk.roots.read_bytes()
         plan = planning.make(tree, desired, why_not=why_not_asked, roots=lambda _: roots, now=NOW)
@@ -133,6 +142,42 @@ async def test_accounts_and_pairs_come_before_the_certificates_that_would_be_ord
     assert "nothing" == before["certificates"][0]["served"][0]["served"]
     assert "now stop the renewals of certbot: stop it" in lines(done)
     assert 1 == again["certificates"][0]["generation"]
+
+
+async def test_the_renewals_of_a_wildcard_are_not_to_be_stopped(tmp_path: Path) -> None:
+    """It cannot be in a config: the output says which it is, why, and what to do, and stops what was taken over alone."""
+    async with importing(tmp_path, Office()) as one:
+        take = one.take()
+        made = pki.make_placeholder(["*.w.test"], NOW)
+        pair = replace(take.plan.tree.pairs[0], name="w.test", key_pem=made[0], fullchain_pem=made[1])
+        tree = replace(take.plan.tree, pairs=(*take.plan.tree.pairs, pair))
+        roots = one.desk.roots.read_bytes() + made[1]
+        plan = planning.make(tree, take.desired, why_not=why_not_asked, roots=lambda _: roots, now=NOW)
+        told = lines(await one.do(replace(take, plan=plan)))
+
+    at = told.index(
+        "left out: w.test: *.w.test: a wildcard needs a dns-01 challenge, which this release does not have"
+    )
+    assert told[at + 1].startswith(
+        "  certbot has to go on renewing it; a [[certificate]] with each host by its own name"
+    )
+    assert "now stop the renewals of certbot, but not those of w.test: stop the others" in told
+
+
+async def test_a_terminal_shows_how_far_an_import_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of thousands takes minutes: what is looked at and adopted is counted, and elsewhere nothing is said."""
+    async with importing(tmp_path, Office()) as one:
+        await asyncio.to_thread(one.take().told, [("127.0.0.1", 1)])
+        quiet = capsys.readouterr()
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        await one.do(one.take())
+        seen = capsys.readouterr()
+
+    assert ("", "") == (quiet.out, quiet.err)
+    for what in ("looking at what is served", "asking what is ours", "adopting"):
+        assert f"{what}: [{'#' * 20}] 1 of 1\x1b[K\r" in seen.err
 
 
 async def test_when_all_is_ours_nothing_is_left_to_do(tmp_path: Path) -> None:
@@ -239,7 +284,7 @@ def test_what_a_foreign_folder_says_moves_no_cursor(line: str) -> None:
     }  # fmt: skip
     told = {
         "kind": "certbot", "folder": "/x", "authorities": {}, "accounts": [], "certificates": [row], "failed": [],
-        "left_out": [{"name": f"x{line}", "why": line}], "servers": [line], "done": False, "stop": "",
+        "left_out": [{"name": f"x{line}", "why": line, "hint": line, "stays": True}], "servers": [line], "done": False, "stop": "",
         "config": {"text": f"# {line}\n", "file": "f"},
     }  # fmt: skip
 

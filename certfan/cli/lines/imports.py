@@ -25,7 +25,7 @@ def lines(told: Json) -> list[str]:
         ),
         *(_account_line(row) for row in told["accounts"]),
         *(line for row in told["certificates"] for line in _certificate_lines(row)),
-        *(f"left out: {clean(one['name'])}: {clean(one['why'])}" for one in told["left_out"]),
+        *(line for one in told["left_out"] for line in _left_out_lines(one, told["kind"])),
         *(f"failed: {clean(text)}" for text in told["failed"]),
         *map(clean, told["servers"]),
         *_config_lines(told),
@@ -62,6 +62,12 @@ def _certificate_lines(row: Json) -> Iterator[str]:
         yield f"  ran after a renewal: {clean(hook)}: a hook of a service in agent.toml does that now"
 
 
+def _left_out_lines(one: Json, kind: str) -> Iterator[str]:
+    yield f"left out: {clean(one['name'])}: {clean(one['why'])}"
+    if one["stays"]:
+        yield f"  {kind} has to go on renewing it; {clean(one['hint'])}"
+
+
 def _config_lines(told: Json) -> Iterator[str]:
     text = told["config"]["text"]
     if not text:
@@ -80,5 +86,7 @@ def _last_lines(told: Json) -> Iterator[str]:
     elif told["failed"]:
         yield f"not all of it was done; once that is mended, the same again: certfan import {told['folder']} --yes"
     else:
-        yield f"now stop the renewals of {told['kind']}: {told['stop']}"
+        staying = [clean(one["name"]) for one in told["left_out"] if one["stays"]]
+        but = f", but not those of {', '.join(staying)}" if staying else ""
+        yield f"now stop the renewals of {told['kind']}{but}: {told['stop']}"
         yield "then see that every vhost leads challenges here: certfan status"
