@@ -210,6 +210,21 @@ def test_a_date_is_compared_with_the_clock_as_it_is_when_the_date_arrives() -> N
     assert not keeper.trusted
 
 
+def test_a_date_heard_before_ends_a_doubt_that_began_since() -> None:
+    """It is passed over only while there is none: many answers come within the same second."""
+    clocks = Clocks()
+    keeper = clocks.keeper()
+    keeper.authority_said(NOW)
+    clocks.go(SECOND, 90 * DAY)
+    keeper.tick()
+    doubted = not keeper.trusted
+    clocks.go(SECOND, -90 * DAY)
+
+    keeper.authority_said(NOW)
+
+    assert (doubted, keeper.trusted) == (True, True)
+
+
 def test_a_start_in_1970_is_a_problem_until_an_authority_agrees() -> None:
     """The status names the clock, says what is wrong with it and what to run."""
     clocks = Clocks(wall=EPOCH)
