@@ -19,7 +19,8 @@ from certfan.protocol.identity import (
     consumer_of,
     parse_line,
 )
-from certfan.protocol.messages import EnrolReply, EnrolRequest, decode
+from certfan.protocol.messages import EnrolReply, EnrolRequest
+from certfan.protocol.wire import decode
 
 
 async def enrol(

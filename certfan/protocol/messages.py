@@ -1,7 +1,6 @@
 """What is said on the channel: strict messages, and their way to and from the nouns of `core.model`.
 
-Sizes are capped, instants carry an offset, values are exact. A field that we do not know is a newer release's: it
-is dropped, and named to whoever decodes. Private keys travel in `BundleMessage` only, tokens in `EnrolRequest`
+Sizes are capped, instants carry an offset, values are exact; wire.py says how they are read. Private keys travel in `BundleMessage` only, tokens in `EnrolRequest`
 only; neither shows them in its repr.
 """
 
@@ -9,26 +8,23 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 from pydantic import (
     AfterValidator,
     AwareDatetime,
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
-    ValidationError,
 )
 
 from certfan.core import model
 from certfan.core.model import CERTIFICATE_NAME, CONSUMER_NAME, DeploymentState, Health
 from certfan.errors import MessageInvalid
+from certfan.protocol.wire import Message
 
 MAX_REPORT = 1 << 20  # bytes
 MAX_ANSWER = 8 << 20  # bytes; what the agent reads of any answer
@@ -57,58 +53,6 @@ def _matching(pattern: re.Pattern[str], text: str) -> str:
 CertificateName = Annotated[str, AfterValidator(lambda text: _matching(CERTIFICATE_NAME, text))]
 ConsumerName = Annotated[str, AfterValidator(lambda text: _matching(CONSUMER_NAME, text))]
 Address = Annotated[str, AfterValidator(lambda text: str(ip_address(text)))]
-
-
-class Message(BaseModel):
-    """What every message has in common."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    def encode(self) -> bytes:
-        """Return the message as JSON."""
-        return self.model_dump_json().encode()
-
-
-M = TypeVar("M", bound=Message)
-
-
-def _forget(_: str) -> None:
-    pass
-
-
-def decode(kind: type[M], data: bytes, unknown: Callable[[str], None] = _forget) -> M:
-    """Parse a message without the fields that we do not know; `unknown` is told each of them.
-
-    Raises:
-        MessageInvalid: names the first field that is wrong; never holds what was sent.
-    """
-    try:
-        return kind.model_validate_json(data)
-    except ValidationError as error:
-        problems = error.errors(include_input=False, include_url=False, include_context=False)
-    surplus = [problem["loc"] for problem in problems if problem["type"] == "extra_forbidden"]
-    wrong = next((problem for problem in problems if problem["type"] != "extra_forbidden"), None)
-    if wrong is not None:
-        place = ".".join(str(step) for step in wrong["loc"]) or "the whole"
-        raise MessageInvalid(f"{kind.__name__} is malformed: {place}: {wrong['type']}")
-    found = kind.model_validate_json(_without(data, surplus, kind.__name__))
-    for loc in surplus:
-        unknown(".".join([kind.__name__, *(step for step in loc if isinstance(step, str))]))
-    return found
-
-
-def _without(data: bytes, places: Iterable[tuple[int | str, ...]], name: str) -> bytes:
-    try:
-        document: Any = json.loads(data)
-        for *way, last in places:
-            target = document
-            for step in way:
-                target = target[step]
-            target.pop(last, None)
-    except (ValueError, LookupError, TypeError):
-        # Python reads JSON otherwise than pydantic: numbers of very many digits, the same key twice.
-        raise MessageInvalid(f"{name} is malformed: the whole: json_invalid") from None
-    return json.dumps(document).encode()
 
 
 class RequestMessage(Message):

@@ -37,7 +37,8 @@ from certfan.errors import (
     StoreFailed,
 )
 from certfan.protocol.identity import client_context, make_line, parse_line, server_context
-from certfan.protocol.messages import MAX_REPORT, Assignments, EnrolReply, EnrolRequest, Report, decode
+from certfan.protocol.messages import MAX_REPORT, Assignments, EnrolReply, EnrolRequest, Report
+from certfan.protocol.wire import decode
 from tests.unit.channel_parts import CA, FLEET, NOW, Yard, ask, make_ca_folder, running_yard, write_pair
 
 GUARDED = [

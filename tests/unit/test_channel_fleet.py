@@ -28,7 +28,8 @@ from certfan.daemon.desk.enroller import token_hash
 from certfan.daemon.store import IdentityFact, Store
 from certfan.errors import ChannelError, EnrolmentRefused, NotAllowed, NotAuthenticated
 from certfan.protocol.identity import client_context, parse_line
-from certfan.protocol.messages import EnrolReply, EnrolRequest, Report, decode
+from certfan.protocol.messages import EnrolReply, EnrolRequest, Report
+from certfan.protocol.wire import decode
 from tests.unit.channel_parts import CA, FLEET, NOW
 from tests.unit.daemon_parts import CONSUMERS, Daemon, certificate_of, running_daemon, until
 

@@ -15,7 +15,8 @@ from certfan.daemon.issuing import signing
 from certfan.daemon.journal import Journal
 from certfan.daemon.publishing.rollback import RollBacks
 from certfan.errors import AuthorityRefused, MessageInvalid, NotAllowed, RequestInvalid
-from certfan.protocol.messages import MAX_CSR, CsrMessage, decode
+from certfan.protocol.messages import MAX_CSR, CsrMessage
+from certfan.protocol.wire import decode
 from tests.unit.daemon_parts import Daemon, certificate_of, running_daemon
 from tests.unit.fleet_parts import Cut, Fleet, PowerCut, a_fleet
 from tests.unit.planner_parts import HOUR, WWW, make_certificate, make_desired

@@ -16,10 +16,9 @@ from certfan.protocol.messages import (
     BundleMessage,
     EnrolReply,
     EnrolRequest,
-    Message,
     Report,
-    decode,
 )
+from certfan.protocol.wire import Message, decode
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
 FINGERPRINT = "ab" * 32

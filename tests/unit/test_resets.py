@@ -17,7 +17,8 @@ from certfan.core.resets import LONGEST_UP, OURS, Boot, Reset, booted_at, resets
 from certfan.daemon.status.model import as_json
 from certfan.daemon.status.view import view
 from certfan.daemon.store import Store
-from certfan.protocol.messages import Report, decode
+from certfan.protocol.messages import Report
+from certfan.protocol.wire import decode
 from tests.unit.planner_parts import DAY, HOUR, MINUTE, NOW
 from tests.unit.status_parts import NOW as PAGE_NOW
 from tests.unit.status_parts import things

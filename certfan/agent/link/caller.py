@@ -27,8 +27,9 @@ from certfan.errors import (
     StateError,
 )
 from certfan.protocol.identity import find_half_open
-from certfan.protocol.messages import MAX_ANSWER, Message, ProblemAnswer, decode
+from certfan.protocol.messages import MAX_ANSWER, ProblemAnswer
 from certfan.protocol.trust import HEADER
+from certfan.protocol.wire import Message, decode
 
 _CONNECT = 10  # seconds
 ANSWER = 30  # seconds that an answer may take beyond what it was told to wait

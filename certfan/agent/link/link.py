@@ -16,13 +16,12 @@ from certfan.protocol.messages import (
     Assignments,
     BundleMessage,
     CsrMessage,
-    Message,
     RenewReply,
     RenewRequest,
     Report,
-    decode,
 )
 from certfan.protocol.trust import HEADER
+from certfan.protocol.wire import Message, decode
 
 M = TypeVar("M", bound=Message)
 

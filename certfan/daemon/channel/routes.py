@@ -27,15 +27,14 @@ from certfan.protocol.messages import (
     BundleMessage,
     CsrMessage,
     EnrolRequest,
-    Message,
     ProblemAnswer,
     RenewReply,
     RenewRequest,
     Report,
-    decode,
     sealing_key_of,
 )
 from certfan.protocol.trust import HEADER
+from certfan.protocol.wire import Message, decode
 
 MAX_ENROLMENT = 16 << 10  # bytes; the request for a successor is no longer
 PATIENCE = 30.0  # seconds that a body may take, and that anything but a blocking query may
