@@ -14,7 +14,8 @@ from certfan.daemon.lookout import Lookout
 from certfan.daemon.notifying.notifier import channel_subject
 from certfan.daemon.reconciler import Reconciler, problem_of
 from certfan.daemon.share.share import Share
-from certfan.daemon.status.model import RemoteLog, StateOfThings
+from certfan.daemon.status.model import RemoteLog
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.store import Event, Store, StoreFacts
 from certfan.daemon.timekeeper import Timekeeper
 from certfan.log_sender import LogSender

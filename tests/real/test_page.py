@@ -14,7 +14,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from certfan.daemon.listeners import Listener
-from certfan.daemon.status.model import StateOfThings
+from certfan.daemon.status.things import StateOfThings
 from tests.unit import page_parts as parts
 from tests.unit.page_parts import NAMES
 from tests.unit.status_parts import serving

@@ -26,7 +26,7 @@ from certfan.daemon.observing import remembered
 from certfan.daemon.publishing.bundles import Bundles
 from certfan.daemon.state import StateFolder
 from certfan.daemon.status import app
-from certfan.daemon.status.model import StateOfThings
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.store import Event, Store
 from tests.unit.channel_parts import FLEET, NOW, make_ca_folder
 

@@ -34,7 +34,7 @@ from certfan.core.model import (
 from certfan.core.resets import OURS, Boot
 from certfan.daemon.observing import remembered
 from certfan.daemon.status import app
-from certfan.daemon.status.model import StateOfThings
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.store.facts import AccountFact, ConfigFact, Event, Heard, Run
 from tests.unit.status_parts import DAY, MINUTE, NO_FACTS, NOW
 

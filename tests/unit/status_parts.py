@@ -33,7 +33,8 @@ from certfan.core.model import (
 from certfan.daemon.listeners import Listener
 from certfan.daemon.observing import remembered
 from certfan.daemon.status import app
-from certfan.daemon.status.model import AccountView, LimitUsed, StateOfThings
+from certfan.daemon.status.model import AccountView, LimitUsed
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.store.facts import Event, Heard, StoreFacts
 from certfan.errors import SelfCheckFailed, UnknownName
 

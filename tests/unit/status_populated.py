@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from certfan.core.ledger import Ledger, Spend, SpendKind
 from certfan.core.model import Health, Limit, Limits, Problem
-from certfan.daemon.status.model import StateOfThings
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.store.facts import Run
 from tests.unit.status_parts import DESIRED, DOORS, HTTPS, NOW, WHERE, deployment, generation, proof, things
 

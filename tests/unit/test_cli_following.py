@@ -20,7 +20,8 @@ from certfan.cli.lines.page import page_lines
 from certfan.cli.lines.progress import bar, stage
 from certfan.core.issuance import Issuance
 from certfan.core.model import DeploymentState, Identifier, Proof
-from certfan.daemon.status.model import StateOfThings, as_json
+from certfan.daemon.status.model import as_json
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.status.view import view
 from tests.unit.status_parts import (
     DOORS,

@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 from certfan.core.model import Health, Proof
 from certfan.core.policy import Urgency, urgency
 from certfan.daemon.deadlines import Deadlines
-from certfan.daemon.status.model import Page, StateOfThings, Verdict
+from certfan.daemon.status.model import Page, Verdict
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.status.view import view
 from certfan.daemon.store import Store
 from tests.unit.status_parts import DAY, HTTPS, MINUTE, NOW, WHERE, deployment, generation, proof, things

@@ -22,7 +22,7 @@ from certfan.daemon.challenges.caa import CaaFinder
 from certfan.daemon.desk.doctor import Doctor
 from certfan.daemon.offline import examine
 from certfan.daemon.status.control.doctor import doctor_routes
-from certfan.daemon.status.model import StateOfThings
+from certfan.daemon.status.things import StateOfThings
 from certfan.errors import AuthorityUnreachable
 from tests.unit.status_parts import DAY, NOW, WHERE, Admin, control_socket, deployment, proof, things
 from tests.unit.test_cli import certfan

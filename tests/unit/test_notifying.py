@@ -16,7 +16,8 @@ from certfan.daemon.journal import Journal
 from certfan.daemon.notifying.message import Message, message
 from certfan.daemon.notifying.notices import Notice, Stage, Told, changes, notices
 from certfan.daemon.notifying.notifier import Notifier
-from certfan.daemon.status.model import Page, StateOfThings
+from certfan.daemon.status.model import Page
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.status.view import view
 from certfan.daemon.store import Store
 from certfan.errors import NotifyFailed

@@ -14,7 +14,7 @@ import pytest
 
 from certfan.core.model import DeploymentState, Problem
 from certfan.daemon.listeners import Listener
-from certfan.daemon.status.model import Page, State, StateOfThings, Verdict
+from certfan.daemon.status.model import Page, State, Verdict
 from certfan.daemon.status.page import words
 from certfan.daemon.status.page.matrix import Choice, Matrix, most_urgent_first
 from certfan.daemon.status.page.matrix import matrix as lines_of
@@ -23,6 +23,7 @@ from certfan.daemon.status.page.rendering import assets
 from certfan.daemon.status.page.routes import MOST_ROWS, overview_html, shared_by_all
 from certfan.daemon.status.page.story import rows_at
 from certfan.daemon.status.page.timeline import timeline
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.status.view import view
 from certfan.daemon.store.facts import Event
 from tests.unit import page_parts as parts

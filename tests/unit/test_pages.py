@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from certfan.core.model import Certificate, Consumer, Desired, Identifier
-from certfan.daemon.status.model import StateOfThings
 from certfan.daemon.status.pages import LARGE, SLICE, Pages
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.status.view import view
 from tests.unit.status_parts import DESIRED, things
 

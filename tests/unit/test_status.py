@@ -24,7 +24,8 @@ from certfan.core.plan import Publish
 from certfan.core.subjects import rollover_subject
 from certfan.daemon.notifying.notices import notices
 from certfan.daemon.status.metrics import exposition
-from certfan.daemon.status.model import Next, RemoteLog, Row, State, StateOfThings, Verdict, as_json
+from certfan.daemon.status.model import Next, RemoteLog, Row, State, Verdict, as_json
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.status.view import view
 from certfan.daemon.store.facts import Run
 from tests.unit.status_parts import (

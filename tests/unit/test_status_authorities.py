@@ -29,7 +29,8 @@ from certfan.core.model import (
 )
 from certfan.core.plan import Issue, plan
 from certfan.core.standing import PATH
-from certfan.daemon.status.model import CertificateView, Next, Page, State, StateOfThings, Verdict
+from certfan.daemon.status.model import CertificateView, Next, Page, State, Verdict
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.status.view import view
 from certfan.daemon.store import AccountFact
 from tests.unit.status_parts import DAY, MINUTE, NOW, WHERE, deployment, generation, proof, things

@@ -15,7 +15,8 @@ from certfan.core.looks import checked_identifiers
 from certfan.core.model import Authority, Certificate, Identifier, Problem
 from certfan.core.rotation import Phase
 from certfan.daemon.challenges.caa import FindCaa
-from certfan.daemon.status.model import Page, StateOfThings
+from certfan.daemon.status.model import Page
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.status.view import view
 from certfan.errors import CertfanError
 

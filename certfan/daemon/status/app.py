@@ -24,10 +24,11 @@ from certfan.daemon.status.control import authorities as authority_control
 from certfan.daemon.status.control import share as share_control
 from certfan.daemon.status.control.actions import Actions, control_routes
 from certfan.daemon.status.control.plan import plan_routes
-from certfan.daemon.status.model import Page, StateOfThings
+from certfan.daemon.status.model import Page
 from certfan.daemon.status.page.routes import page_routes
 from certfan.daemon.status.pages import Pages
 from certfan.daemon.status.problems import as_problem, refuse_strange_host
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.store.facts import Event
 
 MAX_BODY = 1 << 14

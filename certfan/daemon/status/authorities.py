@@ -11,7 +11,8 @@ from certfan.core.model import Revocation
 from certfan.core.orders import orders_in_flight, under_way
 from certfan.core.subjects import revocation_subject, rollover_subject
 from certfan.core.upkeep import silent_authorities, successors, without_successor
-from certfan.daemon.status.model import AuthorityView, LimitUsed, PendingRevocation, StateOfThings
+from certfan.daemon.status.model import AuthorityView, LimitUsed, PendingRevocation
+from certfan.daemon.status.things import StateOfThings
 
 
 def authority_views(things: StateOfThings) -> tuple[AuthorityView, ...]:

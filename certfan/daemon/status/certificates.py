@@ -21,10 +21,10 @@ from certfan.daemon.status.model import (
     Renewal,
     Row,
     State,
-    StateOfThings,
     Verdict,
 )
 from certfan.daemon.status.rows import newest, rows_of
+from certfan.daemon.status.things import StateOfThings
 
 _CSR_TAKES = timedelta(minutes=2)
 

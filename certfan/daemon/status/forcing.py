@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from certfan.core.model import Certificate
 from certfan.core.standing import LIMIT, PATH, Standing
-from certfan.daemon.status.model import Row, StateOfThings, Verdict
+from certfan.daemon.status.model import Row, Verdict
+from certfan.daemon.status.things import StateOfThings
 
 
 def to_force(

@@ -1,25 +1,23 @@
-"""The values of the status page: what it is made from, and what it says. `as_json` is its wire form.
+"""The values of the status page: what it says, made from things.py. `as_json` is its wire form.
 
 What must never come in: a decision (that is `view.py`), key material.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 
 from certfan.core.ledger import Used
-from certfan.core.model import Desired, Problem
-from certfan.core.plan import Key, Observed, Step
+from certfan.core.model import Problem
 from certfan.core.policy import Urgency
-from certfan.core.resets import Boot, Reset
+from certfan.core.resets import Reset
 from certfan.core.rotation import InternalCa
 from certfan.core.standing import Holding
 from certfan.daemon.status.wire import Place, Span
 from certfan.daemon.status.wire import as_json as as_json
-from certfan.daemon.store.facts import AccountFact, ConfigFact, Run, StoreFacts
+from certfan.daemon.store.facts import ConfigFact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,33 +28,6 @@ class RemoteLog:
     problem: Problem | None
     waiting: int
     dropped: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateOfThings:
-    """Everything that the page is made from, seen at one instant."""
-
-    now: datetime
-    fleet: str
-    desired: Desired
-    facts: StoreFacts
-    observed: Observed  # what the plan would be made from
-    accounts: Mapping[str, AccountFact] = field(default_factory=dict)  # by authority
-    probe_interval: timedelta = timedelta(minutes=5)
-    config: ConfigFact | None = None
-    config_problems: tuple[Problem, ...] = ()
-    share_problem: Problem | None = None
-    share_lost_at: datetime | None = None
-    clock_problem: Problem | None = None
-    remote_log: RemoteLog | None = None
-    boots: tuple[Boot, ...] = ()  # of all machines that were heard of in the last 24 hours
-    consumer_problems: Mapping[str, Problem] = field(default_factory=dict)
-    notify_problems: Mapping[str, Problem] = field(default_factory=dict)  # by channel
-    since: Mapping[str, datetime] = field(default_factory=dict)  # by subject: when this run saw its problem
-    internal_ca: InternalCa | None = None
-    live: Mapping[tuple[str, str], int] = field(default_factory=dict)  # the share's pointers
-    in_flight: Mapping[Key, Step] = field(default_factory=dict)
-    runs: tuple[Run, ...] = ()  # newest first
 
 
 class Verdict(StrEnum):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from certfan.core.model import Problem
 from certfan.core.subjects import consumer_subject
 from certfan.daemon.status.authorities import revocations
-from certfan.daemon.status.model import Orphan, StateOfThings
+from certfan.daemon.status.model import Orphan
+from certfan.daemon.status.things import StateOfThings
 
 
 def orphans(things: StateOfThings) -> tuple[Orphan, ...]:

@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeVar
 
-from certfan.daemon.status.model import Page, StateOfThings
+from certfan.daemon.status.model import Page
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.status.view import certificate_views, page_of, view
 from certfan.daemon.status.wire import encode
 

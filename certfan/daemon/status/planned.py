@@ -14,8 +14,9 @@ from certfan.core.model import Certificate, Desired, Reason
 from certfan.core.plan import Issue, Publish, Step, plan, wanted_at
 from certfan.core.policy import LONGEST_SHORT_WAIT, attempt_holds, renewal_instant
 from certfan.core.standing import Holding, standing
-from certfan.daemon.status.model import StateOfThings, Verdict
+from certfan.daemon.status.model import Verdict
 from certfan.daemon.status.rows import newest, rows_of, step_name
+from certfan.daemon.status.things import StateOfThings
 
 MOST_UPCOMING = 5
 _LOADED_SOON = frozenset({Reason.MISSING, Reason.NOT_PUBLISHED, Reason.NOT_DEPLOYED, Reason.NOT_SERVED})

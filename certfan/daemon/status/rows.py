@@ -10,7 +10,8 @@ from typing import assert_never
 from certfan.core import policy
 from certfan.core.model import Deployment, DeploymentState, Generation, Health, Problem, Proof, Reason
 from certfan.core.plan import Step
-from certfan.daemon.status.model import Next, Row, Served, StateOfThings, Verdict, Wanted
+from certfan.daemon.status.model import Next, Row, Served, Verdict, Wanted
+from certfan.daemon.status.things import StateOfThings
 from certfan.errors import HookFailed
 
 _DONE = frozenset({DeploymentState.RELOADED, DeploymentState.PROVEN, DeploymentState.FAILED})

@@ -24,12 +24,12 @@ from certfan.daemon.status.model import (
     Row,
     RunView,
     State,
-    StateOfThings,
     Summary,
     Verdict,
 )
 from certfan.daemon.status.orphans import orphans
 from certfan.daemon.status.rows import heard_lately
+from certfan.daemon.status.things import StateOfThings
 
 DAY = timedelta(days=1)
 

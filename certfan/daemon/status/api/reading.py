@@ -32,14 +32,8 @@ from certfan.daemon.status.api.resources import (
 )
 from certfan.daemon.status.authorities import authority_views
 from certfan.daemon.status.certificates import certificate_view
-from certfan.daemon.status.model import (
-    AuthorityView,
-    CertificateView,
-    ConsumerView,
-    Page,
-    RunView,
-    StateOfThings,
-)
+from certfan.daemon.status.model import AuthorityView, CertificateView, ConsumerView, Page, RunView
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.status.view import consumer_view, run_views
 from certfan.daemon.store.facts import Event
 from certfan.errors import MessageInvalid, UnknownName

@@ -14,14 +14,8 @@ from typing import TypeAlias, TypeVar
 from certfan import log
 from certfan.core.ledger import Budget, Spend
 from certfan.core.model import Deployment, Generation, Proof
-from certfan.daemon.status.model import (
-    AuthorityView,
-    CertificateView,
-    ConsumerView,
-    LimitUsed,
-    RunView,
-    StateOfThings,
-)
+from certfan.daemon.status.model import AuthorityView, CertificateView, ConsumerView, LimitUsed, RunView
+from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.status.wire import Fields, Place, Span
 from certfan.daemon.store.facts import Event
 

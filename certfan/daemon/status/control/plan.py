@@ -10,8 +10,9 @@ from aiohttp import web
 from certfan.core.model import Desired
 from certfan.daemon.config.wire import from_wire
 from certfan.daemon.status.control.actions import caller, long_body
-from certfan.daemon.status.model import StateOfThings, as_json
+from certfan.daemon.status.model import as_json
 from certfan.daemon.status.planned import planned
+from certfan.daemon.status.things import StateOfThings
 from certfan.errors import MessageInvalid
 
 MOST_BYTES = 1 << 24  # a config of some ten thousand certificates
