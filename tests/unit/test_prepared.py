@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from certfan.daemon.store import tables
 from certfan.daemon.store.engine import open_database, shut
-from certfan.daemon.store.prepared import returning, rows, run, run_many, tell, value
+from certfan.daemon.store.prepared import drive, returning, rows, run, run_many, tell, value
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 SPEND = {
@@ -74,6 +74,10 @@ def test_a_failure_is_told_as_sqlalchemy_tells_it(db: Connection) -> None:
     """What the store translates for its callers is one kind of error, whichever way it came."""
     with pytest.raises(IntegrityError):
         run(db, _ADD, {**SPEND, "kind": None})
+    with pytest.raises(IntegrityError):
+        run_many(db, _ADD, [SPEND, {**SPEND, "kind": None}])
+    with pytest.raises(OperationalError, match="within a transaction"):
+        drive(db, "BEGIN IMMEDIATE")
 
 
 class Heard:

@@ -18,6 +18,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DatabaseError
 
 from certfan import __version__, files
+from certfan.daemon.store.prepared import drive
 from certfan.errors import SchemaTooNew
 
 KEPT = 3  # copies of before a migration
@@ -71,7 +72,7 @@ def _set_up(connection: sqlite3.Connection, _record: object) -> None:
 
 def _begin(db: Connection) -> None:
     # IMMEDIATE waits for a foreign writer here; a read that becomes a write later would fail at once.
-    db.exec_driver_sql("BEGIN IMMEDIATE")
+    drive(db, "BEGIN IMMEDIATE")
 
 
 def _migrate(db: Connection, path: Path, clock: Callable[[], datetime]) -> None:

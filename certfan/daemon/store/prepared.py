@@ -109,6 +109,17 @@ def tell(db: Connection, witness: Witness) -> None:
     db.info[_WITNESS] = witness
 
 
+def drive(db: Connection, sql: str, parameters: Sequence[Any] = (), *, many: bool = False) -> Any:
+    """Have the driver do something, for `many` once for each parameters; its errors come as SQLAlchemy's."""
+    cursor = db.connection.cursor()
+    try:
+        (cursor.executemany if many else cursor.execute)(sql, parameters)
+    except db.dialect.loaded_dbapi.Error as error:
+        kind = db.dialect.loaded_dbapi.Error
+        raise DBAPIError.instance(sql, parameters, error, kind, dialect=db.dialect) from error
+    return cursor
+
+
 def _execute(
     db: Connection, statement: Any, values: Mapping[str, Any], *more: Mapping[str, Any]
 ) -> tuple[Prepared, Any]:
@@ -116,18 +127,9 @@ def _execute(
     prepared = _known.get(key)
     if prepared is None:
         prepared = _known[key] = Prepared(statement, key[2], db.dialect)
-    parameters: Any = prepared.parameters(values)
-    cursor = db.connection.cursor()
-    try:
-        if more:
-            parameters = [parameters, *map(prepared.parameters, more)]
-            cursor.executemany(prepared.sql, parameters)
-        else:
-            cursor.execute(prepared.sql, parameters)
-    except db.dialect.loaded_dbapi.Error as error:
-        kind = db.dialect.loaded_dbapi.Error
-        raise DBAPIError.instance(prepared.sql, parameters, error, kind, dialect=db.dialect) from error
-    return prepared, cursor
+    if more:
+        return prepared, drive(db, prepared.sql, [*map(prepared.parameters, (values, *more))], many=True)
+    return prepared, drive(db, prepared.sql, prepared.parameters(values))
 
 
 def _on_the_way_in(kind: TypeEngine[Any], dialect: Dialect) -> Convert | None:
