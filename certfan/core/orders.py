@@ -53,8 +53,9 @@ def _begun(
     others = tuple(under_way(desired, observed, now))
     room = Room(desired, observed, orders_in_flight(others), now)
     ledgers = dict(_with_others(desired, observed, others))
+    there = {name for name in desired.authorities if room.is_open(name)}
     # Mostly there is no room, and nothing to put in order.
-    for _, issue in sorted(one for one in due if room.is_open(one[1].authority)):
+    for _, issue in sorted(one for one in due if one[1].authority in there) if there else ():
         if not room.is_open(issue.authority):
             continue
         certificate = desired.certificates[issue.certificate]

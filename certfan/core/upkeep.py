@@ -126,6 +126,8 @@ def silent_authorities(
     desired: Desired, attempts: Mapping[str, Attempt], answered: Mapping[str, datetime]
 ) -> frozenset[str]:
     """Return the authorities that have not answered since an order failed for that."""
+    if all(one.problem.code != UNREACHABLE for one in attempts.values()):
+        return frozenset()
     found = set()
     for certificate in desired.certificates.values():
         for authority in (certificate.authority, *certificate.fallback):
