@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from certfan.errors import TreeUnreadable
 from certfan.takeover.tree import (
     FoundAccount,
     FoundPair,
-    LeftOut,
     Tree,
     Way,
     contacts_of,
@@ -26,6 +26,7 @@ from certfan.takeover.tree import (
     read_json,
     read_text,
     text_of,
+    usable,
 )
 
 LETSENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"  # what an old file means that names no server
@@ -43,23 +44,17 @@ def is_one(root: Path) -> bool:
 
 def read(root: Path) -> Tree:
     """Read all of it; whatever cannot be used is named in `left_out`."""
-    accounts, pairs, left_out = [], [], []
-    for place in _account_places(root / "accounts"):
-        try:
-            accounts.append(_account(root / "accounts", place))
-        except TreeUnreadable as error:
-            left_out.append(LeftOut(f"account {place.name}", str(error)))
-    for conf in sorted((root / "renewal").glob("*.conf")):
-        try:
-            pairs.append(_pair(root, conf))
-        except TreeUnreadable as error:
-            left_out.append(LeftOut(conf.stem, str(error)))
+    at = root / "accounts"
+    accounts, odd = usable(_account_places(at), partial(_account, at), lambda place: f"account {place.name}")
+    pairs, broken = usable(
+        sorted((root / "renewal").glob("*.conf")), partial(_pair, root), lambda conf: conf.stem
+    )
     return Tree(
         "certbot",
         root,
-        accounts=tuple(accounts),
-        pairs=tuple(pairs),
-        left_out=tuple(left_out),
+        accounts=accounts,
+        pairs=pairs,
+        left_out=(*odd, *broken),
         stop=_STOP,
         stop_some=f"leave its timer on, and move NAME.conf of each of the others out of {root / 'renewal'}",
     )

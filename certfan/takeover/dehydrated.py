@@ -8,14 +8,14 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from certfan.errors import TreeUnreadable
 from certfan.takeover.tree import (
     FoundAccount,
     FoundPair,
-    LeftOut,
     Tree,
     Way,
     contacts_of,
@@ -23,6 +23,7 @@ from certfan.takeover.tree import (
     read_json,
     read_text,
     text_of,
+    usable,
 )
 
 # What its config may say instead of a URL.
@@ -49,24 +50,16 @@ def is_one(root: Path) -> bool:
 def read(root: Path) -> Tree:
     """Read all of it; whatever cannot be used is named in `left_out`."""
     settings = _settings(root)
-    accounts, pairs, left_out = [], [], []
-    for place in sorted(_folders(Path(settings["ACCOUNTDIR"]))):
-        try:
-            accounts.append(_account(place))
-        except TreeUnreadable as error:
-            left_out.append(LeftOut(f"account {place.name}", str(error)))
-    directory = _directory(settings, accounts)
-    for place in sorted(_folders(Path(settings["CERTDIR"]))):
-        try:
-            pairs.append(_pair(place, directory, settings))
-        except TreeUnreadable as error:
-            left_out.append(LeftOut(place.name, str(error)))
+    there = sorted(_folders(Path(settings["ACCOUNTDIR"])))
+    accounts, odd = usable(there, _account, lambda place: f"account {place.name}")
+    read_pair = partial(_pair, directory=_directory(settings, accounts), settings=settings)
+    pairs, broken = usable(sorted(_folders(Path(settings["CERTDIR"]))), read_pair, lambda place: place.name)
     return Tree(
         "dehydrated",
         root,
-        accounts=tuple(accounts),
-        pairs=tuple(pairs),
-        left_out=tuple(left_out),
+        accounts=accounts,
+        pairs=pairs,
+        left_out=(*odd, *broken),
         stop=_STOP,
         stop_some=f"leave its cron job on, and take the others out of {root / 'domains.txt'}",
     )
@@ -105,7 +98,7 @@ def _folders(path: Path) -> Iterator[Path]:
         yield from (one for one in path.iterdir() if one.is_dir())
 
 
-def _directory(settings: Settings, accounts: list[FoundAccount]) -> str:
+def _directory(settings: Settings, accounts: Sequence[FoundAccount]) -> str:
     ca = settings.get("CA", "")
     if not ca:  # its default; a folder without a config has at most an account that tells
         return accounts[0].directory if len(accounts) == 1 else _NAMED["letsencrypt"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from certfan.errors import TreeUnreadable
 
+_T = TypeVar("_T")
 MOST_BYTES = 1 << 16  # of one file: a chain, a key, a few lines of settings
 _MAIL = re.compile(r"mailto:[^@\s,?]+@[^@\s,?]+")  # what our config takes as a contact
 
@@ -78,6 +80,19 @@ class Tree:
             for one in found
         }
         return sorted(found, key=lambda one: -used[one.where])
+
+
+def usable(
+    places: Iterable[Path], read: Callable[[Path], _T], name: Callable[[Path], str]
+) -> tuple[tuple[_T, ...], tuple[LeftOut, ...]]:
+    """Read each place; what raises TreeUnreadable is left out by its name."""
+    found, left_out = [], []
+    for place in places:
+        try:
+            found.append(read(place))
+        except TreeUnreadable as error:
+            left_out.append(LeftOut(name(place), str(error)))
+    return tuple(found), tuple(left_out)
 
 
 def read_bytes(path: Path) -> bytes:
