@@ -258,3 +258,16 @@ async def _swap(machine: Machine, wanted: Wanted) -> Answer:
     stock = Bundled(loaded, machine.installer, read_trust(loaded.trust), lambda: NOW)
     async with places.opened(loaded, machine.installer, stock, lambda: NOW) as opened:
         return await Swap(loaded, opened, lambda: NOW).run([wanted])
+
+
+def spoil(installed: Path, harm: str) -> None:
+    """Do to an installed copy what a power cut may have done: `folder lost`, `key lost`, `key cut short`, else nothing."""
+    key = installed / "privkey.pem"
+    if harm == "folder lost":
+        for path in installed.iterdir():
+            path.unlink()
+        installed.rmdir()
+    elif harm == "key lost":
+        key.unlink()
+    elif harm == "key cut short":
+        key.write_bytes(key.read_bytes()[:50])

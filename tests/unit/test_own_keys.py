@@ -22,7 +22,7 @@ from certfan.core.agent_steps import AgentFacts, Asked, Assignment, SendCsr, Sta
 from certfan.core.model import Custody, KeyType
 from certfan.errors import InstallFailed
 from certfan.protocol import manifest
-from tests.unit.apply_parts import MAIL, NOW, WWW, Machine, in_child, killed_at
+from tests.unit.apply_parts import MAIL, NOW, WWW, Machine, in_child, killed_at, spoil
 from tests.unit.planner_parts import NOW as PLANNED
 from tests.unit.test_apply import boots
 
@@ -58,8 +58,15 @@ def bundle_for(
     builder = builder.not_valid_before(NOW).not_valid_after(NOW + timedelta(days=90))
     builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(named)]), critical=True)
     cert = builder.sign(issuer, pki.keys.hashes.SHA256())
+    chain = pki.load_chain(cert.public_bytes(serialization.Encoding.PEM))
+    return bundle_for_chain(machine, number, chain, named=named)
+
+
+def bundle_for_chain(
+    machine: Machine, number: int, chain: pki.Chain, *, named: str = WWW
+) -> dict[str, bytes]:
     return manifest.pack(
-        pki.load_chain(cert.public_bytes(serialization.Encoding.PEM)),
+        chain,
         None,
         fleet="home",
         consumer="web1",
@@ -204,20 +211,6 @@ async def test_gone_back_to_an_old_pair_is_found_by_its_key(machine: Machine) ->
     assert machine.live() == first.leaf.fingerprint
 
 
-def bundle_for_chain(machine: Machine, number: int, chain: pki.Chain) -> dict[str, bytes]:
-    return manifest.pack(
-        chain,
-        None,
-        fleet="home",
-        consumer="web1",
-        certificate=WWW,
-        generation=number,
-        custody=Custody.CONSUMER,
-        signer_key_pem=machine.signer.key_pem,
-        signer_cert_pem=machine.signer.cert_pem,
-    )
-
-
 async def test_a_lost_key_is_told_of_its_own_certificate_alone(machine: Machine) -> None:
     """Alone it is said to be lost; in a group, where nobody could tell whose, it is a bundle that is no good."""
     machine.service("web")
@@ -265,11 +258,7 @@ def test_boot_joins_chain_and_key_without_the_share(machine: Machine, harm: str)
     machine.outcomes(g4=("proven", 1))
     first = boots(machine)
     installed = machine.root / "etc/generations" / WWW / "4"
-    if harm == "folder lost":
-        for path in installed.iterdir():
-            path.unlink()
-    elif harm == "key cut short":
-        (installed / "privkey.pem").write_bytes(b"-----BEGIN")
+    spoil(installed, harm)
     healed, live = boots(machine), machine.live()
     for path in (*installed.parent.glob("*/*"), *keys(machine)):
         path.unlink()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from certfan import files, pki
+from certfan import pki
 from certfan.agent import boot, config
 from certfan.agent.identity import SealingFolder, read_trust
 from certfan.agent.shelf import Shelf
@@ -24,7 +24,7 @@ from certfan.protocol import manifest
 from certfan.protocol.messages import AssignmentMessage, Report
 from certfan.share_worker.tree import Folder
 from tests.unit.apply_parts import NOW as TODAY
-from tests.unit.apply_parts import WWW, Machine
+from tests.unit.apply_parts import WWW, Machine, spoil
 from tests.unit.daemon_parts import Daemon, certificate_of, running_daemon
 from tests.unit.planner_parts import NOW, make_certificate, make_desired, make_generation
 from tests.unit.share_parts import NAME, WEB1, Place, make_place, sealed
@@ -336,16 +336,7 @@ def test_boot_opens_the_sealed_key_without_the_share(machine: Machine, harm: str
     machine.outcomes(g4=("proven", 1))
     first = boots(machine)
     installed = machine.root / "etc/generations" / WWW / "4"
-    if harm == "folder lost":
-        for path in installed.iterdir():
-            path.unlink()
-        installed.rmdir()
-    else:
-        key = installed / "privkey.pem"
-        kept = key.read_bytes()[:50]
-        key.unlink()
-        if harm == "key cut short":
-            files.write_private(key, kept)
+    spoil(installed, harm)
     healed = boots(machine)
 
     assert [{WWW: 4}, {WWW: 4}] == [first, healed]
