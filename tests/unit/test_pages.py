@@ -52,6 +52,7 @@ async def test_of_a_large_farm_a_page_is_kept_and_made_in_slices() -> None:
         turns += 1
         await asyncio.sleep(0)
 
+    made._took = 60.0  # this machine may be slow to ask again
     assert turns >= (LARGE + 1) // SLICE
     assert await made.page() is making.result()
     assert making.result() == view(await farm.look())
