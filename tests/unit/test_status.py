@@ -399,6 +399,7 @@ def test_an_order_says_whose_csr_it_waits_for_and_why_that_takes_long() -> None:
         of = things(desired=desired, generations={}, offered={}, signing_requests={"www.test": one}, **facts)
         (found,) = view(of).certificates
         assert found.held is not None
+        assert (one.asked_at if found.problem else None) == found.problem_since
         return found.held.why, found.problem.detail if found.problem else None
 
     waits = "waits for the CSR of web1"

@@ -112,15 +112,15 @@ def test_an_order_that_waits_for_a_limit_is_told_and_is_no_problem_while_there_i
 
 
 @pytest.mark.parametrize(
-    "facts",
+    ("facts", "since"),
     [
-        {"generations": {}},
-        {"now": OLD + 84 * DAY},
-        {"revoked": {(NAME, 1): NOW}},
+        ({"generations": {}, "config_changed": {NAME: NOW - DAY}}, NOW - DAY),
+        ({"now": OLD + 84 * DAY}, OLD + 83 * DAY),
+        ({"revoked": {(NAME, 1): NOW}}, NOW),
     ],
     ids=["never issued", "past its deadline", "revoked"],
 )
-def test_a_limit_is_a_problem_of_what_has_no_time_to_wait(facts: dict[str, Any]) -> None:
+def test_a_limit_is_a_problem_of_what_has_no_time_to_wait(facts: dict[str, Any], since: datetime) -> None:
     """Nothing that may be served any longer is left."""
     ledgers = used_up(at=facts.get("now", NOW) + (SPENT - NOW))
 
@@ -128,6 +128,7 @@ def test_a_limit_is_a_problem_of_what_has_no_time_to_wait(facts: dict[str, Any])
 
     assert certificate.problem is not None
     assert ("authority.limit", State.PROBLEM) == (certificate.problem.code, certificate.state)
+    assert since == certificate.problem_since
 
 
 def test_a_fallback_is_named_with_the_reason() -> None:
@@ -138,6 +139,7 @@ def test_a_fallback_is_named_with_the_reason() -> None:
     assert ("second", REFUSED, None) == (certificate.authority, certificate.instead_of, certificate.held)
     assert Next("issue") == certificate.next
     (told,) = page.problems
+    assert NOW - 2 * DAY == told.since
     assert (NAME, f"{REFUSED.detail}; ordered at second meanwhile", REFUSED.hint) == (
         told.subject,
         told.detail,

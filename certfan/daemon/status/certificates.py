@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from certfan.core import policy
 from certfan.core.looks import checked_identifiers
-from certfan.core.model import Certificate, Generation, Problem, Reason, RenewalInfo
+from certfan.core.model import Attempt, Certificate, Generation, Problem, Reason, RenewalInfo
 from certfan.core.standing import CSR, LIMIT, PATH, Standing, standing
 from certfan.core.subjects import order_subject
 from certfan.daemon.status.authorities import revocations
@@ -72,8 +72,9 @@ def certificate_view(certificate: Certificate, things: StateOfThings) -> Certifi
         reason=_reason(name, stands, things),
         next=_next(name, stands, renew_at, things),
         failures=attempt.failures if attempt else 0,
-        failing_since=attempt.since or attempt.at if attempt else None,
+        failing_since=_failing_since(attempt),
         problem=problem,
+        problem_since=_since(certificate, stands, attempt, generation, things) if problem else None,
         endpoints=rows,
     )
 
@@ -134,9 +135,36 @@ def _holders_problem(
 
 
 def _is_fresh(generation: Generation | None, things: StateOfThings) -> bool:
-    if generation is None or (generation.certificate, generation.number) in things.observed.revoked:
-        return False
-    return things.now < policy.leafs_deadline(generation.not_before, generation.not_after)
+    return generation is not None and things.now < _fresh_until(generation, things)
+
+
+def _fresh_until(generation: Generation, things: StateOfThings) -> datetime:
+    """Return its deadline, or when it was revoked."""
+    deadline = policy.leafs_deadline(generation.not_before, generation.not_after)
+    return min(deadline, things.facts.revoked.get((generation.certificate, generation.number), deadline))
+
+
+def _failing_since(attempt: Attempt | None) -> datetime | None:
+    return attempt.since or attempt.at if attempt else None
+
+
+def _since(
+    certificate: Certificate,
+    stands: Standing | None,
+    attempt: Attempt | None,
+    generation: Generation | None,
+    things: StateOfThings,
+) -> datetime | None:
+    """Return since when a certificate has its problem: failures, a wait for its CSR, or the end of its time for a limit."""
+    name, held = certificate.name, stands.holding if stands is not None else None
+    if attempt is None and stands is not None and stands.instead_of is not None:
+        attempt = things.observed.attempts.get(name)
+    if attempt is not None:
+        return _failing_since(attempt)
+    if held is not None and held.code == CSR:
+        asked = things.observed.signing_requests.get(name)
+        return asked.asked_at if asked is not None else None
+    return _fresh_until(generation, things) if generation else things.facts.config_changed.get(name)
 
 
 def _renewal(info: RenewalInfo | None) -> Renewal | None:

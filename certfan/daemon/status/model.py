@@ -169,6 +169,7 @@ class CertificateView:
     failures: int
     failing_since: datetime | None  # the first failure of the row
     problem: Problem | None
+    problem_since: datetime | None
     endpoints: tuple[Row, ...]
 
 

@@ -94,7 +94,7 @@ def _problems(
         if one.problem:
             failed = things.observed.attempts[rollover_subject(one.name)]
             yield _needs(one.name, one.problem, failed.since or failed.at)
-    yield from (_needs(one.name, one.problem, one.failing_since) for one in certificates if one.problem)
+    yield from (_needs(one.name, one.problem, one.problem_since) for one in certificates if one.problem)
     yield from _revocation_problems(certificates)
     yield from _revocation_problems(orphaned)
     yield from _merged(
