@@ -17,6 +17,7 @@ from aiohttp.http import HttpProcessingError, HttpRequestParser, RawRequestMessa
 from aiohttp.streams import StreamReader
 
 from certfan import log
+from certfan.daemon.challenges import promptly
 
 PATIENCE = 10.0  # seconds from accept, or from the last answer, to the last byte of the next one
 MOST_CONNECTIONS = 512
@@ -24,7 +25,6 @@ MAX_LINE = 2048  # bytes of the request line, and of one header
 MAX_HEADERS = 64
 ACCEPT_AGAIN = 1.0  # seconds after the system had no descriptor or memory left; asyncio waits as long
 
-_READ = 65536  # bytes at once: closing on bytes that nobody read would take the answer back (TCP resets)
 _AT_ONCE = 64  # connections accepted, then whoever else waits for the loop has a turn
 _IN_ONE_BREATH = 16  # requests of one connection, likewise
 
@@ -115,7 +115,7 @@ class Connections:
                 self.loop.call_later(ACCEPT_AGAIN, self._accept_again, listening)
                 return
             parser = HttpRequestParser(
-                self._protocol, self.loop, _READ, max_line_size=MAX_LINE, max_field_size=MAX_LINE,
+                self._protocol, self.loop, promptly.READ, max_line_size=MAX_LINE, max_field_size=MAX_LINE,
                 max_headers=MAX_HEADERS, auto_decompress=False, max_msg_queue_size=_IN_ONE_BREATH,
             )  # fmt: skip
             _Connection(self, sock, address, parser).read()
@@ -169,8 +169,7 @@ class _Connection:
     def read(self) -> None:
         """Read once, and answer what that makes whole."""
         try:
-            # The flag instead of `setblocking`, which is one more system call for each connection.
-            data = self._sock.recv(_READ, socket.MSG_DONTWAIT)
+            data = promptly.receive(self._sock)
         except (BlockingIOError, InterruptedError):
             self._wait_to("read")
         except OSError:
@@ -226,7 +225,7 @@ class _Connection:
         if (answer := self._answer) is None:
             return True
         try:
-            sent = self._sock.send(self._unsent, socket.MSG_DONTWAIT)
+            sent = promptly.send(self._sock, self._unsent)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
