@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,26 +93,26 @@ def modules() -> Iterator[tuple[str, Path]]:
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+@functools.cache
+def imports(path: Path) -> tuple[tuple[str, bool], ...]:
     """Every imported module of a file (absolute), and whether the import stands at module level."""
-    tree = ast.parse(path.read_text())
-    top = {id(node) for node in ast.walk(tree) if isinstance(node, ast.stmt)} - {
-        id(inner)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for inner in ast.walk(function)
-        if inner is not function
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, id(node) in top
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                is_module = inner.startswith("certfan") and _is_module(inner)
-                yield (inner if is_module else str(node.module)), id(node) in top
+    return tuple(_imports(path, ast.parse(path.read_text()), at_top=True))
+
+
+def _imports(path: Path, node: ast.AST, *, at_top: bool) -> Iterator[tuple[str, bool]]:
+    """Those inside a node; one inside a function is not at module level."""
+    if isinstance(node, ast.Import):
+        yield from ((alias.name, at_top) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"{path}: relative import"
+        for alias in node.names:
+            inner = f"{node.module}.{alias.name}"
+            is_module = inner.startswith("certfan") and _is_module(inner)
+            yield (inner if is_module else str(node.module)), at_top
+    elif not isinstance(node, ast.expr):  # which holds no import
+        at_top = at_top and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for child in ast.iter_child_nodes(node):
+            yield from _imports(path, child, at_top=at_top)
 
 
 def _is_module(dotted: str) -> bool:
