@@ -492,7 +492,7 @@ LINES = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(lines=st.lists(LINES, max_size=5))
 @example(lines=[request((WWW, 1))])
 def test_a_request_parses_to_names_and_numbers_or_not_at_all(lines: list[bytes]) -> None:

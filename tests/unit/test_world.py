@@ -417,7 +417,7 @@ def test_every_history_ends_with_all_proven(actions: list[Action]) -> None:
 def test_seeded_histories_end_with_all_proven(say: Callable[[str], None]) -> None:
     """Seeded histories reach every kind of step, and all of them settle."""
     sweep = os.environ.get("CERTFAN_SWEEP") == "all"
-    count = 1000 if sweep else 70
+    count = 1000 if sweep else 30
     happened = run_histories(count)
 
     say(f"world: {count} histories, {happened.total()} steps: {dict(happened)}")
