@@ -22,8 +22,8 @@ from certfan.daemon.status.control import backup as backup_control
 from certfan.daemon.status.control.backup import backup_routes
 from certfan.daemon.store import Event, Store
 from certfan.errors import ActionRefused, BackupInvalid, StateLocked, StateTooOpen
+from tests.unit.command import certfan
 from tests.unit.status_parts import Admin, control_socket
-from tests.unit.test_cli import certfan
 from tests.unit.test_config_watch import MAIN
 
 NOW = datetime(2026, 11, 25, 19, tzinfo=UTC)

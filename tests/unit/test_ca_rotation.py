@@ -35,9 +35,9 @@ from certfan.errors import ActionRefused, NotAuthenticated, ShareUnavailable
 from certfan.protocol.trust import TrustStatement
 from tests.unit.apply_parts import AGENT
 from tests.unit.channel_parts import CA, FLEET, NOW
+from tests.unit.command import certfan
 from tests.unit.daemon_parts import Daemon, certificate_of, running_daemon
 from tests.unit.status_parts import Admin, control_socket, things
-from tests.unit.test_cli import certfan
 
 
 class Farm:

@@ -27,6 +27,7 @@ from certfan.core.model import PathCheck, RenewalInfo, Revocation, RevocationRea
 from certfan.daemon.status.control import authorities as authority_control
 from certfan.daemon.status.model import as_json
 from certfan.daemon.status.view import view
+from tests.unit.command import CLEAN, certfan
 from tests.unit.status_parts import (
     DAY,
     NOW,
@@ -44,12 +45,6 @@ from tests.unit.test_status_authorities import BROKEN, REFUSED, due, failed, use
 
 HEAVY = ("acme", "sqlalchemy", "aiohttp", "pydantic", "asyncio", "ssl", "cryptography", "structlog", "idna")
 EXAMPLES = Path(__file__).parents[2] / "config"
-CLEAN = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
-
-
-def certfan(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "certfan", *words]
-    return subprocess.run(argv, input=stdin, capture_output=True, text=True, env=CLEAN, timeout=60)
 
 
 def typed(*words: str) -> subprocess.CompletedProcess[str]:

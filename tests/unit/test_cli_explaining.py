@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from certfan.core.model import Problem
+from tests.unit.command import certfan
 from tests.unit.status_parts import Admin
-from tests.unit.test_cli import against, certfan
+from tests.unit.test_cli import against
 from tests.unit.test_config_watch import MAIN
 from tests.unit.test_config_watch import certificate as table
 

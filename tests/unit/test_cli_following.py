@@ -23,6 +23,7 @@ from certfan.core.model import DeploymentState, Identifier, Proof
 from certfan.daemon.status.model import as_json
 from certfan.daemon.status.things import StateOfThings
 from certfan.daemon.status.view import view
+from tests.unit.command import CLEAN, certfan
 from tests.unit.status_parts import (
     DOORS,
     HTTPS,
@@ -36,7 +37,6 @@ from tests.unit.status_parts import (
     proof,
     things,
 )
-from tests.unit.test_cli import CLEAN, certfan
 from tests.unit.test_status_authorities import failed
 
 ORDER = Issuance("www.test", 2, "pebble", (Identifier("www.test"),), NOW - MINUTE, "https://ca.int/order/1")

@@ -14,8 +14,8 @@ import pytest
 
 from certfan.cli.first_config import Answers, first_config
 from certfan.daemon.config.loading import load
+from tests.unit.command import CLEAN, certfan
 from tests.unit.status_parts import Admin, control_socket
-from tests.unit.test_cli import CLEAN, certfan
 
 ALL = ("--fleet", "home", "--address", "192.0.2.1", "--share", "/srv/le", "--authority", "letsencrypt")
 

@@ -24,8 +24,8 @@ from certfan.daemon.offline import examine
 from certfan.daemon.status.control.doctor import doctor_routes
 from certfan.daemon.status.things import StateOfThings
 from certfan.errors import AuthorityUnreachable
+from tests.unit.command import certfan
 from tests.unit.status_parts import DAY, NOW, WHERE, Admin, control_socket, deployment, proof, things
-from tests.unit.test_cli import certfan
 from tests.unit.test_config_watch import MAIN, certificate
 from tests.unit.tiny_dns import serving
 

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -37,6 +36,7 @@ from certfan.daemon.store import Store, StoreFacts
 from certfan.errors import ShareUnavailable
 from certfan.protocol import manifest
 from certfan.share_worker.tree import Folder
+from tests.unit.command import certfan
 from tests.unit.share_parts import MAIL1, NAME, WEB1, Place, make_place, now, read_live, set_up_at
 from tests.unit.status_parts import DOORS
 
@@ -275,10 +275,7 @@ async def _certfan(house: House, folder: Path, *words: str) -> subprocess.Comple
     runner = await app.start(
         app.make_app(DOORS, shares=house.audit), (Listener(path=str(folder / "control.sock")),)
     )
-    argv = [sys.executable, "-m", "certfan", "share", *words, "--config", str(folder / "certfan.toml")]
-    done = await asyncio.to_thread(
-        subprocess.run, argv, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = await asyncio.to_thread(certfan, "share", *words, "--config", str(folder / "certfan.toml"))
     await runner.cleanup()
     return done
 

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from certfan.core.model import Consumer
 from certfan.daemon.share.lines import VolumeName, lines
 from certfan.daemon.share.setup import folder_checks
+from tests.unit.command import certfan
 from tests.unit.share_parts import WEB1
 
 CONFIG = """\
@@ -48,10 +48,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def _setup(config: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    argv = ["share", "setup", "--user", str(os.geteuid()), "--config", str(config), *words]
-    return subprocess.run(
-        [sys.executable, "-m", "certfan", *argv], capture_output=True, text=True, timeout=60, check=False
-    )
+    return certfan("share", "setup", "--user", str(os.geteuid()), "--config", str(config), *words)
 
 
 def test_setup_makes_the_folders_and_says_what_it_saw(config: Path) -> None:
