@@ -88,7 +88,7 @@ class Bundled:
         )
 
     def _with_own_key(self, chain: pki.Chain, certificate: str, generation: int) -> pki.Pair:
-        key_pem = OwnKeys(self._config.install_to).find(certificate, pki.certified_key_hash(chain.leaf.der))
+        key_pem = OwnKeys(self._config.install_to).find(certificate, chain.key_hash)
         if key_pem is not None:
             return pki.load_pair(key_pem, chain.fullchain_pem)
         with contextlib.suppress(BundleInvalid):

@@ -28,6 +28,7 @@ from certfan.pki.keys import (
     make_key,
     normal_key,
     public_bytes,
+    public_key_hash,
     signing_hash,
 )
 
@@ -62,6 +63,16 @@ class Chain:
     chain_pem: bytes = field(repr=False)
     fullchain_pem: bytes = field(kw_only=True, repr=False)
     leaf: Leaf = field(kw_only=True)
+    certificates: tuple[x509.Certificate, ...] = field(kw_only=True, repr=False)
+
+    @property
+    def key_hash(self) -> str:
+        """The SHA-256 of the leaf's SubjectPublicKeyInfo, hex."""
+        return hashlib.sha256(public_bytes(self.certificates[0].public_key())).hexdigest()
+
+    def verify(self, *, now: datetime, roots_pem: bytes | None) -> None:
+        """Check it as `verify_chain` does, its names apart; raises ChainInvalid."""
+        _verify(self.certificates, now, roots_pem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +198,10 @@ def load_chain(fullchain_pem: bytes) -> Chain:
     Raises:
         ChainInvalid: it is empty, truncated or garbage.
     """
-    return _normal(read_chain(fullchain_pem))
-
-
-def _normal(chain: Sequence[x509.Certificate]) -> Chain:
-    pems = [certificate.public_bytes(Encoding.PEM) for certificate in chain]
-    return Chain(pems[0], b"".join(pems[1:]), fullchain_pem=b"".join(pems), leaf=leaf_of(chain[0]))
+    chain = read_chain(fullchain_pem)
+    cert, *rest = (certificate.public_bytes(Encoding.PEM) for certificate in chain)
+    above = b"".join(rest)
+    return Chain(cert, above, fullchain_pem=cert + above, leaf=leaf_of(chain[0]), certificates=chain)
 
 
 def load_pair(key_pem: bytes, fullchain_pem: bytes) -> Pair:
@@ -202,9 +211,8 @@ def load_pair(key_pem: bytes, fullchain_pem: bytes) -> Pair:
         PairMismatch: the key does not parse, or the leaf is for another key.
         ChainInvalid: the chain is empty, truncated or garbage.
     """
-    certificates = read_chain(fullchain_pem)
-    chain = _normal(certificates)
-    if public_bytes(load_key(key_pem).public_key()) != public_bytes(certificates[0].public_key()):
+    chain = load_chain(fullchain_pem)
+    if public_key_hash(key_pem) != chain.key_hash:
         serial = chain.leaf.serial
         raise PairMismatch(f"private key does not belong to certificate {serial}", subject=serial)
     return Pair(
@@ -250,6 +258,11 @@ def verify_chain(
         raise ChainInvalid(
             f"certificate is for {', '.join(leaf.names) or 'no name'}, not {', '.join(wanted)}"
         )
+    _verify(chain, now, roots_pem)
+    return leaf
+
+
+def _verify(chain: Sequence[x509.Certificate], now: datetime, roots_pem: bytes | None) -> None:
     for certificate in chain:
         _check_dates(certificate, now)
     for certificate, issuer in pairwise(chain):
@@ -259,7 +272,6 @@ def verify_chain(
             )
     if roots_pem is not None:
         _check_anchor(chain, _by_subject(roots_pem))
-    return leaf
 
 
 def _check_dates(certificate: x509.Certificate, now: datetime) -> None:

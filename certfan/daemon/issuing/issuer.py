@@ -99,7 +99,7 @@ class Issuer:
         finally:
             self.tokens.drop(order)
         roots = await asyncio.to_thread(_roots, authority) if authority.roots_file else None
-        pki.verify_chain(chain.fullchain_pem, names=chain.leaf.names, now=self._clock(), roots_pem=roots)
+        chain.verify(now=self._clock(), roots_pem=roots)
         return chain.leaf
 
     async def _issue(self, desired: Desired, step: Issue, floor: int, known: Known | None) -> Generation:
@@ -318,8 +318,7 @@ class Issuer:
             raise
 
     def _verify_and_save(self, chain: pki.Chain, name: str, number: int, authority: Authority) -> None:
-        roots, names = _roots(authority), chain.leaf.names
-        pki.verify_chain(chain.fullchain_pem, names=names, now=self._clock(), roots_pem=roots)
+        chain.verify(now=self._clock(), roots_pem=_roots(authority))
         self._state.save_chain(name, number, chain.fullchain_pem)
 
 

@@ -35,7 +35,7 @@ class Material:
             PairMismatch, ChainInvalid: it is not.
         """
         chain = pki.load_chain(fullchain)
-        if pki.certified_key_hash(chain.leaf.der) != self.key:
+        if chain.key_hash != self.key:
             serial = chain.leaf.serial
             raise PairMismatch(f"private key does not belong to certificate {serial}", subject=serial)
         wanted = tuple(sorted(map(str, certificate.identifiers)))
