@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from certfan.core.model import DeploymentState, Problem
+from certfan.core.rotation import InternalCa, Phase
 from certfan.daemon.listeners import Listener
 from certfan.daemon.status.model import Page, State, Verdict
 from certfan.daemon.status.page import words
@@ -80,6 +81,23 @@ async def test_a_problem_is_told_with_cause_since_when_and_the_next_command() ->
     assert "since 5 h ago 2026-11-22 06:10 UTC" in page.text
     assert "since 40 min ago" in (await seen(parts.share_down())).text
     assert "run on web2 systemctl status certfan-agent" in page.text
+
+
+async def test_a_rotation_of_the_internal_ca_is_told_with_whom_it_waits_for() -> None:
+    """Beside the consumers while it is under way, on the page of one that lacks the new CA, and nowhere afterwards."""
+    ca = InternalCa("example", Phase.SETTLED, 1, "ab" * 32, NOW + 7000 * DAY, ())
+    settled = dataclasses.replace(parts.all_well(), internal_ca=ca)
+    waits = dataclasses.replace(
+        ca, phase=Phase.OVERLAP, waits_for=("web2",), since=NOW - HOUR, old_until=NOW + 90 * DAY
+    )
+    rotating = dataclasses.replace(settled, internal_ca=waits)
+    page = (await seen(rotating)).text
+
+    assert "new internal CA Begun 1 h ago" in page
+    assert "it waits for web2. The old one is believed until all have it, and ends in 90 days" in page
+    assert "lacks the new internal CA" in (await seen(rotating, "/consumers/web2")).text
+    assert "lacks the new" not in (await seen(rotating, "/consumers/web1")).text
+    assert "internal CA" not in (await seen(settled)).text
 
 
 def test_one_cause_is_told_once_with_all_that_has_it() -> None:
