@@ -86,6 +86,7 @@ class Pair:
     leaf: Leaf = field(kw_only=True)
 
 
+@lru_cache(maxsize=16)  # a new chain is judged in three places, each of which reads it for itself
 def read_chain(pem_or_der: bytes) -> tuple[x509.Certificate, ...]:
     """Parse one DER certificate or a PEM chain, leaf first.
 
