@@ -72,7 +72,7 @@ def test_an_order_is_not_presumed_ready_while_anything_is_missing(
     assert presumed(begun(*answered), ORDER, them, fetched) is None
 
 
-@pytest.mark.parametrize("status", set(OrderStatus) - {OrderStatus.PENDING})
+@pytest.mark.parametrize("status", sorted(set(OrderStatus) - {OrderStatus.PENDING}))
 def test_only_a_pending_order_is_presumed_anything(status: OrderStatus) -> None:
     """Of any other the authority has said what it is."""
     both = seen(authorization(1), authorization(2))
