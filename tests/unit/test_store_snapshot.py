@@ -132,6 +132,35 @@ async def test_nobody_can_change_a_snapshot(store: Store) -> None:
         facts.asked["x"] = NOW  # type: ignore[index]
 
 
+async def test_facts_that_are_known_cost_the_database_nothing(store: Store) -> None:
+    """Nor do events wait for them: what an order has written is followed, and nobody else writes."""
+    await store.facts()
+    await store.begin_issuance(WWW, 1, "le", NAMES, NOW)
+    seen: list[str] = []
+    await transaction(_listen)(store, seen)
+    seen.clear()
+    store.queue_events([Event(NOW, "order.created", WWW)])
+    facts = await store.facts()
+
+    assert [] == seen
+    assert [WWW] == [one.certificate for one in facts.issuances]
+
+
+async def test_facts_hold_whatever_was_asked_before_them(store: Store) -> None:
+    """Also what nobody has waited for, and what is being written while they are asked for."""
+    await store.facts()
+    await store.begin_issuance(WWW, 1, "le", NAMES, NOW)
+    store.queue_answered(WWW, 1, "https://a/chall/1")
+    answered = await store.facts()
+    beginning = asyncio.create_task(store.begin_issuance("other", 1, "le", NAMES, NOW))
+    await asyncio.sleep(0)  # it is asked
+    begun = await store.facts()
+    await beginning
+
+    assert [{"https://a/chall/1"}] == [one.answered for one in answered.issuances]
+    assert [WWW, "other"] == [one.certificate for one in begun.issuances]
+
+
 async def test_a_certificate_takes_few_statements(tmp_path: Path) -> None:
     """From the config to the generation and back to the plan: each of them costs as much as all Python around it."""
     store = await Store.open(tmp_path / "certfan.db", lambda: NOW)

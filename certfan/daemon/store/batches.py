@@ -67,6 +67,11 @@ class Batches:
             self._put(futures, lambda db: call(db, items), soon=soon)
         return future
 
+    @property
+    def rests(self) -> bool:
+        """Whether nothing is being done, and nothing waits but what joins: until the next call its thread does nothing."""
+        return self._at_work is None and len(self._waiting) == len(self._joined)
+
     async def finish(self) -> None:
         """Return when all that was asked is done."""
         while self._waiting or self._at_work is not None:

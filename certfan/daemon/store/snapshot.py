@@ -92,14 +92,25 @@ class Snapshot:
         """Return the facts as this transaction sees them; what it hands out cannot be changed."""
         return StoreFacts(**{name: self.part(db, name) for name in _PARTS})
 
+    def read_on(self) -> StoreFacts | None:
+        """Return the facts without the database, if what was written since the last read is known too.
+
+        For whoever knows that nothing is being written, and that nothing waits to be.
+        """
+        if not self._known.keys() >= _PARTS.keys():
+            return None
+        return StoreFacts(**{name: self._follow(name) for name in _PARTS})
+
     def part(self, db: Connection, name: str) -> Any:
         """Return one part as this transaction sees it."""
-        if name in self._known and name not in self._since:
+        return self._follow(name) if name in self._known else self._keep(name, _ALL[name][0](db))
+
+    def _follow(self, name: str) -> Any:
+        if name not in self._since:
             return self._known[name]
-        if name in self._since:
-            found = _FOLLOWING[name](self._known[name], self._since.pop(name))
-        else:
-            found = _ALL[name][0](db)
+        return self._keep(name, _FOLLOWING[name](self._known[name], self._since.pop(name)))
+
+    def _keep(self, name: str, found: Any) -> Any:
         self._known[name] = MappingProxyType(found) if isinstance(found, dict) else found
         return self._known[name]
 

@@ -105,8 +105,10 @@ class Store:
             raise _failed(self._path, error) from error
 
     async def facts(self) -> StoreFacts:
-        """Return all that the reconciler reads at a tick, in one hop and one transaction."""
-        return await transaction(self._snapshot.read)(self)
+        """Return all that the reconciler reads at a tick, as one transaction sees it; mostly without a hop."""
+        # Events are no part of it: they may wait.
+        known = self._snapshot.read_on() if self._batches.rests else None
+        return known or await transaction(self._snapshot.read)(self)
 
     async def standing(self, serial: str) -> Standing | None:
         """Return the identity with that serial unless it has ended; without a hop while no identity was written."""
