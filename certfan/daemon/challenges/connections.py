@@ -144,6 +144,7 @@ class _Connection:
     __slots__ = (
         "_address",
         "_answer",
+        "_closing",
         "_messages",
         "_more",
         "_ours",
@@ -163,6 +164,7 @@ class _Connection:
         self._messages: Iterator[tuple[RawRequestMessage, StreamReader]] = iter(())
         self._more = False  # whether the parser holds requests back until these are answered
         self._answer: Answer | None = None  # the one under way
+        self._closing = False  # whether its client said that nothing comes after it
         self._unsent = b""
         self._waits_to = ""
 
@@ -205,7 +207,9 @@ class _Connection:
         for message, payload in self._messages:
             self._parser.message_consumed()
             # A body that nobody reads would be taken for the next request, as would what follows in another protocol.
-            keep = not message.should_close and not message.upgrade and payload.at_eof()
+            is_all = not message.upgrade and payload.at_eof()
+            self._closing = is_all and message.should_close
+            keep = is_all and not message.should_close
             try:
                 answer = self._ours.respond(Request(message, keep, self._address))
             except Exception:  # noqa: BLE001 - the watchdog has to hear of it, and the next client to be served
@@ -225,7 +229,7 @@ class _Connection:
         if (answer := self._answer) is None:
             return True
         try:
-            sent = promptly.send(self._sock, self._unsent)
+            sent = promptly.send(self._sock, self._unsent, closing=self._closing)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:

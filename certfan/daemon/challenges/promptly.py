@@ -23,6 +23,7 @@ _BUFFER = ctypes.create_string_buffer(READ)  # one is enough: nobody else has a 
 _ADDRESS, _VIEW = ctypes.addressof(_BUFFER), memoryview(_BUFFER).cast("B")
 _NOW = socket.MSG_DONTWAIT
 _NOW_AND_QUIETLY = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_MORE = _NOW_AND_QUIETLY | socket.MSG_MORE
 
 
 def receive(sock: socket.socket) -> bytes:
@@ -37,13 +38,15 @@ def receive(sock: socket.socket) -> bytes:
     return bytes(_VIEW[:length])
 
 
-def send(sock: socket.socket, data: bytes) -> int:
+def send(sock: socket.socket, data: bytes, *, closing: bool = False) -> int:
     """Return of how many bytes the system took charge.
+
+    With `closing` they wait for `close`, to go out in one packet with the end of the stream; a reset takes them along.
 
     Raises:
         OSError: as `socket.send` would on a socket that does not block; `BlockingIOError` where there is no room.
     """
-    length: int = _send(sock.fileno(), data, len(data), _NOW_AND_QUIETLY)
+    length: int = _send(sock.fileno(), data, len(data), _MORE if closing else _NOW_AND_QUIETLY)
     if length < 0:
         raise _error()
     return length
