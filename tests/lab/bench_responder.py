@@ -1,6 +1,6 @@
 """The daemon's http-01 responder beside nginx and Caddy serving the same answers as files; asserts nothing.
 
-10,000 live tokens, 64 connections of one wrk; once idle, once while the daemon carries 200 orders. Prints a table,
+10,000 live tokens, 64 connections of one wrk, kept and closed; once idle, once while the daemon carries 200 orders. Prints a table,
 writes build/bench/responder.json.
 """
 
@@ -99,7 +99,7 @@ def _figures(found: Mapping[str, Mapping[str, Run]]) -> dict[str, float]:
     known, unknown = found["keep-alive known"], found["keep-alive unknown"]
     figures["unknown_vs_known"] = round(unknown["certfan"].per_second / known["certfan"].per_second, 2)
     figures["rps_idle"] = round(known["certfan"].per_second)
-    figures["p99_ms_under_orders"] = round(found["under orders"]["certfan"].p99_ms, 1)
+    figures["p99_ms_under_orders"] = round(found["keep-alive under orders"]["certfan"].p99_ms, 1)
     return figures
 
 
@@ -115,10 +115,10 @@ def _measure(ca: Ca, here: Path) -> dict[str, dict[str, Run]]:
                 for one, column in zip(servers, zip(*runs, strict=True), strict=True)
             }
             _print(title, found[title])
-        found["under orders"] = {
-            one.name: _under_orders(here, daemon, one, turn) for turn, one in enumerate(servers)
-        }
-        _print("under orders", found["under orders"])
+        for connection in ("keep-alive", "close"):
+            title = f"{connection} under orders"
+            found[title] = {one.name: _under_orders(here, daemon, one, connection) for one in servers}
+            _print(title, found[title])
         return found
 
 
@@ -205,12 +205,12 @@ def _found(pattern: str, said: str) -> str:
     return found[1]
 
 
-def _under_orders(here: Path, daemon: Daemon, server: Server, turn: int) -> Run:
+def _under_orders(here: Path, daemon: Daemon, server: Server, connection: str) -> Run:
     """Measure while the daemon carries its orders."""
     before = daemon.issued()
-    daemon.want(f"n{n}.orders{turn}.example.test" for n in range(ORDERS))
+    daemon.want(f"n{n}.{connection}.{server.name.lower()}.example.test" for n in range(ORDERS))
     wait_while_it_grows(daemon.issued, before + 2)
-    run = _wrk(here, server, "keep-alive", "known")
+    run = _wrk(here, server, connection, "known")
     done = daemon.issued() - before
     print(f"  {done} of {ORDERS} orders were done when wrk had asked {server.name}", flush=True)
     wait_while_it_grows(daemon.offered, before + ORDERS)
