@@ -22,11 +22,11 @@ lab: .venv/ready  ## install what the real parts need (Debian packages, Pebble)
 	@bash tests/lab/setup.sh
 
 # One process more than cores, as unit tests also wait. None of them needs schemathesis' plugin.
-check: .venv/ready  ## the quick part: format, lint, types, unit and house tests; no network, no root
+check: .venv/ready  ## the quick part: format, lint, types, all but the long unit tests; no network, no root
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check --quiet $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 3 -p no:schemathesis tests/unit
+	$(BIN)/pytest -q -n 3 -p no:schemathesis -m "not long" tests/unit
 
 format: .venv/ready  ## let ruff format and mend what it can
 	$(BIN)/ruff format $(SOURCES)

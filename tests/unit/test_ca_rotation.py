@@ -39,6 +39,8 @@ from tests.unit.command import certfan
 from tests.unit.daemon_parts import Daemon, certificate_of, running_daemon
 from tests.unit.status_parts import Admin, control_socket, things
 
+pytestmark = pytest.mark.long
+
 
 class Farm:
     """A daemon whose CA is looked after."""

@@ -33,6 +33,8 @@ from certfan.protocol.wire import decode
 from tests.unit.channel_parts import CA, FLEET, NOW
 from tests.unit.daemon_parts import CONSUMERS, Daemon, certificate_of, running_daemon, until
 
+pytestmark = pytest.mark.long
+
 EXPIRES = NOW + timedelta(minutes=15)
 
 

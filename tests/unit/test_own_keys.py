@@ -26,6 +26,8 @@ from tests.unit.apply_parts import MAIL, NOW, WWW, Machine, in_child, killed_at,
 from tests.unit.planner_parts import NOW as PLANNED
 from tests.unit.test_apply import boots
 
+pytestmark = pytest.mark.long
+
 ASKED = Asked(1, (WWW, "example.org"), "ecdsa-p256")
 
 

@@ -40,6 +40,8 @@ from tests.unit.command import certfan
 from tests.unit.share_parts import MAIL1, NAME, WEB1, Place, make_place, now, read_live, set_up_at
 from tests.unit.status_parts import DOORS
 
+pytestmark = pytest.mark.long
+
 DESIRED = Desired(
     {"ca": Authority("ca", "https://ca.int/dir")},
     {NAME: Certificate(NAME, (Identifier(NAME),), consumers=("web1", "mail1"), authority="ca")},

@@ -15,6 +15,8 @@ from certfan.agent import boot, config, reloader
 from certfan.agent.swap import Answer
 from tests.unit.apply_parts import NOW, WWW, Machine, in_child, swap
 
+pytestmark = pytest.mark.long
+
 # How a service takes generation 2, and what its config test or reload does for that.
 ENDINGS: dict[str, tuple[str, str]] = {
     "it goes well": ("test", ""),

@@ -25,6 +25,8 @@ from tests.unit.world import World
 from tests.unit.world_authority import Ca
 from tests.unit.world_parts import ADVANCES, DAY, HOUR, JUMPS, Agent, Broken, Share
 
+pytestmark = pytest.mark.long
+
 Action: TypeAlias = tuple[str, int]
 
 # What happens most is what a healthy world does; every fault has its turn.
