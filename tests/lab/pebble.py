@@ -189,8 +189,11 @@ class LoopbackDns:
         line.close()
 
 
+_given: set[int] = set()
+
+
 def free_port(address: str = "127.0.0.1", *, udp: bool = False) -> int:
-    """A TCP port of the address that nobody has just now; with `udp`, free there for both."""
+    """A TCP port of the address that nobody has just now, and none of before; with `udp`, free there for both."""
     while True:
         with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
             tcp.bind((address, 0))
@@ -200,4 +203,6 @@ def free_port(address: str = "127.0.0.1", *, udp: bool = False) -> int:
                     datagrams.bind((address, port))
             except OSError:
                 continue
-            return port
+            if port not in _given:  # or two listeners of one server might be told the same one
+                _given.add(port)
+                return port
