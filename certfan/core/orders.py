@@ -9,7 +9,7 @@ from datetime import datetime
 from certfan.core.ledger import Ledger
 from certfan.core.looks import checked_identifiers, looks
 from certfan.core.model import Desired, Reason
-from certfan.core.outlook import Outlook, Urgency
+from certfan.core.outlook import Outlook, Priority
 from certfan.core.room import STANDING_STILL, Room
 from certfan.core.standing import (
     PATH,
@@ -28,7 +28,7 @@ def orders(
     known: Mapping[str, Outlook], desired: Desired, observed: Observed, now: datetime
 ) -> Iterator[Wish]:
     """Wish for the looks and the most urgent orders that each authority's caps and limits leave room for."""
-    due: list[tuple[Urgency, Issue]] = []
+    due: list[tuple[Priority, Issue]] = []
     wanted: set[str] = set()
     for name, outlook in known.items():
         found = outlook.standing
@@ -48,7 +48,7 @@ def orders(
 
 
 def _begun(
-    due: Iterable[tuple[Urgency, Issue]], desired: Desired, observed: Observed, now: datetime
+    due: Iterable[tuple[Priority, Issue]], desired: Desired, observed: Observed, now: datetime
 ) -> Iterator[Wish]:
     others = tuple(under_way(desired, observed, now))
     room = Room(desired, observed, orders_in_flight(others), now)

@@ -34,7 +34,7 @@ LONGEST_UNTIL_ASKED = LATEST_ASK * (1 + JITTER)
 
 
 # What has failed before comes last, so that it delays nobody; then open orders first, then what expires first.
-Urgency: TypeAlias = tuple[bool, bool, datetime, str]
+Priority: TypeAlias = tuple[bool, bool, datetime, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Outlook:
     """What a certificate wants, if nothing else stood in its way; `until`: when that may change by itself."""
 
     standing: Standing | None
-    due: tuple[Urgency, Issue] | None  # its order, unless something holds it up
+    due: tuple[Priority, Issue] | None  # its order, unless something holds it up
     offers: tuple[Step, ...]
     missing: tuple[tuple[datetime, Publish], ...]  # on the share; before them until when something is served
     requests: tuple[Step, ...]
@@ -262,7 +262,7 @@ def _is_ready(target: Generation, where: Where, observed: Observed, now: datetim
 
 def _due(
     certificate: Certificate, found: Standing | None, observed: Observed
-) -> tuple[Urgency, Issue] | None:
+) -> tuple[Priority, Issue] | None:
     """Return the order that nothing holds up. Nothing issued yet, or all of it revoked, is as urgent as long expired."""
     if found is None or found.holding is not None:
         return None
@@ -270,8 +270,8 @@ def _due(
     generations = observed.generations.get(name, ())
     usable = (g.not_after for g in generations if (name, g.number) not in observed.revoked)
     is_troubled = has_failed(certificate, found.authority, observed)
-    urgency = is_troubled, name not in observed.open_orders, max(usable, default=NEVER), name
-    return urgency, Issue(name, found.reason, found.authority, exempt=found.exempt)
+    priority = is_troubled, name not in observed.open_orders, max(usable, default=NEVER), name
+    return priority, Issue(name, found.reason, found.authority, exempt=found.exempt)
 
 
 def _asked_of_holder(

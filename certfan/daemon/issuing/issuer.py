@@ -194,7 +194,9 @@ class Issuer:
             exempt=step.exempt and replaces is not None,
         )
         if begun is None:  # a consumer is ahead of what we remember
-            return await self._begin(certificate, step, await self._store.reported_number(name), None)
+            return await self._begin(
+                certificate, step, max(floor, await self._store.reported_number(name)), None
+            )
         return begun, material
 
     def _next(
