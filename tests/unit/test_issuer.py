@@ -197,6 +197,19 @@ async def test_a_number_that_a_consumer_has_seen_is_never_ordered(place: Place) 
     assert pki.load_pair(place.key(8), place.state.read_generation(NAME, 8)["fullchain.pem"])
 
 
+async def test_a_number_whose_chain_is_kept_is_never_ordered_again(place: Place) -> None:
+    """A restored database remembers less than the state folder holds: no pair of there is written over."""
+    for number in (1, 4):
+        place.state.generation_key(NAME, number, pki.make_key)
+    place.state.save_chain(NAME, 4, b"a chain that the store has no word of")
+    before = place.state.read_generation(NAME, 4)
+
+    generation = await place.life().issue(wanted(), ISSUE, floor=0)
+
+    assert generation.number == 5
+    assert before == place.state.read_generation(NAME, 4)
+
+
 async def test_an_order_begins_with_what_was_known_without_asking_the_store_again(place: Place) -> None:
     """What the plan saw a moment ago is good enough; the store has the last word where the intent is written."""
     gate = Gate()
