@@ -28,11 +28,11 @@ from certfan.daemon.authority.bodies import (
     revocation,
     signer_of,
 )
-from certfan.daemon.authority.bridge import in_greenlet
 from certfan.daemon.authority.network import LoopNetwork, NoncePool, ProblemAnswered
 from certfan.daemon.authority.problems import PREFIX, refusal
 from certfan.daemon.authority.reading import TOKEN, Reader, caa_identities
 from certfan.daemon.authority.transport import Transport
+from certfan.daemon.bridge import in_greenlet
 from certfan.errors import AuthorityMalformed, AuthorityRefused, AuthorityUnreachable, ChainInvalid
 
 EXCHANGE_TIMEOUT = (

@@ -18,9 +18,9 @@ from josepy.jwa import JWASignature
 from josepy.jwk import JWK
 
 from certfan.daemon.authority.answer import Answer
-from certfan.daemon.authority.bridge import await_
 from certfan.daemon.authority.problems import kind
 from certfan.daemon.authority.transport import Transport
+from certfan.daemon.bridge import await_
 
 NONCE_TRIES = 20
 NONCE_LIFE = 600.0  # seconds; authorities keep them longer, but promise nothing

@@ -8,7 +8,7 @@ from typing import Never
 import pytest
 from greenlet import getcurrent  # type: ignore[import-untyped]
 
-from certfan.daemon.authority.bridge import await_, in_greenlet
+from certfan.daemon.bridge import await_, in_greenlet
 
 
 async def double(number: int) -> int:
