@@ -37,6 +37,7 @@ _SIGNS = (
     *(b"PRIVATE KEY", b"IBADANBgkq", b"IGHAgEAMBMGByqGSM49", b"IG2AgEAMBAGByqGSM49", b"C4CAQAwBQYDK2V"),
     *(b'"d"', b"'d'", b'\\"d\\"'),
 )
+_ENCODER = json.JSONEncoder(default=str)
 _SECRET_FIELDS = frozenset({"key_pem", "private_key", "privkey", "token", "password", "secret"})
 
 
@@ -87,12 +88,12 @@ def set_up(
     """
     out = stream or sys.stderr
     pretty = out.isatty()
-    renderer: Any = structlog.processors.JSONRenderer(sort_keys=False, default=str)
+    renderer: Any = _as_json
     if pretty:
         renderer = structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ)
+    writer = structlog.WriteLogger(out)
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -101,7 +102,7 @@ def set_up(
             *([_to_journal(renderer)] if stream is None and systemd.logs_to_journal() else [renderer]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(file=out),
+        logger_factory=lambda *_: writer,
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)
@@ -121,6 +122,10 @@ class _Libraries(logging.Handler):
             detail = str(record.msg)
         level = logging.ERROR if record.levelno >= logging.ERROR else logging.WARNING  # some have their own
         logger.log(level, "library.warned", detail=detail, exc_info=record.exc_info)
+
+
+def _as_json(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
+    return _ENCODER.encode(event)
 
 
 def _hand_over(remote: Callable[[Mapping[str, Any]], None]) -> Any:
