@@ -124,7 +124,10 @@ def make_csr(key_pem: bytes, names: Sequence[str]) -> bytes:
     Raises:
         PairMismatch: the key does not parse.
     """
-    key = load_key(key_pem)
+    return _csr_by(load_key(key_pem), names)
+
+
+def _csr_by(key: PrivateKey, names: Sequence[str]) -> bytes:
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     if names:
         builder = builder.add_extension(general_names(names), critical=True)
@@ -157,6 +160,16 @@ class ServerRequest:
     der: bytes = field(repr=False)
     names: tuple[str, ...]
     key: Request
+
+
+def make_server_csr(key_pem: bytes, names: Sequence[str]) -> ServerRequest:
+    """Return a request of a key for A-labels and IP addresses, as `read_server_csr` would read it.
+
+    Raises:
+        PairMismatch: the key does not parse.
+    """
+    key = load_key(key_pem)
+    return ServerRequest(_csr_by(key, names), tuple(sorted(names)), _request_of(key.public_key()))
 
 
 def read_csr(pem_or_der: bytes) -> Request:
@@ -217,8 +230,12 @@ def _read_csr(pem_or_der: bytes) -> tuple[x509.CertificateSigningRequest, Reques
         raise RequestInvalid("certificate signing request does not parse") from error
     if not valid:
         raise RequestInvalid("certificate signing request is not signed by its own key")
+    return csr, _request_of(public)
+
+
+def _request_of(public: CertificatePublicKeyTypes) -> Request:
     spki = public_bytes(public)
-    return csr, Request(spki, hashlib.sha256(spki).hexdigest(), kind_of(public))
+    return Request(spki, hashlib.sha256(spki).hexdigest(), kind_of(public))
 
 
 def sign(key_pem: bytes, data: bytes) -> bytes:

@@ -25,8 +25,8 @@ class Material:
     @classmethod
     def of_key(cls, key_pem: bytes, certificate: Certificate) -> Material:
         """Return what our own key is ordered with; raises PairMismatch."""
-        csr = pki.make_csr(key_pem, [str(i) for i in certificate.identifiers])
-        return cls(csr, pki.public_key_hash(key_pem), key_pem)
+        asked = pki.make_server_csr(key_pem, [str(i) for i in certificate.identifiers])
+        return cls(asked.der, asked.key.spki_hash, key_pem)
 
     def matched(self, fullchain: bytes, certificate: Certificate) -> pki.Chain:
         """Return the chain, if it is for this key and the certificate's names.
