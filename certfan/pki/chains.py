@@ -98,9 +98,14 @@ def read_chain(pem_or_der: bytes) -> tuple[x509.Certificate, ...]:
             return (x509.load_der_x509_certificate(pem_or_der),)
         if not _CHAIN.fullmatch(pem_or_der):
             raise ChainInvalid("chain is truncated or holds something else than certificates")
-        return tuple(x509.load_pem_x509_certificates(pem_or_der))
+        return tuple(_parsed(block) for block in _BLOCK.findall(pem_or_der))
     except UNPARSABLE as error:
         raise ChainInvalid("certificate does not parse" if pem_or_der else "certificate is empty") from error
+
+
+@lru_cache(maxsize=64)  # the chains of an authority end alike
+def _parsed(block: bytes) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(block)
 
 
 def names_of(certificate: x509.Certificate) -> tuple[str, ...]:
@@ -290,9 +295,16 @@ def _check_anchor(
     for certificate in chain:
         if certificate in roots.get(certificate.subject, ()):
             return
-        if any(is_issued_by(certificate, root) for root in roots.get(certificate.issuer, ())):
+        if any(_is_issued_by_root(certificate, root) for root in roots.get(certificate.issuer, ())):
             return
     raise ChainInvalid(f"chain of certificate {chain[0].serial_number:x} ends in none of the roots")
+
+
+@lru_cache(maxsize=64)
+def _is_issued_by_root(certificate: x509.Certificate, root: x509.Certificate) -> bool:
+    # A signature takes longer than all that is read of a chain. Kept by the exact bytes of both certificates; when they
+    # are valid, and which root is trusted, is judged anew for every chain.
+    return is_issued_by(certificate, root)
 
 
 @lru_cache(maxsize=8)

@@ -38,6 +38,14 @@ def test_a_key_signs_its_own_request(kind: str) -> None:
     assert (request.key_type, request.spki_hash) == (kind, pki.public_key_hash(key_pem))
 
 
+@pytest.mark.parametrize("kind", ["ecdsa-p256", "rsa-2048"])
+def test_a_request_says_the_same_when_it_is_made_as_when_it_is_read(kind: str) -> None:
+    """Its names, sorted, and its key; nothing has to be parsed again to know them."""
+    made = pki.make_server_csr(pki.make_key(kind), ["www.example.org", "a.example.org", "192.0.2.1"])
+
+    assert pki.read_server_csr(made.der) == made
+
+
 def test_a_request_carries_exactly_the_names_asked_for() -> None:
     """DNS names and addresses go into the SAN in their order, and the subject stays empty."""
     csr = x509.load_der_x509_csr(
@@ -200,6 +208,20 @@ def test_a_chain_is_anchored_by_one_root_of_many_that_are_read_once() -> None:
 
     after = chains._by_subject.cache_info()
     assert (after.misses - before.misses, after.hits - before.hits) == (1, 2)
+
+
+def test_what_was_found_of_an_intermediate_holds_for_its_own_root_and_while_it_is_valid() -> None:
+    """A root of the same name and another key anchors nothing after the right one did, and dates are judged each time."""
+    root, twin = (trustme.CA(organization_name="Example", organization_unit_name="Root") for _ in range(2))
+    late = datetime(4000, 1, 1, tzinfo=UTC)
+    issued = root.create_child_ca().issue_cert("a.example.org", not_after=late)
+    chain = pki.load_chain(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    chain.verify(now=NOW, roots_pem=root.cert_pem.bytes())
+
+    with pytest.raises(ChainInvalid, match="none of the roots"):
+        chain.verify(now=NOW, roots_pem=twin.cert_pem.bytes())
+    with pytest.raises(ChainInvalid, match=f"{chain.certificates[1].serial_number:x} is valid from"):
+        chain.verify(now=late, roots_pem=root.cert_pem.bytes())
 
 
 def test_a_root_that_the_library_will_not_read_keeps_nobody_from_the_others() -> None:
