@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from heapq import heapify, heappop
 
 from certfan.core.ledger import Ledger
 from certfan.core.looks import checked_identifiers, looks
-from certfan.core.model import Desired, Reason
-from certfan.core.outlook import Outlook, Priority
+from certfan.core.model import Desired, Identifier, Reason
+from certfan.core.outlook import Outlook
 from certfan.core.room import STANDING_STILL, Room
 from certfan.core.standing import (
     PATH,
@@ -21,14 +22,13 @@ from certfan.core.standing import (
     whom_to_ask,
     why,
 )
-from certfan.core.steps import Issue, Observed, Wish
+from certfan.core.steps import Observed, Wish
 
 
 def orders(
     known: Mapping[str, Outlook], desired: Desired, observed: Observed, now: datetime
 ) -> Iterator[Wish]:
     """Wish for the looks and the most urgent orders that each authority's caps and limits leave room for."""
-    due: list[tuple[Priority, Issue]] = []
     wanted: set[str] = set()
     for name, outlook in known.items():
         found = outlook.standing
@@ -37,10 +37,8 @@ def orders(
         yield from outlook.requests
         if observed.self_check and (found.holding is None or found.holding.code == PATH):
             wanted.update(checked_identifiers(desired.certificates[name]))
-        if outlook.due is not None and (name,) not in observed.in_flight:
-            due.append(outlook.due)
     yield from (instant for at in observed.moved.values() for instant in (at, at + STANDING_STILL))
-    yield from _begun(due, desired, observed, now)
+    yield from _begun(known, desired, observed, now)
     yield from looks(desired, observed, wanted, now)
 
 
@@ -48,15 +46,19 @@ def orders(
 
 
 def _begun(
-    due: Iterable[tuple[Priority, Issue]], desired: Desired, observed: Observed, now: datetime
+    known: Mapping[str, Outlook], desired: Desired, observed: Observed, now: datetime
 ) -> Iterator[Wish]:
-    others = tuple(under_way(desired, observed, now))
+    others = tuple(under_way(desired, observed, now, known))
     room = Room(desired, observed, orders_in_flight(others), now)
-    ledgers = dict(_with_others(desired, observed, others))
     there = {name for name in desired.authorities if room.is_open(name)}
-    # Mostly there is no room, and nothing to put in order.
-    for _, issue in sorted(one for one in due if one[1].authority in there) if there else ():
-        if not room.is_open(issue.authority):
+    if not there:
+        return  # mostly so, and nothing to put in order
+    due = [one.due for one in known.values() if one.due is not None and one.due[1].authority in there]
+    ledgers = dict(_with_others(desired, observed, others)) if due else {}
+    heapify(due)  # of many that wait only the first few are needed
+    while due and any(map(room.is_open, there)):
+        _, issue = heappop(due)
+        if (issue.certificate,) in observed.in_flight or not room.is_open(issue.authority):
             continue
         certificate = desired.certificates[issue.certificate]
         ledger = ledgers.get(issue.authority)
@@ -83,16 +85,19 @@ class UnderWay:
 
     certificate: str
     authority: str
-    names: frozenset[str]
+    identifiers: tuple[Identifier, ...]
     in_flight: bool = field(kw_only=True)
     is_sent: bool = field(kw_only=True)  # the authority has counted it, its certificate it has not
     exempt: bool = field(kw_only=True)
 
 
-def under_way(desired: Desired, observed: Observed, now: datetime) -> Iterator[UnderWay]:
+def under_way(
+    desired: Desired, observed: Observed, now: datetime, known: Mapping[str, Outlook] | None = None
+) -> Iterator[UnderWay]:
     """Yield every order in flight, also before its first record, and those that only wait.
 
     One in flight that is not what would be begun now may end as what it was for, or be given up for another: it is both.
+    What is `known` of a certificate as of now is not judged again.
     """
     flying = {key[0] for key in observed.in_flight if len(key) == 1}
     for name in sorted({*observed.open_orders, *flying}):
@@ -100,17 +105,25 @@ def under_way(desired: Desired, observed: Observed, now: datetime) -> Iterator[U
         in_flight = name in flying
         fits = certificate is not None and has_open_order(certificate, observed)
         if begun is not None and (in_flight or (fits and begun.order_url is not None)):
-            names, is_sent = frozenset(map(str, begun.identifiers)), begun.order_url is not None
             yield UnderWay(
-                name, begun.authority, names, in_flight=in_flight, is_sent=is_sent, exempt=begun.exempt
+                name,
+                begun.authority,
+                begun.identifiers,
+                in_flight=in_flight,
+                is_sent=begun.order_url is not None,
+                exempt=begun.exempt,
             )
         if in_flight and certificate is not None:
-            renews = why(certificate, observed, now) is Reason.RENEWAL_DUE
-            authority, _ = whom_to_ask(certificate, desired, observed, now, renews=renews)
+            outlook = known.get(name) if known else None
+            if outlook is not None and outlook.standing is not None:
+                authority = outlook.standing.authority
+            else:
+                renews = why(certificate, observed, now) is Reason.RENEWAL_DUE
+                authority, _ = whom_to_ask(certificate, desired, observed, now, renews=renews)
             if not fits or begun is None or begun.authority != authority:
                 exempt = is_suggested(name, authority, observed, now)
                 yield UnderWay(
-                    name, authority, names_of(certificate), in_flight=True, is_sent=False, exempt=exempt
+                    name, authority, certificate.identifiers, in_flight=True, is_sent=False, exempt=exempt
                 )
 
 
@@ -125,5 +138,5 @@ def _with_others(
             if one.authority == authority:
                 spend = expecting.with_open_order if one.is_sent else expecting.with_order
                 same_set = certificate is not None and is_same_set(certificate, authority, observed)
-                expecting = spend(one.names, exempt=one.exempt, same_set=same_set)
+                expecting = spend(frozenset(map(str, one.identifiers)), exempt=one.exempt, same_set=same_set)
         yield authority, expecting

@@ -5,7 +5,7 @@ Caps, limits that others use up, and whatever concerns more than one certificate
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
@@ -27,8 +27,9 @@ from certfan.core.room import has_failed
 from certfan.core.standing import Standing, fallback_instant, lifts, limit_instants, standing
 from certfan.core.steps import AskCsr, AskRenewal, Issue, Observed, Offer, Publish, Step, Where, Wish
 from certfan.core.subjects import order_subject, renewal_subject
+from certfan.core.targets import NEVER, Targets, is_published, served_until, targets
 
-NEVER, ALWAYS = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+ALWAYS = datetime.max.replace(tzinfo=UTC)
 CHANNEL_AFTER = timedelta(seconds=60)  # a bundle that the share has not taken by then goes over the channel
 LONGEST_UNTIL_ASKED = LATEST_ASK * (1 + JITTER)
 
@@ -49,22 +50,27 @@ class Outlook:
     asks: tuple[Step, ...]
     until: datetime | None
 
+    @property
+    def wants(self) -> bool:
+        """Whether it wants anything at all."""
+        return self.standing is not None or bool(self.offers or self.missing or self.asks)
+
 
 def outlook(certificate: Certificate, desired: Desired, observed: Observed, now: datetime) -> Outlook:
     """Apply every rule that looks at one certificate alone."""
-    targets = _targets(certificate, observed, now)
+    places = targets(certificate, observed, now)
     found = standing(certificate, desired, observed, now)
-    offers = list(_assignments(targets, observed, now))
+    offers = list(_assignments(places, observed, now))
     missing = [
-        (_served_until(where, observed), Publish(*where, target.number))
-        for where, target in targets.items()
+        (served_until(where, observed), Publish(*where, target.number))
+        for where, target in places.items()
         if target is not None
-        and not _is_published(target, where, observed)
+        and not is_published(target, where, observed)
         and not place_waits(where, observed, now)
     ]
     requests = [] if found is None else list(_asked_of_holder(certificate, found.reason, observed, now))
     asks = list(_asks(certificate.name, desired, observed, now))
-    wishes = (*offers, *requests, *asks, *_instants(certificate, targets, found, observed, now))
+    wishes = (*offers, *requests, *asks, *_instants(certificate, places, found, observed, now))
     return Outlook(
         found,
         _due(certificate, found, observed),
@@ -76,25 +82,11 @@ def outlook(certificate: Certificate, desired: Desired, observed: Observed, now:
     )
 
 
-def wanted_at(desired: Desired, observed: Observed, now: datetime) -> dict[Where, int]:
-    """Return the generation that belongs at each place, where there is one."""
-    every = (_targets(certificate, observed, now) for certificate in desired.certificates.values())
-    found = (one for targets in every for one in targets.items())
-    return {where: generation.number for where, generation in found if generation is not None}
-
-
 def _steps(wishes: list[Wish]) -> tuple[Step, ...]:
     return tuple(wish for wish in wishes if not isinstance(wish, datetime))
 
 
 # Kept from plan to plan
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    outlook: Outlook
-    since: datetime
-    until: datetime
 
 
 class Outlooks:
@@ -107,26 +99,56 @@ class Outlooks:
         self._shared: tuple[object, ...] = ()
         self._own: tuple[Mapping[Any, object], ...] = ()  # copies: what is compared may be changed in place
         self._ledgers: Mapping[str, Ledger] = {}
-        self._kept: dict[str, _Kept] = {}
+        self._judged_at = NEVER
         self._outlooks: dict[str, Outlook] = {}
+        self._until: dict[str, datetime] = {}
+        self._soonest = ALWAYS
+        self._wanting: dict[str, Outlook] = {}
+
+    @property
+    def wanting(self) -> Mapping[str, Outlook]:
+        """Those that want anything, in the order of the config: few of many, but for a day of many orders."""
+        return self._wanting
+
+    @property
+    def until(self) -> datetime | None:
+        """When the first of them may change by itself."""
+        return None if self._soonest == ALWAYS else self._soonest
 
     def of(self, desired: Desired, observed: Observed, now: datetime) -> Mapping[str, Outlook]:
         """Return the outlook of each certificate that is desired; it stays so until the next call."""
         shared, own = _shared_facts(desired, observed), _own_facts(observed)
-        if shared != self._shared:
-            self._shared = ()
-            self._kept = {name: _judged(name, desired, observed, now) for name in desired.certificates}
-            self._outlooks = {name: kept.outlook for name, kept in self._kept.items()}
-        else:
+        is_same = shared == self._shared and now >= self._judged_at  # else clocks were set back
+        self._shared = ()  # whoever fails midway judges all of them anew
+        if is_same:
             stale = _changed(self._own, own)
-            stale.update(name for name, kept in self._kept.items() if not kept.since <= now < kept.until)
             stale.update(self._held_otherwise(desired, observed.ledgers))
-            for name in stale & self._kept.keys():
-                self._kept[name] = _judged(name, desired, observed, now)
-                self._outlooks[name] = self._kept[name].outlook
-        self._shared, self._ledgers = shared, dict(observed.ledgers)
-        self._own = tuple(dict(part) for part in own)
+            if self._soonest <= now:
+                stale.update(name for name, until in self._until.items() if until <= now)
+            self._judge(stale & self._outlooks.keys(), desired, observed, now)
+            known = zip(self._own, own, strict=True)
+            self._own = tuple(old if old == new else dict(new) for old, new in known)
+        else:
+            self._outlooks, self._until, self._wanting, self._soonest = {}, {}, {}, ALWAYS
+            self._judge(desired.certificates, desired, observed, now)
+            self._own = tuple(dict(part) for part in own)
+        self._shared, self._ledgers, self._judged_at = shared, dict(observed.ledgers), now
         return self._outlooks
+
+    def _judge(self, names: Collection[str], desired: Desired, observed: Observed, now: datetime) -> None:
+        more = False
+        for name in names:
+            found = outlook(desired.certificates[name], desired, observed, now)
+            self._outlooks[name], self._until[name] = found, found.until or ALWAYS
+            if found.wants:
+                more |= name not in self._wanting
+                self._wanting[name] = found
+            else:
+                self._wanting.pop(name, None)
+        if more:  # each to its place
+            self._wanting = {name: self._wanting[name] for name in self._outlooks if name in self._wanting}
+        if names:
+            self._soonest = min(self._until.values())
 
     def _held_otherwise(self, desired: Desired, ledgers: Mapping[str, Ledger]) -> Iterator[str]:
         """Tell the certificates that wait for an order which what was spent since may hold up."""
@@ -139,11 +161,6 @@ class Outlooks:
                 (certificate.authority, *certificate.fallback)
             ):
                 yield name
-
-
-def _judged(name: str, desired: Desired, observed: Observed, now: datetime) -> _Kept:
-    found = outlook(desired.certificates[name], desired, observed, now)
-    return _Kept(found, now, found.until or ALWAYS)
 
 
 def _shared_facts(desired: Desired, observed: Observed) -> tuple[object, ...]:
@@ -190,50 +207,6 @@ def _changed(before: tuple[Mapping[Any, object], ...], after: tuple[Mapping[Any,
     return {key if isinstance(key, str) else key[0] for key in keys}
 
 
-# The share
-
-Targets: TypeAlias = Mapping[Where, Generation | None]  # what belongs at each place of a certificate
-
-
-def _targets(certificate: Certificate, observed: Observed, now: datetime) -> Targets:
-    places = [(certificate.name, consumer) for consumer in sorted(certificate.consumers)]
-    return {where: _target(certificate, where, observed, now) for where in places}
-
-
-def _target(certificate: Certificate, where: Where, observed: Observed, now: datetime) -> Generation | None:
-    """Return the generation that belongs at a consumer: the newest that is neither revoked nor expired.
-
-    None also when something newer is there already: numbers only grow. A consumer that has none yet gets no
-    name beyond those wanted. What another holder's key belongs to, or the daemon's own where a consumer is to have
-    it alone, belongs nowhere.
-    """
-    generations = observed.generations.get(certificate.name)
-    if not generations:
-        return None
-    has_one = max(observed.live.get(where, 0), observed.offered.get(where, 0))
-    wanted = frozenset(certificate.identifiers)
-    for newest in reversed(generations):
-        if newest.holder != certificate.holder:
-            continue
-        is_revoked = (newest.certificate, newest.number) in observed.revoked
-        if not is_revoked and now < newest.not_after and (has_one or newest.identifiers <= wanted):
-            return newest if newest.number >= has_one else None
-    return None
-
-
-def _is_published(generation: Generation, where: Where, observed: Observed) -> bool:
-    """Whether the share shows a generation to a consumer: the folder complete, the pointer at it."""
-    complete = generation.number in observed.published.get(where, frozenset())
-    return complete and observed.live.get(where) == generation.number
-
-
-def _served_until(where: Where, observed: Observed) -> datetime:
-    """Return when what a consumer was last offered expires."""
-    offered = observed.offered.get(where, 0)
-    generations = observed.generations.get(where[0], ())
-    return next((g.not_after for g in generations if g.number == offered), NEVER)
-
-
 # Assignments
 
 
@@ -251,7 +224,7 @@ def _assignments(targets: Targets, observed: Observed, now: datetime) -> Iterato
 
 def _is_ready(target: Generation, where: Where, observed: Observed, now: datetime) -> bool:
     """Whether a consumer can fetch it: from the share, or by the channel once the share has failed it for long."""
-    if _is_published(target, where, observed):
+    if is_published(target, where, observed):
         return True
     failing = not observed.share_up or "/".join(where) in observed.attempts
     return failing and not target.issued_at <= now < target.issued_at + CHANNEL_AFTER

@@ -11,7 +11,7 @@ from operator import itemgetter
 
 from certfan.core.model import Desired
 from certfan.core.orders import orders
-from certfan.core.outlook import Outlook, Outlooks, wanted_at
+from certfan.core.outlook import Outlook, Outlooks
 from certfan.core.policy import LONGEST_SHORT_WAIT, attempt_holds, holding_instants
 from certfan.core.retirement import retirements
 from certfan.core.steps import (
@@ -38,6 +38,7 @@ from certfan.core.steps import (
     Wish,
     Withdraw,
 )
+from certfan.core.targets import wanted_at
 from certfan.core.upkeep import upkeep
 
 __all__ = [
@@ -73,7 +74,9 @@ def plan(desired: Desired, observed: Observed, now: datetime, outlooks: Outlooks
 
     `outlooks` may be what an earlier plan was made with: then only what has changed since is judged anew.
     """
-    known = (outlooks if outlooks is not None else Outlooks()).of(desired, observed, now)
+    outlooks = outlooks if outlooks is not None else Outlooks()
+    outlooks.of(desired, observed, now)
+    known = outlooks.wanting
     wishes: list[Wish] = [
         *(step for one in known.values() for step in one.offers),
         *_withdrawals(desired, observed),
@@ -83,7 +86,7 @@ def plan(desired: Desired, observed: Observed, now: datetime, outlooks: Outlooks
         *(step for one in known.values() for step in one.asks),
         *upkeep(desired, observed, now),
         *retirements(desired, observed, now),
-        *(one.until for one in known.values() if one.until is not None),
+        *((outlooks.until,) if outlooks.until is not None else ()),
     ]
     steps: dict[Key, Step] = {}
     for step in wishes:

@@ -103,7 +103,10 @@ def is_key_lost(name: str, observed: Observed, now: datetime) -> bool:
 def has_open_order(certificate: Certificate, observed: Observed) -> bool:
     """Whether an order for exactly the wanted names is open, that has not become a generation."""
     order = observed.open_orders.get(certificate.name)
-    if order is None or frozenset(order.identifiers) != frozenset(certificate.identifiers):
+    if order is None:
+        return False
+    ordered, wanted = order.identifiers, certificate.identifiers
+    if ordered != wanted and frozenset(ordered) != frozenset(wanted):  # mostly they are in the same order too
         return False
     return all(g.number < order.generation for g in observed.generations.get(certificate.name, ()))
 

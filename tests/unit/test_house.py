@@ -31,7 +31,17 @@ GROUND = frozenset(
     }
 )
 CORE_STDLIB = frozenset(
-    {"__future__", "collections", "dataclasses", "datetime", "enum", "functools", "ipaddress", "itertools"}
+    {
+        "__future__",
+        "collections",
+        "dataclasses",
+        "datetime",
+        "enum",
+        "functools",
+        "heapq",
+        "ipaddress",
+        "itertools",
+    }
     | {"math", "operator", "re", "types", "typing"}
 )
 # Which rooms a room may import, its own aside. `certfan` itself stands for the version.

@@ -10,6 +10,7 @@ from certfan.core.plan import (
     Issue,
     Observed,
     Offer,
+    Outlooks,
     Publish,
     Retire,
     Withdraw,
@@ -242,3 +243,22 @@ def test_nothing_is_published_before_the_first_look_has_shown_what_is_there() ->
 
     assert [] == [step for step in plan(desired, unseen, NOW).steps if isinstance(step, Publish)]
     assert Publish(WWW, WEB1, 1) in plan(desired, replace(unseen, share_seen=True), NOW).steps
+
+
+def test_what_begins_to_want_something_again_comes_in_its_place() -> None:
+    """The steps of a plan that was made with what is kept of an earlier one are the same, in the order of the config."""
+    names = ("a.test", "b.test", "c.test")
+    desired = make_desired(*(make_certificate(name, (name,)) for name in names))
+    made = {name: (make_generation(1, name=name, names=(name,)),) for name in names}
+    places = {(name, WEB1): 1 for name in names}
+    shown = {where: frozenset({1}) for where in places}
+    settled = Observed(generations=made, published=shown, live=places, offered=places)
+    kept = Outlooks()
+    plan(desired, settled, NOW, kept)
+    last = replace(settled, offered={**places, ("c.test", WEB1): 0})
+    plan(desired, last, NOW, kept)
+    planned = plan(desired, replace(last, offered=dict.fromkeys(places, 0)), NOW, kept)
+
+    assert tuple(Offer(name, WEB1, 1) for name in names) == planned.steps
+    assert () == plan(desired, settled, NOW, kept).steps
+    assert {} == kept.wanting
