@@ -69,11 +69,11 @@ class StateFolder:
 
     def account_key(self, authority: str, make: Callable[[], bytes]) -> bytes:
         """Return the account's key (PEM), made and durable first if there is none; repeatable."""
-        return _kept(self._accounts / f"{_checked(authority)}.pem", make)
+        return _kept(self._accounts, f"{_checked(authority)}.pem", make)
 
     def next_account_key(self, authority: str, make: Callable[[], bytes]) -> bytes:
         """Return the key (PEM) that the account is to get, made and durable first if there is none; repeatable."""
-        return _kept(self._next_key(authority), make)
+        return _kept(self._accounts, self._next_key(authority).name, make)
 
     def read_next_account_key(self, authority: str) -> bytes | None:
         """Return the key that the account is to get, None when it is to get none."""
@@ -106,7 +106,7 @@ class StateFolder:
 
         A key that exists is reused: a try that was cut off goes on with the same one.
         """
-        return _kept(self._folder_of(certificate, number) / "privkey.pem", make)
+        return _kept(self._folder_of(certificate, number), "privkey.pem", make)
 
     def generation_request(self, certificate: str, number: int, csr_pem: bytes) -> bytes:
         """Return the request (PEM) of the consumer that has the generation's key: the one kept, else this one, durable.
@@ -115,14 +115,15 @@ class StateFolder:
             FileExistsError: the number has a key of the daemon's own.
         """
         folder = self._folder_of(certificate, number)
-        if (folder / "privkey.pem").exists():
+        if Path(folder, "privkey.pem").exists():
             raise FileExistsError(f"{certificate}@{number} has a key of its own")
-        return _kept(folder / "request.pem", lambda: csr_pem)
+        return _kept(folder, "request.pem", lambda: csr_pem)
 
     def save_chain(self, certificate: str, number: int, fullchain: bytes) -> None:
         """Put an issued chain (PEM, leaf first) beside its key; durable on return, repeatable."""
-        folder = files.private_folder(self._folder_of(certificate, number))
-        files.write_private(folder / "fullchain.pem", fullchain)
+        folder = self._folder_of(certificate, number)
+        files.private_folder(folder)
+        files.write_private(f"{folder}/fullchain.pem", fullchain)
 
     def read_generation(self, certificate: str, number: int) -> dict[str, bytes]:
         """Return the generation's files by name; those that were never written are left out.
@@ -134,7 +135,7 @@ class StateFolder:
         found = {}
         for name in PAIR_FILES:
             with contextlib.suppress(FileNotFoundError):
-                found[name] = files.read_private(folder / name)
+                found[name] = files.read_private(f"{folder}/{name}")
         return found
 
     def sealed_key(
@@ -145,7 +146,7 @@ class StateFolder:
         Sealing throws dice, and share and channel must carry the same bytes; what was sealed to an earlier key goes.
         """
         kept = self._sealed_path(certificate, number, consumer, sealed_to)
-        made = _kept(kept, make)
+        made = _kept(kept.parent, kept.name, make)
         for earlier in kept.parent.glob(f"{consumer}.*{_SEALED}"):
             # A consumer's name may be the beginning of another's.
             if earlier != kept and _SEALED_TO.fullmatch(earlier.stem.removeprefix(f"{consumer}.")):
@@ -162,14 +163,14 @@ class StateFolder:
     def _sealed_path(self, certificate: str, number: int, consumer: str, sealed_to: str) -> Path:
         if not CONSUMER_NAME.fullmatch(consumer) or not _SEALED_TO.fullmatch(sealed_to):
             raise ValueError(f"{consumer}.{sealed_to} cannot be a file name here")
-        return self._folder_of(certificate, number) / f"{consumer}.{sealed_to}{_SEALED}"
+        return Path(self._folder_of(certificate, number), f"{consumer}.{sealed_to}{_SEALED}")
 
     def generation_numbers(self, certificate: str) -> frozenset[int]:
         """Return every number that has a folder here, complete or not."""
-        folder = self._generations / _checked(certificate)
-        if not folder.is_dir():
-            return frozenset()
-        return frozenset(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal())
+        folder = f"{self._generations}/{_checked(certificate)}"
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as there:
+            return frozenset(int(entry.name) for entry in there if entry.name.isdecimal())
+        return frozenset()
 
     def remove_generations(self, certificate: str) -> None:
         """Remove every generation of a certificate, each with its key last; durable on return, repeatable."""
@@ -192,10 +193,10 @@ class StateFolder:
                 found.append((path, path.lstat()))
         return found
 
-    def _folder_of(self, certificate: str, number: int) -> Path:
+    def _folder_of(self, certificate: str, number: int) -> str:
         if number < 1:
             raise ValueError(f"{certificate}@{number} is no generation")
-        return self._generations / _checked(certificate) / str(number)
+        return f"{self._generations}/{_checked(certificate)}/{number}"
 
     def _sweep(self) -> None:
         """Remove what an interrupted write left behind: it may hold a key that nobody will ever use."""
@@ -207,8 +208,9 @@ class StateFolder:
             shutil.rmtree(left)
 
 
-def _kept(path: Path, make: Callable[[], bytes]) -> bytes:
-    files.private_folder(path.parent)
+def _kept(folder: str | Path, name: str, make: Callable[[], bytes]) -> bytes:
+    files.private_folder(folder)
+    path = f"{folder}/{name}"
     try:
         return files.read_private(path)
     except FileNotFoundError:
