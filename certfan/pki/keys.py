@@ -34,19 +34,21 @@ _CURVES = {"secp256r1": "ecdsa-p256", "secp384r1": "ecdsa-p384"}
 
 def make_key(kind: str = "ecdsa-p256") -> bytes:
     """Return a new private key of a kind (`ecdsa-p256`, `ecdsa-p384`, `rsa-<bits>`, `ed25519`) as PKCS#8 PEM."""
-    key: PrivateKey
+    return _as_pem(_new_key(kind))
+
+
+def _new_key(kind: str) -> PrivateKey:
     match kind:
         case "ecdsa-p256":
-            key = ec.generate_private_key(ec.SECP256R1())
+            return ec.generate_private_key(ec.SECP256R1())
         case "ecdsa-p384":
-            key = ec.generate_private_key(ec.SECP384R1())
+            return ec.generate_private_key(ec.SECP384R1())
         case "rsa-2048" | "rsa-3072" | "rsa-4096":
-            key = rsa.generate_private_key(65537, int(kind.removeprefix("rsa-")))
+            return rsa.generate_private_key(65537, int(kind.removeprefix("rsa-")))
         case "ed25519":
-            key = ed25519.Ed25519PrivateKey.generate()
+            return ed25519.Ed25519PrivateKey.generate()
         case _:
             raise ValueError(f"unknown kind of key: {kind}")
-    return _as_pem(key)
 
 
 def _as_pem(key: PrivateKey) -> bytes:
@@ -168,7 +170,16 @@ def make_server_csr(key_pem: bytes, names: Sequence[str]) -> ServerRequest:
     Raises:
         PairMismatch: the key does not parse.
     """
-    key = load_key(key_pem)
+    return _asked_by(load_key(key_pem), names)
+
+
+def make_key_and_csr(kind: str, names: Sequence[str]) -> tuple[bytes, ServerRequest]:
+    """Return a new private key as `make_key`, and its request as `make_server_csr`."""
+    key = _new_key(kind)
+    return _as_pem(key), _asked_by(key, names)
+
+
+def _asked_by(key: PrivateKey, names: Sequence[str]) -> ServerRequest:
     return ServerRequest(_csr_by(key, names), tuple(sorted(names)), _request_of(key.public_key()))
 
 

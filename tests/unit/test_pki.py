@@ -40,10 +40,14 @@ def test_a_key_signs_its_own_request(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["ecdsa-p256", "rsa-2048"])
 def test_a_request_says_the_same_when_it_is_made_as_when_it_is_read(kind: str) -> None:
-    """Its names, sorted, and its key; nothing has to be parsed again to know them."""
-    made = pki.make_server_csr(pki.make_key(kind), ["www.example.org", "a.example.org", "192.0.2.1"])
+    """Its names, sorted, and its key, be that new or not; nothing has to be parsed again to know them."""
+    names = ["www.example.org", "a.example.org", "192.0.2.1"]
+    key_pem, made = pki.make_key_and_csr(kind, names)
+    again = pki.make_server_csr(key_pem, names)
 
     assert pki.read_server_csr(made.der) == made
+    assert pki.read_server_csr(again.der) == again
+    assert made.key == again.key
 
 
 def test_a_request_carries_exactly_the_names_asked_for() -> None:

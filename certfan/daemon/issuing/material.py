@@ -25,7 +25,7 @@ class Material:
     @classmethod
     def of_key(cls, key_pem: bytes, certificate: Certificate) -> Material:
         """Return what our own key is ordered with; raises PairMismatch."""
-        asked = pki.make_server_csr(key_pem, [str(i) for i in certificate.identifiers])
+        asked = pki.make_server_csr(key_pem, _names(certificate))
         return cls(asked.der, asked.key.spki_hash, key_pem)
 
     def matched(self, fullchain: bytes, certificate: Certificate) -> pki.Chain:
@@ -70,15 +70,20 @@ class Stock:
 
     def keyed(self, certificate: Certificate, number: int, like: Generation | None) -> Material:
         """Have a key of our own for a number: the one it has, that of an earlier generation, or a new one."""
+        made: Material | None = None
 
         def make() -> bytes:
+            nonlocal made
             if like is not None:
                 earlier = self._state.read_generation(like.certificate, like.number).get("privkey.pem")
                 if earlier is not None:
                     return earlier
-            return pki.make_key(certificate.key_type)
+            key_pem, asked = pki.make_key_and_csr(certificate.key_type, _names(certificate))
+            made = Material(asked.der, asked.key.spki_hash, key_pem)
+            return key_pem
 
-        return Material.of_key(self._state.generation_key(certificate.name, number, make), certificate)
+        key_pem = self._state.generation_key(certificate.name, number, make)
+        return made or Material.of_key(key_pem, certificate)
 
     def next_number(
         self,
@@ -115,3 +120,7 @@ class Stock:
             return True
         fit = pki.key_type(key) == certificate.key_type and pki.public_key_hash(key) not in spent
         return fit and not certificate.holder
+
+
+def _names(certificate: Certificate) -> list[str]:
+    return [str(i) for i in certificate.identifiers]
