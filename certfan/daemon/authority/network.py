@@ -107,7 +107,7 @@ class LoopNetwork(ClientNetwork):
 
     def look(self, url: str) -> Answer:
         """GET without a signature; raises as `post`."""
-        return self._check_response(self._send_request("GET", url))
+        return self._check_response(self._send_request("GET", url, headers={"Accept": "*/*"}))
 
     def _send_request(  # type: ignore[override]
         self, method: str, url: str, *, data: str | None = None, headers: Mapping[str, str] | None = None

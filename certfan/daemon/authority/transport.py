@@ -6,32 +6,35 @@ One TLS context and one pool of kept-alive connections an authority. What must n
 from __future__ import annotations
 
 import os
-import socket
+import re
 import ssl
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from types import SimpleNamespace
 from urllib.parse import SplitResult, urlsplit
 
-import aiohttp
+from aiohttp.http import HttpProcessingError
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from certfan import __version__
 from certfan.core.model import Authority
 from certfan.core.room import MOST_STANDING
 from certfan.daemon.authority.answer import Answer
+from certfan.daemon.authority.connections import (
+    CONNECT_TIMEOUT,
+    MAX_BODY,
+    Connections,
+    NotConnected,
+    Response,
+    Server,
+    TooLong,
+)
 from certfan.errors import AuthorityMalformed, AuthorityUnreachable, ConfigInvalid
 
-MAX_BODY = 1024 * 1024
-CONNECT_TIMEOUT = 10.0  # seconds for TCP and TLS; what a whole exchange may take is the caller's affair
-# Below what servers and middleboxes allow, so that a request seldom meets a connection that is dying.
-KEEP_ALIVE = 30.0
-NEVER_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-USER_AGENT = f"certfan/{__version__}"
-_CONNECTION: ContextVar[SimpleNamespace] = ContextVar("_CONNECTION")  # of the request that a task makes
+# Identity coding: nothing that could swell.
+_ALWAYS = f"User-Agent: certfan/{__version__}\r\nAccept-Encoding: identity\r\n"
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
 
 
 @dataclass(slots=True)
@@ -42,10 +45,10 @@ class Transport:
     clock: Callable[[], datetime]
     dated: Callable[[datetime], object] = lambda _date: None  # told the Date of every answer, aware UTC
     server_date: datetime | None = None
-    _session: aiohttp.ClientSession | None = None
+    _connections: Connections | None = None
 
     async def send(self, method: str, url: str, *, data: bytes | None, headers: Mapping[str, str]) -> Answer:
-        """Return the answer, whatever its status.
+        """Return the answer, whatever its status; `headers` say what no server told us.
 
         A request that meets a kept-alive connection just closed by the other side is sent once more.
 
@@ -53,16 +56,24 @@ class Transport:
             AuthorityUnreachable: no answer came.
             AuthorityMalformed: the URL is not the authority's, or the answer is too long, a redirect or no HTTP.
         """
-        self.check(url, "the URL of a request")
+        server, request = _written(method, self.check(url, "the URL of a request"), data, headers)
+        was_sent = method == "POST"
         try:
-            answer = await self._send(method, url, data, headers)
-        except aiohttp.ClientPayloadError as error:
-            raise self.unreachable("the answer broke off", error, was_sent=method == "POST") from error
-        except aiohttp.ClientResponseError as error:
+            response = await self._open().ask(server, request, expects_body=method != "HEAD")
+        except NotConnected as error:
+            raise self.unreachable(error.__cause__) from error
+        except EOFError as error:
+            raise self.unreachable("the answer broke off", was_sent=was_sent) from error
+        except OSError as error:
+            raise self.unreachable(error, was_sent=was_sent) from error
+        except TooLong as error:
+            raise self.malformed(f"the answer of {url} is longer than {MAX_BODY} bytes") from error
+        except HttpProcessingError as error:
             raise self.malformed(f"{_place(url)} does not speak HTTP: {error.message}") from error
-        except (aiohttp.ClientError, OSError) as error:
-            was_sent = method == "POST" and not isinstance(error, NEVER_CONNECTED)
-            raise self.unreachable(_cause(error), error, was_sent=was_sent) from error
+        return self._checked(response, url)
+
+    def _checked(self, response: Response, url: str) -> Answer:
+        answer = Answer(response.status, _joined(response.headers), response.body, url, self.clock())
         if (date := answer.date) is not None:
             self.server_date = date
             self.dated(date)
@@ -71,42 +82,19 @@ class Transport:
             raise self.malformed(f"{url} redirects to {where!r:.200}, which is not followed")
         return answer
 
-    async def _send(self, method: str, url: str, data: bytes | None, headers: Mapping[str, str]) -> Answer:
-        for attempt in (1, 2):
-            connection = SimpleNamespace(reused=True)
-            _CONNECTION.set(connection)
-            try:
-                response = await self._open().request(
-                    method, url, data=data, headers=headers, allow_redirects=False
-                )
-                body = await self._body(response)
-                return Answer(response.status, _joined(response.headers), body, url, self.clock())
-            except (aiohttp.ServerDisconnectedError, ConnectionError):
-                # An idle connection that died is no news about the authority. Had the request been heard, its nonce
-                # is spent, and the second copy is refused as badNonce.
-                if attempt == 2 or not connection.reused:
-                    raise
-        raise AssertionError("unreachable")
-
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        body = bytearray()
-        try:
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > MAX_BODY:
-                    raise self.malformed(f"the answer of {response.url} is longer than {MAX_BODY} bytes")
-        except BaseException:
-            response.close()  # read to its end, it gives its connection back by itself
-            raise
-        return bytes(body)
-
     def check(self, url: object, what: str) -> str:
         """Return `url` if it is https and of the directory's origin, or of one that the spec allows beside it.
 
         Raises:
             AuthorityMalformed: it is not; nothing was sent there.
         """
-        if not isinstance(url, str) or len(url) > 2000 or not url.isascii() or not url.isprintable():
+        if (
+            not isinstance(url, str)
+            or len(url) > 2000
+            or not url.isascii()
+            or not url.isprintable()
+            or " " in url
+        ):
             raise self.malformed(f"{what} is no URL: {url!r:.200}")
         if url.startswith(_root(self.spec.directory)):  # nearly all are, and each order has twenty
             return url
@@ -138,33 +126,21 @@ class Transport:
         )
 
     def unreachable(
-        self, cause: str, error: BaseException | None = None, *, was_sent: bool = False
+        self, cause: str | BaseException | None, *, was_sent: bool = False
     ) -> AuthorityUnreachable:
         """Return the error for an answer that never came."""
         hint = f"check network, DNS and firewall of this machine; run: curl -v {self.spec.directory}"
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        if isinstance(cause, ssl.SSLCertVerificationError):
             hint = f"set ca_file of authority {self.spec.name} to the CA of its HTTPS certificate"
         where = _place(self.spec.directory)
-        text = f"authority {self.spec.name}: no answer from {where}: {cause}"
+        text = f"authority {self.spec.name}: no answer from {where}: {_cause(cause)}"
         return AuthorityUnreachable(text, was_sent=was_sent, subject=self.spec.name, hint=hint)
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector = aiohttp.TCPConnector(
-                ssl=self._tls(),
-                limit=(2 + MOST_STANDING) * self.spec.orders_at_once,
-                keepalive_timeout=KEEP_ALIVE,
-                socket_factory=_new_socket,
-            )
-            # trust_env stays off: no proxies, no .netrc. Identity coding: nothing that could swell.
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
-                auto_decompress=False,
-            )
-        return self._session
+    def _open(self) -> Connections:
+        if self._connections is None:
+            most = (2 + MOST_STANDING) * self.spec.orders_at_once
+            self._connections = Connections(self._tls(), most)
+        return self._connections
 
     def _tls(self) -> ssl.SSLContext:
         try:
@@ -177,15 +153,26 @@ class Transport:
 
     async def close(self) -> None:
         """Close the connections; repeatable. A later request opens new ones."""
-        session, self._session = self._session, None
-        if session:
-            await session.close()
+        connections, self._connections = self._connections, None
+        if connections:
+            connections.close()
 
 
-def _new_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    # A trace of the session would tell as well, at a tenth of what a request costs.
-    _CONNECTION.get().reused = False
-    return socket.socket(*address[:3])
+def _written(method: str, url: str, data: bytes | None, headers: Mapping[str, str]) -> tuple[Server, bytes]:
+    """Return where a URL that was checked is to be asked, and the bytes of the request."""
+    found = urlsplit(url)
+    target = f"{found.path or '/'}?{found.query}" if found.query else found.path or "/"
+    said = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    if data is not None:
+        said += f"Content-Length: {len(data)}\r\n"
+    head = f"{method} {target} HTTP/1.1\r\nHost: {found.netloc}\r\n{_ALWAYS}{said}\r\n"
+    return _server(found.netloc), head.encode() + (data or b"")
+
+
+@lru_cache
+def _server(netloc: str) -> Server:
+    found = urlsplit(f"https://{netloc}")
+    return found.hostname or "", found.port or 443
 
 
 def _joined(headers: CIMultiDictProxy[str]) -> Mapping[str, str]:
@@ -216,17 +203,25 @@ def _place(url: str) -> str:
     return urlsplit(url).netloc
 
 
-def _cause(error: BaseException) -> str:
-    match error:
-        case aiohttp.ClientConnectorCertificateError():
-            return f"its certificate is not trusted: {error.certificate_error}"
-        case aiohttp.ServerDisconnectedError():
-            return "the connection was closed"
+def _cause(cause: str | BaseException | None) -> str:
+    match cause:
+        case str():
+            return cause
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not trusted: {cause}"
+        case ssl.SSLError(reason=str(reason)):
+            return reason.replace("_", " ").lower()
         case TimeoutError():
             return f"no connection within {CONNECT_TIMEOUT:.0f} s"
         case OSError(errno=int(number)) if number > 0:
             return os.strerror(number).lower()  # its own text is asyncio's "Connect call failed"
+        case ConnectionError():
+            return "the connection was closed"
+        case OSError() if several := _ERRNO.search(
+            str(cause)
+        ):  # of several addresses: the first speaks for them
+            return os.strerror(int(several[1])).lower()
         case OSError():
-            return str(error.strerror or error).lower()
+            return str(cause.strerror or cause).lower()
         case _:
-            return str(error) or type(error).__name__
+            return str(cause) or type(cause).__name__
