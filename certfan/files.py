@@ -12,11 +12,15 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
 from certfan.errors import StateLocked, StateTooOpen
+
+# How the code that runs waits until what it has written to a descriptor is on the disk.
+syncing: ContextVar[Callable[[int], None]] = ContextVar("syncing", default=os.fsync)
 
 
 def write_private(
@@ -76,7 +80,7 @@ def create(
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-        os.fsync(fd)
+        syncing.get()(fd)
     finally:
         os.close(fd)
 
@@ -156,11 +160,11 @@ def _make_folder(folder: Path) -> None:
 def sync_folder(path: str | Path, *, dir_fd: int | None = None) -> None:
     """Make the names in a folder durable."""
     if dir_fd is not None and str(path) == ".":
-        os.fsync(dir_fd)  # on a network, opening it once more would be a round trip
+        syncing.get()(dir_fd)  # on a network, opening it once more would be a round trip
         return
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
-        os.fsync(fd)
+        syncing.get()(fd)
     finally:
         os.close(fd)
 

@@ -26,6 +26,11 @@ class KeyType(StrEnum):
     RSA_3072 = "rsa-3072"
     RSA_4096 = "rsa-4096"
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether making one takes long enough to be noticed: tenths of a second, or seconds."""
+        return self.startswith("rsa-")
+
 
 class Custody(StrEnum):
     """Where a private key may exist."""

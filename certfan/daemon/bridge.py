@@ -6,7 +6,7 @@ The idea is that of SQLAlchemy's asyncio layer. What must never come in: ACME, H
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, cast
 
 from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
@@ -64,14 +64,15 @@ async def in_greenlet(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     return cast("T", outcome)
 
 
-def await_(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Suspend the synchronous code that `in_greenlet` runs until `coroutine` is done; return or raise its outcome.
+def await_(what: Awaitable[T]) -> T:
+    """Suspend the synchronous code that `in_greenlet` runs until `what` is done; return or raise its outcome.
 
     Raises:
         RuntimeError: called outside `in_greenlet`.
     """
     current = getcurrent()
     if not isinstance(current, _Exchange):
-        coroutine.close()
+        if isinstance(what, Coroutine):
+            what.close()
         raise RuntimeError("await_ was called outside in_greenlet")  # noqa: TRY004 - no type of an argument
-    return cast("T", current.parent.switch(coroutine))
+    return cast("T", current.parent.switch(what))

@@ -91,6 +91,7 @@ async def _begin_run(store: Store, journal: Journal) -> Timekeeper:
 async def _listening(parts: Wiring) -> AsyncIterator[None]:
     """Start everything that listens, the responder first: challenges never wait for anything."""
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(parts.disk.close)
         await parts.issuer.open()
         stack.push_async_callback(parts.accounts.close)
         await parts.responder.start(parts.config.http01, sockets=parts.inherited)

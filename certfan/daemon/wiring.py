@@ -33,6 +33,7 @@ from certfan.daemon.desk.board import Noticeboard
 from certfan.daemon.desk.configured import Configured
 from certfan.daemon.desk.doctor import Doctor
 from certfan.daemon.desk.enroller import Enroller
+from certfan.daemon.disk import Disk
 from certfan.daemon.health import Health
 from certfan.daemon.issuing.accounts import Accounts
 from certfan.daemon.issuing.issuer import Issuer
@@ -127,10 +128,20 @@ class Wiring:
         )
 
     @cached_property
+    def disk(self) -> Disk:
+        """What syncs the files of orders."""
+        return Disk()
+
+    @cached_property
     def issuer(self) -> Issuer:
         """Whoever carries orders."""
         return Issuer(
-            store=self.store, state=self.state, journal=self.journal, accounts=self.accounts, clock=now
+            store=self.store,
+            state=self.state,
+            journal=self.journal,
+            accounts=self.accounts,
+            disk=self.disk,
+            clock=now,
         )
 
     @cached_property

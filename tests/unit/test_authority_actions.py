@@ -27,6 +27,7 @@ from certfan.core.model import (
 from certfan.daemon.authority import make_account_key
 from certfan.daemon.config import loading as config
 from certfan.daemon.desk.authority_actions import AuthorityActions, how_to_stage
+from certfan.daemon.disk import Disk
 from certfan.daemon.issuing.accounts import Accounts
 from certfan.daemon.issuing.issuer import Issuer
 from certfan.daemon.status.model import as_json
@@ -71,6 +72,7 @@ class Office:
             state=fleet.state,
             journal=fleet.journal,
             accounts=self.accounts,
+            disk=Disk(),
             clock=fleet.clock,
         )
         self.ca.fetched = self.issuer.tokens.fetched

@@ -15,6 +15,7 @@ from certfan import pki, tls
 from certfan.core.model import Authority, Certificate, Desired, Generation, Identifier, Reason
 from certfan.core.steps import Issue
 from certfan.daemon.authority import AcmeAuthority, make_account_key
+from certfan.daemon.disk import Disk
 from certfan.daemon.issuing.accounts import Accounts
 from certfan.daemon.issuing.issuer import Issuer
 from certfan.daemon.issuing.known import Known
@@ -76,7 +77,9 @@ class Place:
             make_key=make_account_key,
             clock=clock,
         )
-        issuer = Issuer(store=store, state=self.state, journal=journal, accounts=accounts, clock=clock)
+        issuer = Issuer(
+            store=store, state=self.state, journal=journal, accounts=accounts, disk=Disk(), clock=clock
+        )
         self.ca.fetched = issuer.tokens.fetched
         return issuer
 

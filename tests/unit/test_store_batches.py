@@ -1,6 +1,9 @@
 """What waits together is committed together, and what fails takes nothing along."""
 
 import asyncio
+import contextlib
+import errno
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -10,10 +13,28 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, event
 
+from certfan.daemon.disk import Disk
 from certfan.daemon.store import engine, wishes
 from certfan.daemon.store.batches import Batches
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+class HeldDisk(Disk):
+    """Ends no sync before it is told to, if it is held; fails all that come if it is broken."""
+
+    held: list[asyncio.Future[None]] | None = None
+    broken = False
+
+    def sync(self, fd: int) -> asyncio.Future[None]:
+        if not self.broken and self.held is None:
+            return super().sync(fd)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.broken:
+            future.set_exception(OSError(errno.EIO, "Input/output error"))
+        elif self.held is not None:
+            self.held.append(future)
+        return future
 
 
 class Rig:
@@ -21,7 +42,8 @@ class Rig:
 
     def __init__(self, thread: ThreadPoolExecutor, db: Connection) -> None:
         self.commits = self.undone = 0
-        self.batches = Batches(thread, db, self._note_undone)
+        self.disk = HeldDisk()
+        self.batches = Batches(thread, db, self._note_undone, self.disk)
         event.listen(db.engine, "commit", self._note_commit)
 
     def _note_commit(self, _db: Connection) -> None:
@@ -30,9 +52,9 @@ class Rig:
     def _note_undone(self) -> None:
         self.undone += 1
 
-    async def all_of(self, *calls: Callable[[Connection], object]) -> list[object]:
+    async def all_of(self, *calls: Callable[[Connection], object], brief: bool = False) -> list[object]:
         """Ask all in one breath; an error stands for the answer of what raised it."""
-        tasks = [asyncio.create_task(self.batches.do(call)) for call in calls]
+        tasks = [asyncio.create_task(self.batches.do(call, brief=brief)) for call in calls]
         await asyncio.wait(tasks)
         return [task.exception() or task.result() for task in tasks]
 
@@ -44,7 +66,10 @@ class Rig:
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     with ThreadPoolExecutor(max_workers=1) as thread:
         db = await asyncio.wrap_future(thread.submit(engine.open_database, tmp_path / "db", lambda: NOW))
-        yield Rig(thread, db)
+        made = Rig(thread, db)
+        yield made
+        await made.batches.finish()
+        made.disk.close()
         await asyncio.wrap_future(thread.submit(engine.shut, db))
 
 
@@ -69,13 +94,72 @@ async def test_what_comes_while_others_are_done_is_one_transaction(rig: Rig) -> 
     assert await rig.known() == {f"{part}{n}" for part in "ab" for n in range(20)}
 
 
-async def test_a_call_that_fails_takes_no_other_along(rig: Rig) -> None:
+@pytest.mark.parametrize("brief", [True, False])
+async def test_a_call_that_fails_takes_no_other_along(rig: Rig, brief: bool) -> None:
     """Nothing of it has happened, everything of those before and after it has, and each hears its own end."""
-    first, *answers = await rig.all_of(asks("first"), asks("a"), half_done, asks("b"), wishes.asked)
+    first, *answers = await rig.all_of(
+        asks("first"), asks("a"), half_done, asks("b"), wishes.asked, brief=brief
+    )
 
     assert (first, answers[0], answers[2]) == (None, None, None)
     assert isinstance(answers[1], ValueError)
     assert set(answers[3]) == await rig.known() == {"first", "a", "b"}
+
+
+async def test_nobody_hears_of_a_write_before_it_is_on_the_disk(rig: Rig) -> None:
+    """Not of a brief one, nor of one that a thread has done, nor of a read that has seen it."""
+    rig.disk.held = []
+    for brief in (True, False):
+        tasks = [asyncio.create_task(rig.batches.do(call, brief=brief)) for call in (asks("a"), wishes.asked)]
+        async with asyncio.timeout(30):
+            while not rig.disk.held:
+                await asyncio.sleep(0.001)
+        before = [task.done() for task in tasks]
+        rig.disk.held.pop().set_result(None)
+        await asyncio.wait(tasks)
+
+        assert [False, False] == before
+
+
+@pytest.mark.parametrize("brief", [True, False])
+async def test_what_could_not_be_synced_is_never_again_said_to_be_there(rig: Rig, brief: bool) -> None:
+    """Whoever asked hears it, and all who ask later, as a sync that succeeds then would prove nothing."""
+    rig.disk.broken = True
+    failed = await rig.all_of(asks("a"), wishes.asked, brief=brief)
+    rig.disk.broken = False
+    later = await rig.all_of(wishes.asked, asks("b"), brief=brief)
+
+    assert [OSError] * 4 == [type(answer) for answer in (*failed, *later)]
+    assert not rig.batches.rests
+
+
+async def test_whoever_holds_the_database_does_not_hold_the_loop(rig: Rig, tmp_path: Path) -> None:
+    """A brief call waits for a foreign writer in the thread, and is done when that one has ended."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "db", isolation_level=None)) as foreign:
+        foreign.execute("BEGIN IMMEDIATE")
+        task = asyncio.create_task(rig.batches.do(asks("a"), brief=True))
+        async with asyncio.timeout(30):
+            while not rig.undone:  # it was tried, and given to the thread
+                await asyncio.sleep(0)
+        done_before = task.done()
+        foreign.execute("COMMIT")
+    await task
+
+    assert not done_before
+    assert {"a"} == await rig.known()
+
+
+async def test_the_log_is_emptied_into_the_database_in_time(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would grow for as long as the process lives: what was written long ago is found without it."""
+    monkeypatch.setattr(engine, "LONG", 10)
+    for n in range(25):
+        await rig.batches.do(asks(f"a{n}"), brief=True)
+    with contextlib.closing(sqlite3.connect(f"file:{tmp_path}/db?immutable=1", uri=True)) as without_log:
+        found = {name for (name,) in without_log.execute("SELECT certificate FROM asked")}
+
+    assert {f"a{n}" for n in range(14)} <= found
 
 
 async def test_it_is_told_when_something_was_taken_back(rig: Rig) -> None:

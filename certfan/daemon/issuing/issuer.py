@@ -18,6 +18,7 @@ from certfan.core.model import Authority, Certificate, Desired, Generation, Prob
 from certfan.core.pace import Pace
 from certfan.core.steps import Issue
 from certfan.core.subjects import order_subject
+from certfan.daemon.disk import Disk
 from certfan.daemon.issuing.accounts import Accounts
 from certfan.daemon.issuing.known import Known
 from certfan.daemon.issuing.material import Material, Stock
@@ -41,6 +42,7 @@ class Issuer:
         state: StateFolder,
         journal: Journal,
         accounts: Accounts,
+        disk: Disk,
         clock: Callable[[], datetime],
     ) -> None:
         self.tokens = Tokens()
@@ -49,6 +51,7 @@ class Issuer:
         self._stock = Stock(state)
         self._journal = journal
         self._accounts = accounts
+        self._disk = disk
         self._clock = clock
         self._under_way: dict[str, Order] = {}
         self._paces: dict[str, Pace] = {}  # of each authority
@@ -160,9 +163,10 @@ class Issuer:
         """Return the open try for exactly this definition, begun now unless there is one, and what it is ordered with.
 
         The key is durable before anybody hears of it, and kept by every later try of this generation. Whatever waits
-        for the disk does so in a thread: answers to challenges never wait for an order.
+        for the disk does so beside the loop: answers to challenges never wait for an order.
         """
         name = certificate.name
+        run = asyncio.to_thread if certificate.key_type.is_slow else self._disk.run
         known = known or Known.of(await self._store.facts(), name)
         generations, spent = known.generations, known.spent
         asked = self._answered(certificate, known)
@@ -170,7 +174,7 @@ class Issuer:
         if (open_one := known.open_one) is not None:
             number = open_one.generation
             if _fits(open_one, certificate, step) and (asked is None or asked.generation == number):
-                going_on = await asyncio.to_thread(self._stock.begun, certificate, number, spent, csr)
+                going_on = await run(self._stock.begun, certificate, number, spent, csr)
                 if going_on is not None:
                     return open_one, going_on
             problem = Problem("authority.refused", f"{name}: its definition or its authority has changed")
@@ -180,9 +184,7 @@ class Issuer:
             number, material = await self._take(certificate, asked, generations, spent, floor)
         else:
             like = key_to_reuse(certificate, generations, spent, self._clock())
-            number, material = await asyncio.to_thread(
-                self._next, certificate, generations, spent, floor, like
-            )
+            number, material = await run(self._next, certificate, generations, spent, floor, like)
         replaces = self._predecessor(certificate, step.authority, known)
         begun = await self._store.begin_issuance(
             name,
@@ -240,7 +242,7 @@ class Issuer:
         is_free = number > max([floor, *(g.number for g in generations)])
         going_on = None
         if is_free:
-            going_on = await asyncio.to_thread(self._stock.begun, certificate, number, spent, asked.csr)
+            going_on = await self._disk.run(self._stock.begun, certificate, number, spent, asked.csr)
         if going_on is None or going_on.key in spent:
             await self._store.drop_csr(name, number)
             raise RequestInvalid(
@@ -273,7 +275,7 @@ class Issuer:
         chain = await self._chain(order, certificate, authority, material, fullchain)
         leaf = chain.leaf
         try:
-            await asyncio.to_thread(self._verify_and_save, chain, name, number, authority)
+            await self._disk.run(self._verify_and_save, chain, name, number, authority)
         except PkiError as error:
             error.hint = (
                 f"check roots_file of authority {authority.name} and the clock; run: certfan renew {name}"

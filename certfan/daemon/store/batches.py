@@ -1,6 +1,7 @@
-"""The store's one thread: what waits together is committed together, so that it waits for the disk once.
+"""One transaction after the other: what waits together is committed together, so that it waits for the disk once.
 
-What must never come in: a query, or which engine it is.
+Brief calls are done on the loop itself: with a thread they would fight for the interpreter, which costs several times
+what they take. What must never come in: a query, or which engine it is.
 """
 
 from __future__ import annotations
@@ -12,10 +13,15 @@ from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import Connection
 
+from certfan.daemon.disk import Disk
+from certfan.daemon.store.engine import Log, patiently
+
 T = TypeVar("T")
 MOST_LATE = 0.02  # seconds that what nobody waits for may stay unwritten
 Call: TypeAlias = Callable[[Connection], Any]
-Waiting: TypeAlias = tuple[list[asyncio.Future[Any]], Call]  # for whom it is done, and what
+Waiting: TypeAlias = tuple[
+    list[asyncio.Future[Any]], Call, bool
+]  # for whom it is done, what, whether it is brief
 Outcome: TypeAlias = tuple[Any, Exception | None]
 
 
@@ -23,36 +29,45 @@ class Batches:
     """Does calls in the order in which they were made, each of them whole or not at all.
 
     Those that come while others are being done are the next transaction. One that fails takes no other along: then
-    all of its transaction are done again, each in its own. `undone` is told that something was taken back.
+    all of its transaction are done again, each in its own. `undone` is told that something was taken back. Whoever
+    asked hears its end when the database's log is on the disk.
     """
 
-    def __init__(self, thread: ThreadPoolExecutor, db: Connection, undone: Callable[[], None]) -> None:
+    def __init__(
+        self, thread: ThreadPoolExecutor, db: Connection, undone: Callable[[], None], disk: Disk
+    ) -> None:
         self._thread = thread
         self._db = db
+        self._log = Log(db)
         self._undone = undone
+        self._disk = disk
         self._waiting: list[Waiting] = []
         self._joined: dict[Callable[..., object], tuple[list[asyncio.Future[Any]], list[Any]]] = {}
-        self._at_work: asyncio.Future[list[Outcome]] | None = None
+        self._at_work: asyncio.Future[Any] | None = None
         self._hurry = False  # whether somebody waits for what waits
-        self._due: asyncio.TimerHandle | None = None
+        self._due: asyncio.Handle | None = None
         self._due_soon = False
+        self._lost: OSError | None = None
 
-    async def do(self, call: Callable[[Connection], T]) -> T:
-        """Return what the call returns, once it is committed. Cancelled, it happens whole or not at all."""
+    async def do(self, call: Callable[[Connection], T], *, brief: bool = False) -> T:
+        """Return what the call returns, once it is durable. Cancelled, it happens whole or not at all.
+
+        A `brief` one touches a few rows that it has the keys of.
+        """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put([future], call, soon=True)
+        self._put([future], call, soon=True, brief=brief)
         return await future
 
     def do_along(self, call: Callable[[Connection], T]) -> asyncio.Future[T]:
-        """Have a call done along with whatever is asked next, at the latest after a moment; nobody waits for it."""
+        """Have a brief call done along with whatever is asked next, at the latest after a moment; nobody waits for it."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put([future], call, soon=False)
+        self._put([future], call, soon=False, brief=True)
         return future
 
     def join(
         self, call: Callable[[Connection, list[T]], object], what: Iterable[T], *, soon: bool = True
     ) -> asyncio.Future[object]:
-        """Have one call do all that waits for it, in order; the future is done when that is committed.
+        """Have one brief call do all that waits for it, in order; the future is done when that is durable.
 
         Not `soon` is as `do_along`.
         """
@@ -64,24 +79,25 @@ class Batches:
             self._arrange(soon=soon)
         else:
             futures, items = self._joined[call] = [future], list(what)
-            self._put(futures, lambda db: call(db, items), soon=soon)
+            self._put(futures, lambda db: call(db, items), soon=soon, brief=True)
         return future
 
     @property
     def rests(self) -> bool:
-        """Whether nothing is being done, and nothing waits but what joins: until the next call its thread does nothing."""
-        return self._at_work is None and len(self._waiting) == len(self._joined)
+        """Whether nothing is being done, and nothing waits but what joins: until the next call nothing is written."""
+        return self._at_work is None and self._lost is None and len(self._waiting) == len(self._joined)
 
     async def finish(self) -> None:
-        """Return when all that was asked is done."""
+        """Return when all that was asked is done, and the log is not needed any more; repeatable."""
         while self._waiting or self._at_work is not None:
             if self._at_work is None:
                 self._begin()
             else:
                 await asyncio.wait([self._at_work])
+        self._log.close()
 
-    def _put(self, futures: list[asyncio.Future[Any]], call: Call, *, soon: bool) -> None:
-        self._waiting.append((futures, call))
+    def _put(self, futures: list[asyncio.Future[Any]], call: Call, *, soon: bool, brief: bool) -> None:
+        self._waiting.append((futures, call, brief))
         self._arrange(soon=soon)
 
     def _arrange(self, *, soon: bool) -> None:
@@ -92,7 +108,8 @@ class Batches:
         if self._due is not None:
             self._due.cancel()
         # Never at once: what others ask in this turn of the loop is committed along.
-        self._due = asyncio.get_running_loop().call_later(0 if soon else MOST_LATE, self._begin)
+        loop = asyncio.get_running_loop()
+        self._due = loop.call_soon(self._begin) if soon else loop.call_later(MOST_LATE, self._begin)
         self._due_soon = soon
 
     def _begin(self) -> None:
@@ -101,17 +118,47 @@ class Batches:
         self._due, self._hurry = None, False
         batch, self._waiting = self._waiting, []
         self._joined.clear()
-        calls = [call for _, call in batch]
-        self._at_work = asyncio.get_running_loop().run_in_executor(self._thread, self._work, calls)
-        self._at_work.add_done_callback(lambda done: self._deliver(batch, done))
+        calls = [call for _, call, _ in batch]
+        if self._lost is not None:
+            self._deliver(batch, [(None, self._lost)] * len(batch))
+        elif (outcomes := self._on_the_loop(batch, calls)) is not None:
+            self._sync(batch, outcomes)
+        else:
+            self._at_work = asyncio.get_running_loop().run_in_executor(self._thread, self._work_long, calls)
+            self._at_work.add_done_callback(lambda done: self._sync(batch, done.result()))
 
-    def _deliver(self, batch: Sequence[Waiting], done: asyncio.Future[list[Outcome]]) -> None:
+    def _on_the_loop(self, batch: Sequence[Waiting], calls: Sequence[Call]) -> list[Outcome] | None:
+        """Do all of it at once, if that takes no time; None if it does, one call fails, or somebody holds the database."""
+        if self._log.is_long or not all(brief for _, _, brief in batch):
+            return None
+        try:
+            return self._together(calls)
+        except Exception:  # noqa: BLE001 - it is done again, and whoever asked hears how that ends
+            self._undone()
+            return None
+
+    def _sync(self, batch: Sequence[Waiting], outcomes: Sequence[Outcome]) -> None:
+        if not self._log.grew():
+            self._deliver(batch, outcomes)
+            return
+        self._at_work = self._disk.sync(self._log.fd)
+        self._at_work.add_done_callback(lambda synced: self._synced(batch, outcomes, synced.exception()))
+
+    def _synced(
+        self, batch: Sequence[Waiting], outcomes: Sequence[Outcome], error: BaseException | None
+    ) -> None:
+        if isinstance(error, OSError):
+            # What the kernel could not write it has given up: a second sync that succeeds would prove nothing.
+            self._lost, outcomes = error, [(None, error)] * len(batch)
+        self._deliver(batch, outcomes)
+
+    def _deliver(self, batch: Sequence[Waiting], outcomes: Sequence[Outcome]) -> None:
         self._at_work = None
         if self._hurry:
-            self._begin()
+            self._arrange(soon=True)
         elif self._waiting:
             self._arrange(soon=False)
-        for (futures, _), (value, error) in zip(batch, done.result(), strict=True):
+        for (futures, _, _), (value, error) in zip(batch, outcomes, strict=True):
             for future in futures:
                 if future.done():
                     continue
@@ -120,12 +167,21 @@ class Batches:
                 else:
                     future.set_exception(error)
 
+    def _work_long(self, calls: Sequence[Call]) -> list[Outcome]:
+        with patiently(self._db):
+            if self._log.is_long:
+                self._log.empty()
+            return self._work(calls)
+
     def _work(self, calls: Sequence[Call]) -> list[Outcome]:
         try:
-            with self._db.begin():
-                return [(call(self._db), None) for call in calls]
+            return self._together(calls)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is given to whoever asked
             self._undone()
             if len(calls) == 1:
                 return [(None, error)]
         return [self._work([call])[0] for call in calls]
+
+    def _together(self, calls: Sequence[Call]) -> list[Outcome]:
+        with self._db.begin():
+            return [(call(self._db), None) for call in calls]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -23,13 +24,16 @@ from certfan.errors import SchemaTooNew
 
 KEPT = 3  # copies of before a migration
 REVISION = "0005"  # the newest file in migrations/versions; revisions are numbers of four digits
-BUSY_TIMEOUT = 5.0  # seconds; only an admin with a shell can hold this database
+BUSY_TIMEOUT = 5000  # milliseconds; only an admin with a shell can hold this database
+LONG = 1000  # rows written since the log's contents were last brought into the database: then it is time to
 
 insert = sqlite.insert  # can say what becomes of a row that is there already, as PostgreSQL's can
 
 
 def open_database(path: Path, clock: Callable[[], datetime]) -> Connection:
-    """Return the one connection, its schema up to date. Must be called in the thread that will use it.
+    """Return the one connection, its schema up to date; for any thread, but never for two at once.
+
+    What it commits is durable when its log (`Log`) was synced.
 
     Raises:
         SchemaTooNew: a newer release has written it.
@@ -40,11 +44,29 @@ def open_database(path: Path, clock: Callable[[], datetime]) -> Connection:
         files.sync_folder(path.parent)
     db = _engine(path).connect()
     try:
-        _migrate(db, path, clock)
+        with patiently(db):
+            _migrate(db, path, clock)
     except BaseException:
         shut(db)
         raise
     return db
+
+
+@contextlib.contextmanager
+def patiently(db: Connection) -> Iterator[None]:
+    """Wait for a foreign writer meanwhile; else a transaction fails at once where one holds the database."""
+    driver = _driver(db)
+    driver.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT}")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA busy_timeout = 0")
+
+
+def _driver(db: Connection) -> sqlite3.Connection:
+    driver = db.connection.dbapi_connection
+    assert isinstance(driver, sqlite3.Connection)
+    return driver
 
 
 def shut(db: Connection) -> None:
@@ -53,12 +75,51 @@ def shut(db: Connection) -> None:
     db.engine.dispose()
 
 
+class Log:
+    """The write-ahead log of an open database: a commit is durable when it was synced (sqlite.org/wal.html, section 2.2).
+
+    As with `synchronous = FULL`, but the one who commits decides how to wait.
+    """
+
+    def __init__(self, db: Connection) -> None:
+        self._driver = _driver(db)
+        assert db.engine.url.database
+        path = Path(f"{db.engine.url.database}-wal")
+        # SQLite locks other files than this one, so nothing is lost when it is closed.
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        files.sync_folder(path.parent)  # its name
+        self._synced = self._emptied = 0  # changes, when that was last done; nothing is known of those before
+        os.fsync(self.fd)
+
+    def grew(self) -> bool:
+        """Whether something was written since this was last asked."""
+        before, self._synced = self._synced, self._driver.total_changes
+        return before != self._synced
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is time to empty it."""
+        return self._driver.total_changes - self._emptied >= LONG
+
+    def empty(self) -> None:
+        """Bring what it holds into the database, as far as no reader needs it here; waits for the disk."""
+        self._emptied = self._driver.total_changes
+        with contextlib.suppress(sqlite3.Error):  # it holds everything still, and is emptied later
+            self._driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def close(self) -> None:
+        """Let the file go; repeatable."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
 def _engine(path: Path) -> Engine:
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
         poolclass=NullPool,
         # The driver would begin transactions late and end them before DDL; we say BEGIN ourselves.
-        connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT},
+        connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT / 1000, "check_same_thread": False},
     )
     event.listen(engine, "connect", _set_up)
     event.listen(engine, "begin", _begin)
@@ -66,7 +127,14 @@ def _engine(path: Path) -> Engine:
 
 
 def _set_up(connection: sqlite3.Connection, _record: object) -> None:
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
+    # A commit goes into the log and waits for no disk: whoever committed syncs the log, and empties it in time.
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = NORMAL",
+        "wal_autocheckpoint = 0",
+        "foreign_keys = ON",
+        "secure_delete = ON",
+    ):
         connection.execute(f"PRAGMA {pragma}")
 
 
@@ -114,9 +182,7 @@ def _last_writer(db: Connection) -> str:
 def _back_up(db: Connection, path: Path, now: datetime) -> None:
     """Copy the database, as it is before a migration, to a private file beside it; durable on return."""
     copy = path.with_name(f"{path.name}.before-{REVISION}.{now.astimezone(UTC):%Y%m%dT%H%M%SZ}")
-    source = db.connection.dbapi_connection
-    assert isinstance(source, sqlite3.Connection)
-    files.write_private(copy, source.serialize())
+    files.write_private(copy, _driver(db).serialize())
     for old in sorted(path.parent.glob(f"{path.name}.before-*"), key=lambda kept: kept.name[-16:])[:-KEPT]:
         old.unlink()
 

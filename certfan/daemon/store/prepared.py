@@ -115,6 +115,7 @@ def drive(db: Connection, sql: str, parameters: Sequence[Any] = (), *, many: boo
     try:
         (cursor.executemany if many else cursor.execute)(sql, parameters)
     except db.dialect.loaded_dbapi.Error as error:
+        cursor.close()  # what refers to the error would keep it, and who drops that waits until no other thread uses the database
         kind = db.dialect.loaded_dbapi.Error
         raise DBAPIError.instance(sql, parameters, error, kind, dialect=db.dialect) from error
     return cursor

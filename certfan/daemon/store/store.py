@@ -1,4 +1,4 @@
-"""The store's one thread, and the table of contents of what can be asked of it."""
+"""The store: one database, its log synced beside the loop, and the table of contents of what can be asked of it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, IntegrityError, ProgrammingError
 
 from certfan import log
+from certfan.daemon.disk import Disk
 from certfan.daemon.store import (
     boots,
     checking,
@@ -42,24 +43,31 @@ T = TypeVar("T")
 
 
 def transaction(
-    query: Callable[Concatenate[Connection, P], T],
+    query: Callable[Concatenate[Connection, P], T], *, brief: bool = False
 ) -> Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]:
-    """Make a method of the store of a query: whole or not at all, in a transaction with what waits beside it."""
+    """Make a method of the store of a query: whole or not at all, in a transaction with what waits beside it.
+
+    A `brief` one touches a few rows by their keys, and is done on the loop; any other in a thread.
+    """
 
     async def ask(self: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
         with self._translated():
-            return await self._batches.do(lambda db: query(db, *args, **kwargs))
+            return await self._batches.do(lambda db: query(db, *args, **kwargs), brief=brief)
 
     return update_wrapper(ask, query)
 
 
+brief = partial(transaction, brief=True)
+
+
 class Store:
-    """Facts, durable when a call returns: one connection on one owned thread, each call whole or not at all.
+    """Facts, durable when a call returns: one connection, for the loop and one thread in turns, each call whole or not at all.
 
     A call that is cancelled has happened whole or not at all. Calls happen in the order in which they were made.
 
     Raises (every call):
-        StoreFailed: the database cannot be read or written; nothing of the call has happened.
+        StoreFailed: the database cannot be read or written; nothing of the call has happened. Or its log could not be
+            made durable; then every later call raises it too, and what is so is known when it is opened again.
     """
 
     def __init__(self, thread: ThreadPoolExecutor, db: Connection, path: Path) -> None:
@@ -67,7 +75,8 @@ class Store:
         self._db = db
         self._path = path
         self._snapshot = Snapshot(db)
-        self._batches = Batches(thread, db, self._snapshot.forget)
+        self._disk = Disk()
+        self._batches = Batches(thread, db, self._snapshot.forget, self._disk)
 
     @classmethod
     async def open(cls, path: str | Path, clock: Callable[[], datetime]) -> Store:
@@ -94,6 +103,7 @@ class Store:
         if not self._db.closed:
             await asyncio.get_running_loop().run_in_executor(self._thread, engine.shut, self._db)
         self._thread.shutdown(wait=False)
+        self._disk.close()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -101,13 +111,16 @@ class Store:
             yield
         except (IntegrityError, ProgrammingError):
             raise  # ours: a bug, no failure of the database
-        except DatabaseError as error:
+        except (DatabaseError, OSError) as error:
             raise _failed(self._path, error) from error
 
     async def facts(self) -> StoreFacts:
         """Return all that the reconciler reads at a tick, as one transaction sees it; mostly without a hop."""
         # Events are no part of it: they may wait.
-        known = self._snapshot.read_on() if self._batches.rests else None
+        if self._batches.rests:
+            known = self._snapshot.read_on()
+        else:
+            known = await brief(lambda _: self._snapshot.read_on())(self)
         return known or await transaction(self._snapshot.read)(self)
 
     async def standing(self, serial: str) -> Standing | None:
@@ -163,18 +176,18 @@ class Store:
     last_events = transaction(process.last_events)
     story = transaction(process.story)
 
-    begin_issuance = transaction(issuing.begin_issuance)
-    record_order_url = transaction(issuing.record_order_url)
-    drop_replaces = transaction(issuing.drop_replaces)
-    abandon_issuance = transaction(issuing.abandon_issuance)
+    begin_issuance = brief(issuing.begin_issuance)
+    record_order_url = brief(issuing.record_order_url)
+    drop_replaces = brief(issuing.drop_replaces)
+    abandon_issuance = brief(issuing.abandon_issuance)
     open_issuances = transaction(issuing.open_issuances)
     closed_issuances = transaction(issuing.closed_issuances)
     orders_sent = transaction(issuing.orders_sent)
-    record_token = transaction(issuing.record_token)
+    record_token = brief(issuing.record_token)
     tokens = transaction(issuing.tokens)
-    drop_tokens = transaction(issuing.drop_tokens)
+    drop_tokens = brief(issuing.drop_tokens)
 
-    record_generation = transaction(issued.record_generation)
+    record_generation = brief(issued.record_generation)
     record_copy = transaction(issued.record_copy)
     record_adopted = transaction(issued.record_adopted)
     highest_number = transaction(issued.highest_number)
@@ -187,9 +200,9 @@ class Store:
     renewal_infos = transaction(issued.renewal_infos)
 
     ask_csr = transaction(signing.ask_csr)
-    record_csr = transaction(signing.record_csr)
+    record_csr = brief(signing.record_csr)
     refuse_csr = transaction(signing.refuse_csr)
-    drop_csr = transaction(signing.drop_csr)
+    drop_csr = brief(signing.drop_csr)
 
     spends = transaction(spending.spends)
     leftovers = transaction(spending.leftovers)
@@ -200,8 +213,8 @@ class Store:
     checks = transaction(checking.checks)
     keep_checks = transaction(checking.keep_checks)
 
-    record_attempt = transaction(wishes.record_attempt)
-    clear_attempt = transaction(wishes.clear_attempt)
+    record_attempt = brief(wishes.record_attempt)
+    clear_attempt = brief(wishes.clear_attempt)
     attempts = transaction(wishes.attempts)
     ask_renewal = transaction(wishes.ask_renewal)
     asked = transaction(wishes.asked)
@@ -263,7 +276,8 @@ def _say_if_lost(told: asyncio.Future[Any]) -> None:
         _log.error("record.lost", problem=str(error))
 
 
-def _failed(path: Path, error: DatabaseError) -> StoreFailed:
+def _failed(path: Path, error: DatabaseError | OSError) -> StoreFailed:
+    cause = error.orig if isinstance(error, DatabaseError) else error
     return StoreFailed(
-        f"database {path} cannot be used: {error.orig}", subject=str(path), hint=f"run: df {path.parent}"
+        f"database {path} cannot be used: {cause}", subject=str(path), hint=f"run: df {path.parent}"
     )

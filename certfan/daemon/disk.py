@@ -1,0 +1,131 @@
+"""Waiting for the disk beside the loop, without a thread: the kernel syncs, the loop hears when it is done.
+
+A thread that waits takes the interpreter from the loop at every call before and after: a quarter of what an order
+cost. What must never come in: what is written, and where.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import ParamSpec, TypeAlias, TypeVar
+
+from caio.abstract import AbstractOperation
+from caio.linux_aio import Context, Operation
+
+from certfan import files, log
+from certfan.daemon.bridge import await_, in_greenlet
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Asked: TypeAlias = tuple[int, asyncio.Future[None]]  # a descriptor, and whoever waits for it
+AT_ONCE = 256  # syncs that the kernel is asked for; more than that wait in threads
+
+_log = log.get("disk")
+
+
+class Disk:
+    """Syncs files by the kernel's AIO (io_submit(2), IOCB_CMD_FSYNC), in threads where the kernel refuses.
+
+    Belongs to the event loop that runs when it is made. A sync that was begun ends, whoever waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._asked: list[Asked] = []
+        self._kernel: Context | None = None
+        try:
+            self._kernel = Context(AT_ONCE)
+        except SystemError as error:  # no AIO in this kernel, for this process, or no more of it
+            _log.info("aio.unavailable", problem=str(error))
+        else:
+            self._loop.add_reader(self._kernel.fileno, self._hear)
+
+    def close(self) -> None:
+        """Hear of nothing any more; repeatable. Whoever still waits is cancelled."""
+        if self._kernel is not None:
+            self._loop.remove_reader(self._kernel.fileno)
+            self._kernel = None
+
+    def sync(self, fd: int) -> asyncio.Future[None]:
+        """Return a future that is done when all that was written to a file, and its length, is on the disk.
+
+        The descriptor stays open until then, or the future is cancelled before it is closed. Its error is an OSError.
+        """
+        future: asyncio.Future[None] = self._loop.create_future()
+        if not self._asked:  # what others ask in this turn of the loop goes along
+            self._loop.call_soon(self._ask)
+        self._asked.append((fd, future))
+        return future
+
+    async def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run code that writes files (certfan.files) on the loop; only where it waits for the disk, others run.
+
+        Cancelled, the CancelledError is raised inside `fn` where it waits, and comes out when `fn` has unwound.
+        """
+
+        def waiting() -> T:
+            token = files.syncing.set(self._wait)
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                files.syncing.reset(token)
+
+        return await in_greenlet(waiting)
+
+    def _wait(self, fd: int) -> None:
+        await_(self.sync(fd))
+
+    def _ask(self) -> None:
+        asked = [one for one in self._asked if not one[1].done()]  # whoever left may have closed his file
+        self._asked.clear()
+        for fd, future in asked[self._begin(asked) :]:
+            threaded = self._loop.run_in_executor(None, os.fsync, fd)
+            threaded.add_done_callback(partial(_tell, future))
+
+    def _begin(self, asked: list[Asked]) -> int:
+        """Ask the kernel; return how many of them, from the first on, it has taken."""
+        if self._kernel is None:
+            return 0
+        operations = []
+        for fd, future in asked:
+            operation = Operation.fsync(fd)
+            operation.set_callback(partial(_end, operation, future))
+            operations.append(operation)
+        try:
+            return self._kernel.submit(*operations)
+        except (OverflowError, ValueError, SystemError) as error:
+            _log.info("aio.refused", problem=str(error))
+            return 0
+
+    def _hear(self) -> None:
+        assert self._kernel is not None
+        with contextlib.suppress(BlockingIOError):
+            self._kernel.poll()
+        # It takes some more than it was made for.
+        while self._kernel.process_events(AT_ONCE) == AT_ONCE:
+            pass
+
+
+def _end(operation: AbstractOperation, future: asyncio.Future[None], _result: int) -> None:
+    if future.done():
+        return
+    try:
+        operation.get_value()
+    except SystemError as error:  # it tells the text, not the number
+        future.set_exception(OSError(errno.EIO, str(error)))
+    else:
+        future.set_result(None)
+
+
+def _tell(future: asyncio.Future[None], threaded: asyncio.Future[None]) -> None:
+    if future.done():
+        return
+    if error := threaded.exception():
+        future.set_exception(error)
+    else:
+        future.set_result(None)

@@ -1,0 +1,110 @@
+"""What is written is on the disk when its sync is done; the loop goes on meanwhile, with the kernel's help or without."""
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Never
+
+import pytest
+
+from certfan import files
+from certfan.daemon import disk
+from certfan.daemon.disk import AT_ONCE, Disk
+
+
+@pytest.fixture(params=["kernel", "threads"])
+async def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Disk]:
+    """A disk where the kernel syncs, and one where it refuses to be asked."""
+    if request.param == "threads":
+
+        def refuse(_: int) -> Never:
+            raise SystemError("Operation not permitted")
+
+        monkeypatch.setattr(disk, "Context", refuse)
+    made = Disk()
+    yield made
+    made.close()
+    made.close()
+
+
+async def test_more_syncs_than_the_kernel_takes_at_once_all_end(either: Disk, tmp_path: Path) -> None:
+    """Those above its limit wait in threads."""
+    with (tmp_path / "file").open("wb") as file:
+        file.write(b"x")
+        file.flush()
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(either.sync(file.fileno()) for _ in range(2 * AT_ONCE)))
+
+
+async def test_a_sync_that_fails_says_why_and_takes_no_other_along(either: Disk, tmp_path: Path) -> None:
+    """A pipe cannot be synced and a closed file is none; the file beside them is."""
+    reading, writing = os.pipe()
+    with (tmp_path / "file").open("wb") as file:
+        closed = os.dup(file.fileno())
+        os.close(closed)
+        syncs = [either.sync(fd) for fd in (writing, file.fileno(), closed, file.fileno())]
+        async with asyncio.timeout(60):
+            await asyncio.wait(syncs)
+    os.close(reading)
+    os.close(writing)
+
+    found = [sync.exception() for sync in syncs]
+    codes = [one.errno if isinstance(one, OSError) else one for one in found]
+    assert [errno.EINVAL, None, errno.EBADF, None] == codes
+
+
+async def test_code_that_writes_files_waits_on_the_loop_and_others_run(either: Disk, tmp_path: Path) -> None:
+    """No thread runs it, and while it waits for the disk another task gets its turn."""
+    told: list[str] = []
+
+    def write() -> int:
+        files.write_private(tmp_path / "key.pem", b"secret")
+        told.append("written")
+        return threading.get_ident()
+
+    async def other() -> None:
+        told.append("other")
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        written = group.create_task(either.run(write))
+        group.create_task(other())
+
+    assert ["other", "written"] == told
+    assert threading.get_ident() == written.result()
+    assert b"secret" == files.read_private(tmp_path / "key.pem")
+    assert files.syncing.get() is os.fsync
+
+
+async def test_cut_off_while_it_waits_it_leaves_the_old_file_and_nothing_else(
+    either: Disk, tmp_path: Path
+) -> None:
+    """Cancelled before the new file is on the disk, it has not taken the old one's name."""
+    files.write_private(tmp_path / "key.pem", b"old")
+    task = asyncio.create_task(either.run(files.write_private, tmp_path / "key.pem", b"new"))
+    await asyncio.sleep(0)  # it has written, and waits
+    there = {path.name for path in tmp_path.iterdir()}
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert 2 == len(there) and task.cancelled()
+    assert {"key.pem": b"old"} == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+async def test_an_error_of_the_disk_reaches_the_code_that_wrote(tmp_path: Path) -> None:
+    """It is an OSError there, as it would be without the loop; the old file still stands."""
+    made = Disk()
+
+    def broken(_: int) -> "asyncio.Future[None]":
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(OSError(errno.EIO, "Input/output error"))
+        return future
+
+    made.sync = broken  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="Input/output"):
+        await made.run(files.write_private, tmp_path / "key.pem", b"new")
+    made.close()
+
+    assert [] == list(tmp_path.iterdir())
