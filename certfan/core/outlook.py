@@ -68,9 +68,12 @@ def outlook(certificate: Certificate, desired: Desired, observed: Observed, now:
         and not is_published(target, where, observed)
         and not place_waits(where, observed, now)
     ]
-    requests = [] if found is None else list(_asked_of_holder(certificate, found.reason, observed, now))
+    requests: list[Wish] = []
+    if found is not None and certificate.holder:
+        requests += _asked_of_holder(certificate, found.reason, observed, now)
     asks = list(_asks(certificate.name, desired, observed, now))
     wishes = (*offers, *requests, *asks, *_instants(certificate, places, found, observed, now))
+    ahead = [wish for wish in wishes if isinstance(wish, datetime) and wish > now]
     return Outlook(
         found,
         _due(certificate, found, observed),
@@ -78,12 +81,12 @@ def outlook(certificate: Certificate, desired: Desired, observed: Observed, now:
         tuple(missing),
         _steps(requests),
         _steps(asks),
-        min((wish for wish in wishes if isinstance(wish, datetime) and wish > now), default=None),
+        min(ahead, default=None),
     )
 
 
 def _steps(wishes: list[Wish]) -> tuple[Step, ...]:
-    return tuple(wish for wish in wishes if not isinstance(wish, datetime))
+    return tuple([wish for wish in wishes if not isinstance(wish, datetime)]) if wishes else ()
 
 
 # Kept from plan to plan
@@ -202,7 +205,7 @@ def _changed(before: tuple[Mapping[Any, object], ...], after: tuple[Mapping[Any,
     keys: set[Any] = set()
     for old, new in zip(before, after, strict=True):
         if old != new:
-            keys.update(key for key, fact in new.items() if key not in old or old[key] != fact)
+            keys.update([key for key, fact in new.items() if old.get(key) != fact])
             keys.update(old.keys() - new.keys())
     return {key if isinstance(key, str) else key[0] for key in keys}
 
@@ -253,7 +256,7 @@ def _asked_of_holder(
     """Wish for the request of a consumer that makes its own keys, early: whatever holds the order up takes longer."""
     name, where = certificate.name, (certificate.name, certificate.holder)
     known = observed.signing_requests.get(name)
-    if certificate.holder and not fits(known, certificate, observed.generations.get(name, ())):
+    if not fits(known, certificate, observed.generations.get(name, ())):
         yield from place_instants(where, observed)
         if not place_waits(where, observed, now):
             yield AskCsr(*where, reason)
@@ -320,4 +323,6 @@ def _order_instants(certificate: Certificate, observed: Observed) -> Iterator[da
             yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
             yield fallback_instant(certificate, attempt, observed)
             yield from (at for at in lifts(certificate, authority, attempt, observed) if at)
-    yield from (at for facts in (observed.asked, observed.config_changed) if (at := facts.get(name)))
+    for facts in (observed.asked, observed.config_changed):
+        if (at := facts.get(name)) is not None:
+            yield at

@@ -134,12 +134,13 @@ def whom_to_ask(
     limited: list[str] = []
     for name in _authorities(certificate, desired, observed):
         attempt = observed.attempts.get(order_subject(certificate, name))
-        freed = lifts(certificate, name, attempt, observed)
-        if attempt is not None and attempt_holds(attempt, now, LONGEST_ORDER_WAIT, freed):
-            held.append((name, attempt))
-            if now < fallback_instant(certificate, attempt, observed):
-                break
-            continue
+        if attempt is not None:
+            freed = lifts(certificate, name, attempt, observed)
+            if attempt_holds(attempt, now, LONGEST_ORDER_WAIT, freed):
+                held.append((name, attempt))
+                if now < fallback_instant(certificate, attempt, observed):
+                    break
+                continue
         is_exempt = renews and is_suggested(certificate.name, name, observed, now)
         limit = None if is_exempt else limit_at(name, certificate, observed, now)
         if limit is None or limit.until <= _leave_at(certificate, now, observed):
@@ -186,14 +187,14 @@ def limit_instants(certificate: Certificate, observed: Observed, now: datetime) 
 
 
 def lifts(
-    certificate: Certificate, authority: str, attempt: Attempt | None, observed: Observed
+    certificate: Certificate, authority: str, attempt: Attempt, observed: Observed
 ) -> tuple[datetime | None, ...]:
     """Return what may have freed an attempt: somebody asked, the config changed, or its cause went away."""
     name = certificate.name
-    code = attempt.problem.code if attempt is not None else ""
+    code = attempt.problem.code
     # A path that comes and goes (one broken machine of several) must not wear the authority out: from the daily
     # step on only somebody's word frees a try.
-    is_early = attempt is not None and attempt.failures < len(ORDER_DELAYS)
+    is_early = attempt.failures < len(ORDER_DELAYS)
     return (
         observed.asked.get(name),
         observed.config_changed.get(name),
@@ -273,8 +274,10 @@ def _held_by_path(
     certificate: Certificate, authority: str, observed: Observed, now: datetime
 ) -> Holding | None:
     """Return what our own look at the way of the challenge says; a challenge that was answered needs none."""
+    if not observed.self_check:
+        return None
     begun = open_order_at(authority, certificate, observed)
-    if not observed.self_check or (begun is not None and begun.answered):
+    if begun is not None and begun.answered:
         return None
     for identifier in checked_identifiers(certificate):
         check = observed.checks.get(identifier)

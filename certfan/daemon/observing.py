@@ -13,7 +13,6 @@ from certfan.errors import KeyLost
 
 def remembered(facts: StoreFacts) -> Observed:
     """Return as much of what the plan looks at as the store alone knows."""
-    newest = {name: generations[-1].number for name, generations in facts.generations.items()}
     return Observed(
         generations=facts.generations,
         offered=facts.offered,
@@ -22,7 +21,9 @@ def remembered(facts: StoreFacts) -> Observed:
         config_changed=facts.config_changed,
         proofs=facts.proofs,
         renewals={
-            name: info for (name, number), info in facts.renewal_infos.items() if newest.get(name) == number
+            name: info
+            for (name, number), info in facts.renewal_infos.items()
+            if (generations := facts.generations.get(name)) and generations[-1].number == number
         },
         signing_requests=facts.signing_requests,
         lost_keys=dict(_lost_keys(facts)),
