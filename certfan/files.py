@@ -131,30 +131,31 @@ def private_folder(path: str | Path) -> Path:
     Raises:
         StateTooOpen: it exists, and others may look into it.
     """
-    folder = Path(path)
+    folder = os.fspath(path)
     try:
-        about = folder.stat()
+        about = os.stat(folder)
     except FileNotFoundError:
-        _make_folder(folder)
-        about = folder.stat()
+        _make_folder(os.fspath(Path(folder)))  # without a slash at its end
+        about = os.stat(folder)
     if about.st_uid != os.geteuid() or about.st_mode & 0o077:
         raise StateTooOpen(
             f"folder {folder} has mode {stat.S_IMODE(about.st_mode):04o}, owner {about.st_uid}",
-            subject=str(folder),
+            subject=folder,
             hint=f"run: chmod 700 {folder}; chown {os.geteuid()} {folder}",
         )
-    return folder
+    return Path(folder)
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: str) -> None:
     # mkdir(parents=True) would give the parents whatever the umask leaves.
+    above = os.path.dirname(folder) or "."
     with contextlib.suppress(FileExistsError):
         try:
-            folder.mkdir(mode=0o700)
+            os.mkdir(folder, 0o700)
         except FileNotFoundError:
-            _make_folder(folder.parent)
-            folder.mkdir(mode=0o700)
-    sync_folder(folder.parent)
+            _make_folder(above)
+            os.mkdir(folder, 0o700)
+    sync_folder(above)
 
 
 def sync_folder(path: str | Path, *, dir_fd: int | None = None) -> None:

@@ -84,3 +84,17 @@ def test_a_second_holder_of_the_lock_is_told_the_pid_of_the_first(tmp_path: Path
         holder.wait(10)
     with files.locked(tmp_path / "lock"):
         pass
+
+
+@pytest.mark.parametrize("end", ["", "/", "/."])
+def test_the_name_of_a_new_folder_is_durable_in_the_one_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Each folder that got a new name is synced, however the path is written; mocked, as no disk here loses its power."""
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync_folder", lambda path: synced.append(Path(path)))
+
+    made = files.private_folder(f"{tmp_path}/a/b{end}")
+
+    assert tmp_path / "a" / "b" == made
+    assert [tmp_path, tmp_path / "a"] == synced
