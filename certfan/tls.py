@@ -45,11 +45,16 @@ def roots_pem(file: str | None, *, authority: str) -> bytes:
     if file is None:
         return system_roots_pem()
     try:
-        return _read(Path(file))
+        return _read(_path(file))
     except OSError as error:
         raise ChainInvalid(
             f"roots of authority {authority}: {file} cannot be read: {error.strerror}", subject=authority
         ) from error
+
+
+@lru_cache(maxsize=8)
+def _path(file: str) -> Path:
+    return Path(file)
 
 
 def _read(path: Path) -> bytes:
