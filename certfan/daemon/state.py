@@ -138,6 +138,17 @@ class StateFolder:
                 found[name] = files.read_private(f"{folder}/{name}")
         return found
 
+    def read_chain(self, certificate: str, number: int) -> bytes | None:
+        """Return the generation's chain (PEM, leaf first), None when it was never written; its key stays unread.
+
+        Raises:
+            StateTooOpen: it may be read by others.
+        """
+        try:
+            return files.read_private(f"{self._folder_of(certificate, number)}/fullchain.pem")
+        except FileNotFoundError:
+            return None
+
     def sealed_key(
         self, certificate: str, number: int, consumer: str, sealed_to: str, make: Callable[[], bytes]
     ) -> bytes:

@@ -135,6 +135,17 @@ def test_a_generation_is_read_back(tmp_path: Path) -> None:
         assert frozenset() == state.generation_numbers("other")
 
 
+def test_a_chain_is_read_without_its_key(tmp_path: Path) -> None:
+    """Who asks for the chain alone gets it even where the key may not be read, and nothing where there is none yet."""
+    with StateFolder(tmp_path / "state") as state:
+        state.generation_key("www", 1, lambda: b"key")
+        unfinished = state.read_chain("www", 1)
+        state.save_chain("www", 1, b"ci")
+        (state.path / "generations" / "www" / "1" / "privkey.pem").chmod(0o644)
+
+        assert (None, b"ci", None) == (unfinished, state.read_chain("www", 1), state.read_chain("www", 2))
+
+
 def test_a_generation_of_an_earlier_release_is_removed_whole(tmp_path: Path) -> None:
     """It has two more files, which are parts of its chain: they go too, and the folder with them."""
     with StateFolder(tmp_path / "state") as state:

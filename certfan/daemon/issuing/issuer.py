@@ -259,7 +259,7 @@ class Issuer:
         shares = newest.identifiers & frozenset(certificate.identifiers)
         if not shares or newest.number in known.revoked or newest.not_after <= self._clock():
             return None
-        chain = self._state.read_generation(newest.certificate, newest.number).get("fullchain.pem")
+        chain = self._state.read_chain(newest.certificate, newest.number)
         return pki.renewal_id(chain) if chain is not None else None
 
     async def _keep(

@@ -100,7 +100,7 @@ class Stock:
         number = 1 + max([floor, *(g.number for g in known)])
         there = sorted(n for n in self._state.generation_numbers(name) if n >= number)
         for one in there:
-            if certificate.holder or "fullchain.pem" in self._state.read_generation(name, one):
+            if certificate.holder or self._state.read_chain(name, one) is not None:
                 number = one + 1
         while number in there and not self.fits(certificate, number, spent, None):
             number += 1

@@ -109,7 +109,7 @@ class Upkeep:
         """
         facts = await self._store.facts()
         generation = _generation(facts, step.certificate, step.generation)
-        chain = self._state.read_generation(step.certificate, step.generation).get("fullchain.pem")
+        chain = self._state.read_chain(step.certificate, step.generation)
         cert_id = pki.renewal_id(chain) if chain is not None else None
         window = None
         if cert_id is not None:
