@@ -4,6 +4,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 
 import pytest
 import trustme
@@ -14,6 +15,7 @@ from certfan.daemon.authority import connections
 from certfan.daemon.authority.connections import MAX_BODY, Connections, NotConnected, Response, TooLong
 from certfan.daemon.authority.transport import Transport, _cause
 from certfan.errors import AuthorityMalformed
+from tests.unit.odd_authority import OddAuthority
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: ca.example\r\nContent-Length: 0\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -243,7 +245,31 @@ async def test_what_was_never_sent_is_told_from_what_was() -> None:
 
 async def test_a_url_that_would_break_a_request_line_is_never_asked() -> None:
     """A space would end the target early."""
-    transport = Transport(Authority("lab", "https://ca.example/dir"), lambda: None)  # type: ignore[arg-type, return-value]
+    transport = Transport(Authority("lab", "https://ca.example/dir"), lambda: datetime.now(UTC))
 
     with pytest.raises(AuthorityMalformed, match="is no URL"):
         await transport.send("GET", "https://ca.example/a HTTP/1.1 b", data=None, headers={})
+
+
+@pytest.mark.parametrize(
+    ("end", "target"),
+    [
+        ("/order/1?a=b#c", "/order/1?a=b"),
+        ("/a%20b;c", "/a%20b;c"),
+        ("?a=b", "/?a=b"),
+        ("", "/"),
+        ("#c/d", "/"),
+    ],
+)
+async def test_a_url_is_asked_for_as_it_is_but_for_its_fragment(
+    ca: OddAuthority, end: str, target: str
+) -> None:
+    """It is what was signed; and a path is never empty (RFC 9112 section 3.2.1)."""
+    transport = Transport(
+        Authority("lab", f"{ca.url}/dir", ca_file=str(ca.ca_file)), lambda: datetime.now(UTC)
+    )
+
+    await transport.send("GET", ca.url + end, data=None, headers={})
+    await transport.close()
+
+    assert (target, f"127.0.0.1:{ca.port}") == (ca.raw[-1].raw_path, ca.raw[-1].host)

@@ -288,7 +288,7 @@ class AcmeAuthority:
         if network is None:
             raise RuntimeError(f"authority {self._spec.name}: register comes before everything else")
         headers = {"Content-Type": LoopNetwork.JOSE_CONTENT_TYPE, "Accept": accept}
-        directory = self._believed() or await self._known_directory()
+        directory = await self._known_directory()
         url = where if "/" in where else self._named(directory, where)
         try:
             post = in_greenlet(network.post, url, body, headers=headers, new_nonce_url=directory["newNonce"])
@@ -302,8 +302,6 @@ class AcmeAuthority:
             raise
 
     async def _fresh_directory(self) -> dict[str, Any]:
-        if (known := self._believed()) is not None:
-            return known
         async with self._directory_lock:
             if (known := self._believed()) is not None:
                 return known
@@ -317,6 +315,8 @@ class AcmeAuthority:
         return self._directory[0]
 
     async def _known_directory(self) -> dict[str, Any]:
+        if (known := self._believed()) is not None:
+            return known
         return await self._patiently(self._fresh_directory())
 
     def _named(self, directory: dict[str, Any], name: str) -> str:

@@ -34,6 +34,7 @@ from certfan.errors import AuthorityMalformed, AuthorityUnreachable, ConfigInval
 
 # Identity coding: nothing that could swell.
 _ALWAYS = f"User-Agent: certfan/{__version__}\r\nAccept-Encoding: identity\r\n"
+_PARTS = re.compile(r"https://([^/?#]*)([^#]*)", re.IGNORECASE)
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 
 
@@ -160,18 +161,21 @@ class Transport:
 
 def _written(method: str, url: str, data: bytes | None, headers: Mapping[str, str]) -> tuple[Server, bytes]:
     """Return where a URL that was checked is to be asked, and the bytes of the request."""
-    found = urlsplit(url)
-    target = f"{found.path or '/'}?{found.query}" if found.query else found.path or "/"
+    parts = _PARTS.match(url)
+    assert parts is not None
+    place, target = parts.groups()
+    if not target.startswith("/"):
+        target = f"/{target}"
     said = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     if data is not None:
         said += f"Content-Length: {len(data)}\r\n"
-    head = f"{method} {target} HTTP/1.1\r\nHost: {found.netloc}\r\n{_ALWAYS}{said}\r\n"
-    return _server(found.netloc), head.encode() + (data or b"")
+    head = f"{method} {target} HTTP/1.1\r\nHost: {place}\r\n{_ALWAYS}{said}\r\n"
+    return _server(place), head.encode() + (data or b"")
 
 
 @lru_cache
-def _server(netloc: str) -> Server:
-    found = urlsplit(f"https://{netloc}")
+def _server(place: str) -> Server:
+    found = urlsplit(f"https://{place}")
     return found.hostname or "", found.port or 443
 
 
