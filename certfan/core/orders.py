@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from heapq import heapify, heappop
+from typing import NamedTuple
 
 from certfan.core.ledger import Ledger
 from certfan.core.looks import checked_identifiers, looks
@@ -79,16 +79,15 @@ def orders_in_flight(others: Iterable[UnderWay]) -> frozenset[tuple[str, str]]:
     return frozenset((one.certificate, one.authority) for one in others if one.in_flight)
 
 
-@dataclass(frozen=True, slots=True)
-class UnderWay:
+class UnderWay(NamedTuple):  # made for every order in flight at every plan
     """An order that goes on somewhere, or may."""
 
     certificate: str
     authority: str
     identifiers: tuple[Identifier, ...]
-    in_flight: bool = field(kw_only=True)
-    is_sent: bool = field(kw_only=True)  # the authority has counted it, its certificate it has not
-    exempt: bool = field(kw_only=True)
+    in_flight: bool
+    is_sent: bool  # the authority has counted it, its certificate it has not
+    exempt: bool
 
 
 def under_way(

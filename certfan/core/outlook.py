@@ -63,7 +63,7 @@ def outlook(certificate: Certificate, desired: Desired, observed: Observed, now:
     offers = list(_assignments(places, observed, now))
     missing = [
         (served_until(where, observed), Publish(*where, target.number))
-        for where, target in places.items()
+        for where, target in (places.items() if observed.share_up else ())
         if target is not None
         and not is_published(target, where, observed)
         and not place_waits(where, observed, now)

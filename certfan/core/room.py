@@ -37,10 +37,11 @@ class Room:
         for name, authority in flying:
             if authority not in self._free:
                 continue
-            certificate = desired.certificates.get(name)
-            for ordered in (certificate, observed.open_orders.get(name)):
-                if ordered is not None:
-                    self._names.add((authority, frozenset(ordered.identifiers)))
+            certificate, begun = desired.certificates.get(name), observed.open_orders.get(name)
+            if certificate is not None:
+                self._names.add((authority, frozenset(certificate.identifiers)))
+            if begun is not None and (certificate is None or begun.identifiers != certificate.identifiers):
+                self._names.add((authority, frozenset(begun.identifiers)))
             if stands_still(name, observed, now) and may_stand[authority] > 0:
                 may_stand[authority] -= 1
                 continue

@@ -108,7 +108,8 @@ def has_open_order(certificate: Certificate, observed: Observed) -> bool:
     ordered, wanted = order.identifiers, certificate.identifiers
     if ordered != wanted and frozenset(ordered) != frozenset(wanted):  # mostly they are in the same order too
         return False
-    return all(g.number < order.generation for g in observed.generations.get(certificate.name, ()))
+    generations = observed.generations.get(certificate.name)
+    return not generations or all(g.number < order.generation for g in generations)
 
 
 def open_order_at(authority: str, certificate: Certificate, observed: Observed) -> Issuance | None:
