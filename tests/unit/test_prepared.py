@@ -59,6 +59,16 @@ def test_a_row_has_its_columns_by_name_and_none_is_none(db: Connection) -> None:
     assert value(db, _OF, {"its_authority": "another"}) is None
 
 
+def test_a_value_that_is_named_twice_becomes_a_column_at_both_places(db: Connection) -> None:
+    """Beside a value that the statement has itself."""
+    run(db, _ADD, SPEND)
+    at, moment = tables.spends.c.at, bindparam("moment", type_=tables.spends.c.at.type)
+    then = _ALL.where(at <= moment, tables.spends.c.kind == "order", at >= moment)
+
+    assert [NOON] == [row.at for row in rows(db, then, {"moment": NOON})]
+    assert [] == rows(db, then, {"moment": NOON + timedelta(hours=1)})
+
+
 def test_the_same_statement_takes_other_columns(db: Connection) -> None:
     """An update sets exactly the columns that are given, however often it was used for others."""
     run(db, _ADD, SPEND)

@@ -16,7 +16,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.selectable import ReturnsRows
-from sqlalchemy.types import TypeEngine
 
 Convert: TypeAlias = Callable[[Any], Any]
 Written: TypeAlias = tuple[Any, Mapping[str, Any]]  # a table, and what is known of a row of it now
@@ -41,27 +40,33 @@ class Prepared:
     def __init__(self, statement: Any, names: tuple[str, ...], dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect, column_keys=list(names))
         self.sql = str(compiled)
-        self._binds = [
-            (name, compiled.binds[name].value, _on_the_way_in(compiled.binds[name].type, dialect))
-            for name in compiled.positiontup or ()
-        ]
+        self._names = compiled.positiontup or []
+        self._otherwise = {name: compiled.binds[name].value for name in self._names if name not in names}
+        kinds = [compiled.binds[name].type for name in self._names]  # one may come twice
+        self._on_the_way_in = _conversions(
+            [kind.dialect_impl(dialect).bind_processor(dialect) for kind in kinds]
+        )
         columns = list(statement.exported_columns) if isinstance(statement, ReturnsRows) else []
-        self._convert = [_on_the_way_out(column.type, dialect) for column in columns]
+        self._on_the_way_out = _conversions(
+            [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
+        )
         row: Any = namedtuple("Row", [str(column.key) for column in columns], rename=True)  # type: ignore[misc]
         self._row: Callable[[list[Any]], Any] = row._make
 
     def parameters(self, values: Mapping[str, Any]) -> list[Any]:
         """Return the values as the driver takes them, in the order of their places."""
-        found = []
-        for name, otherwise, convert in self._binds:
-            value = values.get(name, otherwise)
-            found.append(value if convert is None else convert(value))
+        given = {**self._otherwise, **values} if self._otherwise else values
+        found = [given[name] for name in self._names]
+        for place, convert in self._on_the_way_in:
+            found[place] = convert(found[place])
         return found
 
     def read(self, raw: tuple[Any, ...]) -> Any:
         """Return a row whose columns can be named."""
-        pairs = zip(raw, self._convert, strict=True)
-        return self._row([one if convert is None else convert(one) for one, convert in pairs])
+        found = list(raw)
+        for place, convert in self._on_the_way_out:
+            found[place] = convert(found[place])
+        return self._row(found)
 
 
 def run(db: Connection, statement: UpdateBase, values: Mapping[str, Any]) -> int:
@@ -133,9 +138,6 @@ def _execute(
     return prepared, drive(db, prepared.sql, prepared.parameters(values))
 
 
-def _on_the_way_in(kind: TypeEngine[Any], dialect: Dialect) -> Convert | None:
-    return kind.dialect_impl(dialect).bind_processor(dialect)
-
-
-def _on_the_way_out(kind: TypeEngine[Any], dialect: Dialect) -> Convert | None:
-    return kind.dialect_impl(dialect).result_processor(dialect, None)
+def _conversions(found: Sequence[Convert | None]) -> list[tuple[int, Convert]]:
+    """Return what is not taken as it is, by its place."""
+    return [(place, convert) for place, convert in enumerate(found) if convert is not None]
