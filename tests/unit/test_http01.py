@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import select
 import socket
 import stat
 import time
@@ -491,6 +492,18 @@ async def test_a_client_that_sends_nothing_is_cut_off(monkeypatch: pytest.Monkey
     assert received == b""
 
 
+async def test_a_client_that_says_nothing_yet_takes_no_place(rig: Rig) -> None:
+    """It is accepted when its request has come."""
+    (listening,) = rig.responder._bound
+    seen = []
+    with socket.create_connection(("127.0.0.1", rig.port)) as client:
+        for said in (b"", b"GET"):
+            client.sendall(said)
+            seen.append(select.select([listening], [], [], 0)[0])
+
+    assert [[], [listening]] == seen
+
+
 async def test_one_connection_too_many_is_dropped_and_its_place_comes_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -500,10 +513,12 @@ async def test_one_connection_too_many_is_dropped_and_its_place_comes_free(
     await rig.responder.start([Listener("127.0.0.1", 0)])
     first = await asyncio.open_connection("127.0.0.1", rig.port)
     second = await asyncio.open_connection("127.0.0.1", rig.port)
+    for _, writer in (first, second):
+        writer.write(b"GET")
 
     async with asyncio.timeout(5):
         received = await second[0].read()
-    status, _, _ = await exchange(*first, f"GET {PATH} HTTP/1.0\r\nHost: a\r\n\r\n")
+    status, _, _ = await exchange(*first, f" {PATH} HTTP/1.0\r\nHost: a\r\n\r\n")
     again, _, _ = await rig.get(PATH)
     second[1].close()
     await rig.responder.stop()

@@ -70,6 +70,9 @@ class Connections:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
+            # The system hands a connection over with its first bytes, or after about a second. Four in ten would be
+            # there before their request, to be registered with the loop and read twice: a fifth of all CPU (measured).
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
         self._listening.append(sock)
         self.loop.add_reader(sock, self._accept, sock)
 
