@@ -12,15 +12,23 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
 from certfan.errors import StateLocked, StateTooOpen
 
-# How the code that runs waits until what it has written to a descriptor is on the disk.
-syncing: ContextVar[Callable[[int], None]] = ContextVar("syncing", default=os.fsync)
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def _each(*fds: int) -> None:
+    for fd in fds:
+        os.fsync(fd)
+
+
+# How the code that runs waits until what it has written to descriptors is on the disk.
+syncing: ContextVar[Callable[..., None]] = ContextVar("syncing", default=_each)
 
 
 def write_private(
@@ -31,10 +39,11 @@ def write_private(
     uid: int = -1,
     gid: int = -1,
     dir_fd: int | None = None,
+    above: Sequence[str | Path] = (),
 ) -> None:
     """Replace `path` with a new file holding `data`, whole or not at all.
 
-    Durable on return. Interrupted, it leaves at most a closed temporary file `.NAME.<random>`. Repeatable.
+    Durable on return, and so are the names in the folders `above`, which may be new. Interrupted, it leaves at most a closed temporary file `.NAME.<random>`. Repeatable.
 
     Raises:
         OSError: the file system said so; the old file still stands.
@@ -42,7 +51,7 @@ def write_private(
     folder, name = os.path.split(os.fspath(path))
     temporary = os.path.join(folder, temporary_name(name))
     try:
-        create(temporary, data, mode=mode, uid=uid, gid=gid, dir_fd=dir_fd)
+        create(temporary, data, mode=mode, uid=uid, gid=gid, dir_fd=dir_fd, above=above)
         os.replace(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -64,8 +73,9 @@ def create(
     uid: int = -1,
     gid: int = -1,
     dir_fd: int | None = None,
+    above: Sequence[str | Path] = (),
 ) -> None:
-    """Create a file that must not exist yet; its contents are fsynced on return, its name is not.
+    """Create a file that must not exist yet; its contents and the names in `above` are fsynced on return, its name is not.
 
     Raises:
         FileExistsError: something, even a dangling symlink, already has the name.
@@ -73,6 +83,7 @@ def create(
     fd = os.open(
         path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd
     )
+    fds = [fd]
     try:
         if uid != -1 or gid != -1:
             os.fchown(fd, uid, gid)
@@ -80,9 +91,12 @@ def create(
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-        syncing.get()(fd)
+        for folder in above:
+            fds.append(os.open(folder, _FOLDER))  # noqa: PERF401 - one that cannot be opened must not leave others open
+        syncing.get()(*fds)
     finally:
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
 
 
 def open_private(path: str | Path) -> BinaryIO:
@@ -125,8 +139,10 @@ def read_private(
         os.close(fd)
 
 
-def private_folder(path: str | Path) -> Path:
-    """Make sure a folder exists that is ours alone (0700), parents included; durable, repeatable.
+def private_folder(path: str | Path, *, durable: bool = True) -> Path:
+    """Make sure a folder exists that is ours alone (0700), parents included; repeatable.
+
+    Unless `durable`, its name is so once the folder above it was synced.
 
     Raises:
         StateTooOpen: it exists, and others may look into it.
@@ -135,7 +151,7 @@ def private_folder(path: str | Path) -> Path:
     try:
         about = os.stat(folder)
     except FileNotFoundError:
-        _make_folder(os.fspath(Path(folder)))  # without a slash at its end
+        _make_folder(os.fspath(Path(folder)), durable=durable)  # without a slash at its end
         about = os.stat(folder)
     if about.st_uid != os.geteuid() or about.st_mode & 0o077:
         raise StateTooOpen(
@@ -146,16 +162,17 @@ def private_folder(path: str | Path) -> Path:
     return Path(folder)
 
 
-def _make_folder(folder: str) -> None:
+def _make_folder(folder: str, *, durable: bool) -> None:
     # mkdir(parents=True) would give the parents whatever the umask leaves.
     above = os.path.dirname(folder) or "."
     with contextlib.suppress(FileExistsError):
         try:
             os.mkdir(folder, 0o700)
         except FileNotFoundError:
-            _make_folder(above)
+            _make_folder(above, durable=durable)
             os.mkdir(folder, 0o700)
-    sync_folder(above)
+    if durable:
+        sync_folder(above)
 
 
 def sync_folder(path: str | Path, *, dir_fd: int | None = None) -> None:
@@ -163,7 +180,7 @@ def sync_folder(path: str | Path, *, dir_fd: int | None = None) -> None:
     if dir_fd is not None and str(path) == ".":
         syncing.get()(dir_fd)  # on a network, opening it once more would be a round trip
         return
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    fd = os.open(path, _FOLDER, dir_fd=dir_fd)
     try:
         syncing.get()(fd)
     finally:

@@ -18,8 +18,9 @@ MOST_STANDING = 4  # times orders_at_once
 class Room:
     """What is left of `orders_at_once`; orders that failed before may fill half of it.
 
-    An order that stands still holds no place: all that it costs is a look now and then. Known limit: beyond
-    `MOST_STANDING` times `orders_at_once` they hold places again, for at most as long as an order is waited for.
+    An order that stands still holds no place, as all that it costs is a look now and then; nor does one whose chain
+    has come. Known limit: beyond `MOST_STANDING` times `orders_at_once` they hold places again, for at most as long as
+    an order is waited for.
 
     There is no room for a second order for the same names: an authority may answer it with the first one (RFC 8555
     section 7.4 does not forbid that, and Boulder does so), and only one of two keys would be certified.
@@ -42,7 +43,8 @@ class Room:
                 self._names.add((authority, frozenset(certificate.identifiers)))
             if begun is not None and (certificate is None or begun.identifiers != certificate.identifiers):
                 self._names.add((authority, frozenset(begun.identifiers)))
-            if stands_still(name, observed, now) and may_stand[authority] > 0:
+            is_idle = name in observed.downloaded or stands_still(name, observed, now)
+            if is_idle and may_stand[authority] > 0:
                 may_stand[authority] -= 1
                 continue
             self._take(

@@ -77,8 +77,15 @@ class Disk:
 
         return await in_greenlet(waiting)
 
-    def _wait(self, fd: int) -> None:
-        await_(self.sync(fd))
+    def _wait(self, *fds: int) -> None:
+        syncs = [self.sync(fd) for fd in fds]
+        try:
+            await_(asyncio.wait(syncs) if len(syncs) > 1 else syncs[0])
+        finally:
+            for sync in syncs:
+                sync.cancel()  # whoever asked closes the files now
+        for sync in syncs:
+            sync.result()
 
     def _ask(self) -> None:
         asked = [one for one in self._asked if not one[1].done()]  # whoever left may have closed his file

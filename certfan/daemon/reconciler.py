@@ -144,6 +144,7 @@ class Reconciler:
             ledgers=self._spent(desired, facts),
             clock_trusted=self._is.timekeeper.trusted,
             moved=self._is.issuer.moved,
+            downloaded=self._is.issuer.downloaded,
             in_flight=in_flight,
             share_up=self._out.share_up,
             share_seen=self._out.share_seen,

@@ -13,7 +13,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -106,7 +106,8 @@ class StateFolder:
 
         A key that exists is reused: a try that was cut off goes on with the same one.
         """
-        return _kept(self._folder_of(certificate, number), "privkey.pem", make)
+        folder = self._folder_of(certificate, number)
+        return _kept(folder, "privkey.pem", make, above=self._above(certificate))
 
     def generation_request(self, certificate: str, number: int, csr_pem: bytes) -> bytes:
         """Return the request (PEM) of the consumer that has the generation's key: the one kept, else this one, durable.
@@ -117,7 +118,7 @@ class StateFolder:
         folder = self._folder_of(certificate, number)
         if Path(folder, "privkey.pem").exists():
             raise FileExistsError(f"{certificate}@{number} has a key of its own")
-        return _kept(folder, "request.pem", lambda: csr_pem)
+        return _kept(folder, "request.pem", lambda: csr_pem, above=self._above(certificate))
 
     def save_chain(self, certificate: str, number: int, fullchain: bytes) -> None:
         """Put an issued chain (PEM, leaf first) beside its key; durable on return, repeatable."""
@@ -209,6 +210,9 @@ class StateFolder:
             raise ValueError(f"{certificate}@{number} is no generation")
         return f"{self._generations}/{_checked(certificate)}/{number}"
 
+    def _above(self, certificate: str) -> tuple[str, ...]:
+        return str(self._generations), f"{self._generations}/{_checked(certificate)}"
+
     def _sweep(self) -> None:
         """Remove what an interrupted write left behind: it may hold a key that nobody will ever use."""
         for folder in (self._accounts, self._generations, self.ca):
@@ -219,14 +223,15 @@ class StateFolder:
             shutil.rmtree(left)
 
 
-def _kept(folder: str | Path, name: str, make: Callable[[], bytes]) -> bytes:
-    files.private_folder(folder)
+def _kept(folder: str | Path, name: str, make: Callable[[], bytes], *, above: Sequence[str] = ()) -> bytes:
+    """Return what a file holds, made first; durable, and so are the names in the folders `above`, whoever made them."""
+    files.private_folder(folder, durable=not above)
     path = f"{folder}/{name}"
     try:
         return files.read_private(path)
     except FileNotFoundError:
         made = make()
-        files.write_private(path, made)
+        files.write_private(path, made, above=above)
         return made
 
 

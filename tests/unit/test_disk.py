@@ -59,6 +59,7 @@ async def test_a_sync_that_fails_says_why_and_takes_no_other_along(either: Disk,
 async def test_code_that_writes_files_waits_on_the_loop_and_others_run(either: Disk, tmp_path: Path) -> None:
     """No thread runs it, and while it waits for the disk another task gets its turn."""
     told: list[str] = []
+    before = files.syncing.get()
 
     def write() -> int:
         files.write_private(tmp_path / "key.pem", b"secret")
@@ -75,7 +76,7 @@ async def test_code_that_writes_files_waits_on_the_loop_and_others_run(either: D
     assert ["other", "written"] == told
     assert threading.get_ident() == written.result()
     assert b"secret" == files.read_private(tmp_path / "key.pem")
-    assert files.syncing.get() is os.fsync
+    assert before is files.syncing.get()
 
 
 async def test_cut_off_while_it_waits_it_leaves_the_old_file_and_nothing_else(
@@ -91,6 +92,17 @@ async def test_cut_off_while_it_waits_it_leaves_the_old_file_and_nothing_else(
 
     assert 2 == len(there) and task.cancelled()
     assert {"key.pem": b"old"} == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+async def test_several_files_are_synced_beside_each_other(either: Disk, tmp_path: Path) -> None:
+    """A file and the folders above it are on the disk after one wait, and the file has its name."""
+    (tmp_path / "new").mkdir()
+    async with asyncio.timeout(60):
+        await either.run(files.write_private, tmp_path / "new/key.pem", b"secret", above=(tmp_path,))
+    with pytest.raises(FileNotFoundError):
+        await either.run(files.write_private, tmp_path / "new/other.pem", b"", above=(tmp_path / "none",))
+
+    assert ["key.pem"] == [path.name for path in (tmp_path / "new").iterdir()]
 
 
 async def test_an_error_of_the_disk_reaches_the_code_that_wrote(tmp_path: Path) -> None:

@@ -30,6 +30,13 @@ def test_an_order_that_stands_still_holds_no_place() -> None:
     assert ["c", "d"] == issues(plan(wanted, flying("ab", "a", "b"), NOW))
 
 
+def test_an_order_whose_chain_has_come_holds_no_place() -> None:
+    """Its authority is done with it; a second order for its names still has to wait until it is kept."""
+    observed = replace(flying("ab"), downloaded=frozenset("a"))
+
+    assert ["c"] == issues(plan(many("abcd", cap=2), observed, NOW))
+
+
 def test_what_is_not_known_to_have_got_any_further_holds_a_place() -> None:
     """It has just been begun, and may be asking for the account."""
     observed = Observed(in_flight=frozenset({("a",), ("b",)}))

@@ -17,6 +17,7 @@ from certfan.errors import StateLocked, StateTooOpen
 
 HOLDER = """
 import sys
+from certfan import files
 from certfan.daemon.state import StateFolder
 with StateFolder(sys.argv[1]):
     print("held", flush=True)
@@ -25,6 +26,7 @@ with StateFolder(sys.argv[1]):
 
 SECOND = """
 import sys
+from certfan import files
 from certfan.daemon.state import StateFolder
 from certfan.errors import CertfanError
 try:
@@ -104,6 +106,27 @@ def test_a_key_is_made_once(tmp_path: Path) -> None:
 
     assert [b"first"] * 3 == keys
     assert [b"second"] * 2 == accounts
+
+
+def test_a_key_is_durable_with_every_name_on_its_way(tmp_path: Path) -> None:
+    """Also where a process that was killed has made the folders and synced none; what the key gets its name by comes last."""
+    with StateFolder(tmp_path / "state") as state:
+        (state.path / "generations/www/1").mkdir(mode=0o700, parents=True)
+        (state.path / "generations/www").chmod(0o700)
+        synced: list[list[str]] = []
+        token = files.syncing.set(
+            lambda *fds: synced.append([os.readlink(f"/proc/self/fd/{fd}") for fd in fds])
+        )
+        try:
+            state.generation_key("www", 1, lambda: b"key")
+        finally:
+            files.syncing.reset(token)
+
+    at = f"{tmp_path}/state/generations"
+    file, *above = synced[0]
+    assert [f"{at}/www/1"] == synced[1]
+    assert file.startswith(f"{at}/www/1/.privkey.pem.")
+    assert [at, f"{at}/www"] == above
 
 
 def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:

@@ -61,6 +61,11 @@ class Issuer:
         """When each order that is under way last got further, by certificate."""
         return {name: one.moved_at for name, one in self._under_way.items() if one.moved_at is not None}
 
+    @property
+    def downloaded(self) -> frozenset[str]:
+        """The certificates whose order has brought its chain, which is about to be kept."""
+        return frozenset(name for name, one in self._under_way.items() if one.has_chain)
+
     async def open(self) -> None:
         """Read the tokens that are live by what is written down; repeatable."""
         self.tokens.replace(await self._store.tokens())

@@ -242,10 +242,10 @@ class Store:
     adopt_identity = transaction(enrolling.adopt_identity)
     end_identities = transaction(enrolling.end_identities)
 
-    offer = transaction(deploying.offer)
-    withdraw = transaction(deploying.withdraw)
+    offer = brief(deploying.offer)
+    withdraw = brief(deploying.withdraw)
     offered = transaction(deploying.offered)
-    record_published = transaction(deploying.record_published)
+    record_published = brief(deploying.record_published)
     published = transaction(deploying.published)
     record_report = transaction(deploying.record_report)
     deployments = transaction(deploying.deployments)
