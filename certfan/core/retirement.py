@@ -21,10 +21,7 @@ def retirements(desired: Desired, observed: Observed, now: datetime) -> Iterator
     """Wish that no key is kept longer than needed: first off the share, the oldest first, then here."""
     if not observed.share_up:
         return
-    for where in sorted(_on_the_share(observed)):
-        few = len(observed.published.get(where, ())) <= ALWAYS_KEPT
-        if few and where in desired.pairs and where not in observed.outdated:
-            continue  # nothing can become superseded there by itself, and so it is nearly everywhere
+    for where in sorted(_where_something_may_go(desired, observed)):
         yield from place_instants(where, observed)
         yield from _retirement_instants(where, observed)
         if place_waits(where, observed, now):
@@ -42,7 +39,15 @@ def retirements(desired: Desired, observed: Observed, now: datetime) -> Iterator
 
 
 def _on_the_share(observed: Observed) -> frozenset[Where]:
-    return frozenset({*observed.live, *(where for where, numbers in observed.published.items() if numbers)})
+    return frozenset([*observed.live, *[where for where, numbers in observed.published.items() if numbers]])
+
+
+def _where_something_may_go(desired: Desired, observed: Observed) -> Iterator[Where]:
+    """Leave out where nothing can become superseded by itself: nearly everywhere."""
+    for where in _on_the_share(observed):
+        few = len(observed.published.get(where, ())) <= ALWAYS_KEPT
+        if not few or where not in desired.pairs or where in observed.outdated:
+            yield where
 
 
 def place_waits(where: Where, observed: Observed, now: datetime) -> bool:
@@ -122,10 +127,11 @@ def _is_expired(number: int, where: Where, observed: Observed, now: datetime) ->
 
 def _forgotten_certificates(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
     """Wish that orphans are forgotten here once neither the share nor a consumer's list has them."""
+    orphans = (observed.generations.keys() | observed.forgotten) - desired.certificates.keys()
+    if not orphans:
+        return
     elsewhere = {where[0] for where in (*_on_the_share(observed), *observed.offered)}
-    for name in sorted(
-        {*observed.forgotten, *observed.generations} - desired.certificates.keys() - elsewhere
-    ):
+    for name in sorted(orphans - elsewhere):
         expiries = [g.not_after for g in observed.generations.get(name, ())]
         yield from expiries
         attempt = observed.attempts.get(name)
@@ -140,8 +146,9 @@ def _forgotten_certificates(desired: Desired, observed: Observed, now: datetime)
 
 
 def _forgotten_consumers(desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
-    offered = {where[1] for where in observed.offered}
-    for name in sorted(observed.forgotten_consumers - desired.consumers.keys() - offered):
+    orphans = observed.forgotten_consumers - desired.consumers.keys()
+    offered = {where[1] for where in observed.offered} if orphans else set()
+    for name in sorted(orphans - offered):
         attempt = observed.attempts.get(consumer_subject(name))
         if not attempt_holds(attempt, now, LONGEST_SHORT_WAIT):
             yield ForgetConsumer(name)
