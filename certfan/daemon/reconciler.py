@@ -42,7 +42,7 @@ from certfan.core.plan import (
     plan,
 )
 from certfan.core.room import outdated
-from certfan.core.shown import shown
+from certfan.core.shown import Showing
 from certfan.core.subjects import subject_of
 from certfan.daemon.issuing import signing
 from certfan.daemon.issuing.domains import registered_domain
@@ -94,6 +94,7 @@ class Reconciler:
         self._out = lookout
         self._steps: dict[Key, Step] = {}
         self._outlooks = Outlooks()
+        self._showing = Showing()
         self._back = RollBacks(store=parts.store, state=parts.state, journal=parts.journal, clock=parts.clock)
         self._forgetting = Forgetting(
             store=parts.store, state=parts.state, share=parts.share, lookout=lookout, journal=parts.journal
@@ -133,7 +134,7 @@ class Reconciler:
     def observed(self, desired: Desired, facts: StoreFacts, in_flight: frozenset[Key]) -> Observed:
         """Return what the plan looks at, besides what is desired."""
         asked = partial(self._is.bundles.asked, facts=facts)
-        on_share = shown(desired, self._out.published, self._out.live, asked)
+        on_share = self._showing.of(desired, self._out.published, self._out.live, asked)
         return replace(
             remembered(facts),
             published=on_share.published,
