@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ParamSpec, TypeAlias, TypeVar
+from typing import ParamSpec, TypeVar
 
 from caio.abstract import AbstractOperation
 from caio.linux_aio import Context, Operation
@@ -22,7 +22,6 @@ from certfan.daemon.bridge import await_, in_greenlet
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Asked: TypeAlias = tuple[int, asyncio.Future[None]]  # a descriptor, and whoever waits for it
 AT_ONCE = 256  # syncs that the kernel is asked for; more than that wait in threads
 
 _log = log.get("disk")
@@ -36,7 +35,6 @@ class Disk:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._asked: list[Asked] = []
         self._kernel: Context | None = None
         try:
             self._kernel = Context(AT_ONCE)
@@ -56,11 +54,7 @@ class Disk:
 
         The descriptor stays open until then, or the future is cancelled before it is closed. Its error is an OSError.
         """
-        future: asyncio.Future[None] = self._loop.create_future()
-        if not self._asked:  # what others ask in this turn of the loop goes along
-            self._loop.call_soon(self._ask)
-        self._asked.append((fd, future))
-        return future
+        return self._begin(fd)[0]
 
     async def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run code that writes files (certfan.files) on the loop; only where it waits for the disk, others run.
@@ -78,7 +72,7 @@ class Disk:
         return await in_greenlet(waiting)
 
     def _wait(self, *fds: int) -> None:
-        syncs = [self.sync(fd) for fd in fds]
+        syncs = self._begin(*fds)
         try:
             await_(asyncio.wait(syncs) if len(syncs) > 1 else syncs[0])
         finally:
@@ -87,21 +81,21 @@ class Disk:
         for sync in syncs:
             sync.result()
 
-    def _ask(self) -> None:
-        asked = [one for one in self._asked if not one[1].done()]  # whoever left may have closed his file
-        self._asked.clear()
-        for fd, future in asked[self._begin(asked) :]:
+    def _begin(self, *fds: int) -> list[asyncio.Future[None]]:
+        syncs: list[asyncio.Future[None]] = [self._loop.create_future() for _ in fds]
+        begun = self._ask(fds, syncs) if self._kernel is not None else 0
+        for fd, sync in zip(fds[begun:], syncs[begun:], strict=True):
             threaded = self._loop.run_in_executor(None, os.fsync, fd)
-            threaded.add_done_callback(partial(_tell, future))
+            threaded.add_done_callback(partial(_tell, sync))
+        return syncs
 
-    def _begin(self, asked: list[Asked]) -> int:
+    def _ask(self, fds: Sequence[int], syncs: Sequence[asyncio.Future[None]]) -> int:
         """Ask the kernel; return how many of them, from the first on, it has taken."""
-        if self._kernel is None:
-            return 0
+        assert self._kernel is not None
         operations = []
-        for fd, future in asked:
+        for fd, sync in zip(fds, syncs, strict=True):
             operation = Operation.fsync(fd)
-            operation.set_callback(partial(_end, operation, future))
+            operation.set_callback(partial(_end, operation, sync))
             operations.append(operation)
         try:
             return self._kernel.submit(*operations)

@@ -109,12 +109,13 @@ async def test_an_error_of_the_disk_reaches_the_code_that_wrote(tmp_path: Path) 
     """It is an OSError there, as it would be without the loop; the old file still stands."""
     made = Disk()
 
-    def broken(_: int) -> "asyncio.Future[None]":
-        future = asyncio.get_running_loop().create_future()
-        future.set_exception(OSError(errno.EIO, "Input/output error"))
-        return future
+    def broken(*fds: int) -> "list[asyncio.Future[None]]":
+        syncs = [asyncio.get_running_loop().create_future() for _ in fds]
+        for sync in syncs:
+            sync.set_exception(OSError(errno.EIO, "Input/output error"))
+        return syncs
 
-    made.sync = broken  # type: ignore[method-assign]
+    made._begin = broken  # type: ignore[method-assign]
     with pytest.raises(OSError, match="Input/output"):
         await made.run(files.write_private, tmp_path / "key.pem", b"new")
     made.close()
