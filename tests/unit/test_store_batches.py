@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection
 
 from certfan.daemon.disk import Disk
 from certfan.daemon.store import engine, wishes
@@ -44,10 +44,12 @@ class Rig:
         self.commits = self.undone = 0
         self.disk = HeldDisk()
         self.batches = Batches(thread, db, self._note_undone, self.disk)
-        event.listen(db.engine, "commit", self._note_commit)
+        driver = db.connection.dbapi_connection
+        assert isinstance(driver, sqlite3.Connection)
+        driver.set_trace_callback(self._note)
 
-    def _note_commit(self, _db: Connection) -> None:
-        self.commits += 1
+    def _note(self, statement: str) -> None:
+        self.commits += statement == "COMMIT"
 
     def _note_undone(self) -> None:
         self.undone += 1

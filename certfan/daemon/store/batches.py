@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 from sqlalchemy import Connection
 
 from certfan.daemon.disk import Disk
-from certfan.daemon.store.engine import Log, patiently
+from certfan.daemon.store.engine import Log, patiently, transaction
 
 T = TypeVar("T")
 MOST_LATE = 0.02  # seconds that what nobody waits for may stay unwritten
@@ -183,5 +183,5 @@ class Batches:
         return [self._work([call])[0] for call in calls]
 
     def _together(self, calls: Sequence[Call]) -> list[Outcome]:
-        with self._db.begin():
+        with transaction(self._db):
             return [(call(self._db), None) for call in calls]

@@ -25,6 +25,7 @@ from certfan.errors import SchemaTooNew
 KEPT = 3  # copies of before a migration
 REVISION = "0005"  # the newest file in migrations/versions; revisions are numbers of four digits
 BUSY_TIMEOUT = 5000  # milliseconds; only an admin with a shell can hold this database
+_BEGIN = "BEGIN IMMEDIATE"  # waits for a foreign writer; a read that becomes a write later would fail at once
 LONG = 1000  # rows written since the log's contents were last brought into the database: then it is time to
 
 insert = sqlite.insert  # can say what becomes of a row that is there already, as PostgreSQL's can
@@ -61,6 +62,25 @@ def patiently(db: Connection) -> Iterator[None]:
         yield
     finally:
         driver.execute("PRAGMA busy_timeout = 0")
+
+
+@contextlib.contextmanager
+def transaction(db: Connection) -> Iterator[None]:
+    """Do what is within whole or not at all: as `db.begin()`, at a tenth of what its events and states cost.
+
+    The other way round from SQLAlchemy's: its own transaction, if one of its executions needs one, is within this.
+    """
+    drive(db, _BEGIN)
+    try:
+        yield
+        if db.in_transaction():
+            db.commit()
+        else:
+            drive(db, "COMMIT")
+    except BaseException:
+        db.rollback()
+        _driver(db).rollback()
+        raise
 
 
 def _driver(db: Connection) -> sqlite3.Connection:
@@ -139,8 +159,8 @@ def _set_up(connection: sqlite3.Connection, _record: object) -> None:
 
 
 def _begin(db: Connection) -> None:
-    # IMMEDIATE waits for a foreign writer here; a read that becomes a write later would fail at once.
-    drive(db, "BEGIN IMMEDIATE")
+    if not _driver(db).in_transaction:
+        drive(db, _BEGIN)
 
 
 def _migrate(db: Connection, path: Path, clock: Callable[[], datetime]) -> None:
