@@ -52,6 +52,7 @@ class Lookout:
         self._timekeeper = timekeeper
         self._published: dict[Where, frozenset[Folder]] = {}
         self._live: dict[Where, Folder] = {}
+        self._consumers: dict[str, set[str]] = {}  # by certificate, where anything of it may be
         self._seen = False
         self._share_at = self._sweep_at = clock()
         self._lost_at: datetime | None = None  # and the journal knows of it
@@ -91,21 +92,26 @@ class Lookout:
 
     def shows(self, certificate: str) -> bool:
         """Whether the share shows anything of a certificate."""
-        return any(where[0] == certificate for where in (*self._published, *self._live))
+        return any(where in self._published or where in self._live for where in self._places(certificate))
 
     def highest(self, certificate: str, *, known: int) -> int:
         """Return the highest number that the share shows of a certificate, 0 for none.
 
         One that is out of reach of what we know is none.
         """
-        seen = [f for where, all_ in self._published.items() if where[0] == certificate for f in all_]
-        seen += [folder for where, folder in self._live.items() if where[0] == certificate]
+        places = self._places(certificate)
+        seen = [folder for where in places for folder in self._published.get(where, ())]
+        seen += [self._live[where] for where in places if where in self._live]
         return max((folder.number for folder in seen if is_plausible(folder.number, known)), default=0)
+
+    def _places(self, certificate: str) -> list[Where]:
+        return [(certificate, consumer) for consumer in self._consumers.get(certificate, ())]
 
     def put(self, where: Where, folder: Folder) -> None:
         """Take in what was just published."""
         self._published[where] = self._published.get(where, frozenset()) | {folder}
         self._live[where] = folder
+        self._consumers.setdefault(where[0], set()).add(where[1])
 
     def taken(self, where: Where, generation: int, bundle: str | None) -> None:
         """Take in what was just removed: one bundle of a generation, None for all."""
@@ -124,7 +130,7 @@ class Lookout:
 
     def share_moved(self) -> None:
         """Forget what the old share showed, and look at the new one at once."""
-        self._published, self._live, self._seen = {}, {}, False
+        self._published, self._live, self._consumers, self._seen = {}, {}, {}, False
         self._share_at = self._clock()
         self._loop.ring()
 
@@ -187,6 +193,9 @@ class Lookout:
                 )
             return
         self._published, self._live, self._seen = dict(seen.published), dict(seen.live), True
+        self._consumers = {}
+        for certificate, consumer in (*seen.published, *seen.live):
+            self._consumers.setdefault(certificate, set()).add(consumer)
         self._share_at = self._clock() + SHARE_UP
         if self._lost_at is not None:
             self._lost_at = None

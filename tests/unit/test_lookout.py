@@ -18,6 +18,7 @@ from certfan.daemon.store import Store
 from certfan.daemon.timekeeper import ASK_EVERY, Timekeeper
 from certfan.errors import AuthorityUnreachable, ShareUnavailable
 from certfan.loop import Loop
+from certfan.share_worker.tree import Folder
 from tests.unit.planner_parts import DAY, HOUR, NOW, WWW, make_certificate, make_desired
 from tests.unit.scripted_authority import ScriptedCa
 from tests.unit.share_parts import NAME, WEB1, Place, bundle, make_place
@@ -96,6 +97,24 @@ async def test_a_share_that_a_publish_finds_lost_is_told_and_looked_at_soon(post
     assert due == NOW + SHARE_DOWN
     assert await post.told() == ["share.lost", "share.found"]
     assert (lost_at, post.lookout.share_lost_at) == (NOW + SHARE_DOWN, None)
+
+
+async def test_the_highest_number_of_a_certificate_is_known_from_a_look_and_from_what_was_published_since(
+    post: Post,
+) -> None:
+    """At whichever consumer it is, and not what of another certificate lies beside it."""
+    lookout, web2 = post.lookout, (NAME, "web2")
+    await post.place.share.publish(WEB1, NAME, 3, bundle(3))
+    await post.look()
+    looked = lookout.shows(NAME), lookout.highest(NAME, known=3)
+    lookout.put(web2, Folder(5))
+    lookout.put(("other.test", "web2"), Folder(7))
+    put = lookout.highest(NAME, known=3)
+    lookout.cleared(web2)
+
+    assert ((True, 3), 5, 3) == (looked, put, lookout.highest(NAME, known=3))
+    lookout.cleared((NAME, WEB1.name))
+    assert (False, True) == (lookout.shows(NAME), lookout.shows("other.test"))
 
 
 async def test_a_silent_authority_is_asked_for_its_directory_until_it_answers(post: Post) -> None:
