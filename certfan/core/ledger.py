@@ -7,7 +7,7 @@ account may be used elsewhere too: this is a lower bound of what was spent, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeAlias
@@ -91,15 +91,24 @@ class Ledger:
     @classmethod
     def of(cls, limits: Limits, spends: Iterable[Spend], *, domains: Domains) -> Ledger:
         """Sort spends by what they count for."""
-        empty = cls(limits, domains, {})
-        spent: dict[Account, list[datetime]] = {}
+        return cls(limits, domains, {}).with_spent(spends)
+
+    def followed(self, before: Sequence[Spend], spends: Sequence[Spend]) -> Ledger:
+        """Return the ledger of these spends, when this is the one of those `before`: itself if they are the same."""
+        if spends[: len(before)] != before:
+            return Ledger.of(self.limits, spends, domains=self.domains)
+        more = spends[len(before) :]
+        return self.with_spent(more) if more else self
+
+    def with_spent(self, spends: Iterable[Spend]) -> Ledger:
+        """Return the ledger after more was spent, whenever that was."""
+        more: dict[Account, list[datetime]] = {}
         for spend in spends:
             if not spend.exempt:
-                for account in empty._accounts(BUDGETS[spend.kind], spend.names, same_set=spend.same_set):
-                    spent.setdefault(account, []).append(spend.at)
-        for instants in spent.values():
-            instants.sort()
-        return cls(limits, domains, spent)
+                for account in self._accounts(BUDGETS[spend.kind], spend.names, same_set=spend.same_set):
+                    more.setdefault(account, []).append(spend.at)
+        added = {account: sorted([*self.spent.get(account, ()), *at]) for account, at in more.items()}
+        return replace(self, spent={**self.spent, **added})
 
     def held(
         self, names: frozenset[str], now: datetime, *, exempt: bool = False, same_set: bool = False

@@ -16,7 +16,7 @@ from typing import assert_never
 
 from certfan import log
 from certfan.core.attempts import after_failure
-from certfan.core.ledger import Ledger
+from certfan.core.ledger import Ledger, Spend
 from certfan.core.model import NO_LIMITS, Desired, Problem
 from certfan.core.plan import (
     AskCsr,
@@ -99,7 +99,8 @@ class Reconciler:
         self._forgetting = Forgetting(
             store=parts.store, state=parts.state, share=parts.share, lookout=lookout, journal=parts.journal
         )
-        self._ledgers: tuple[object, Desired | None, Mapping[str, Ledger]] = (None, None, {})
+        self._ledgers: tuple[Mapping[str, tuple[Spend, ...]], Desired | None, Mapping[str, Ledger]]
+        self._ledgers = ({}, None, {})
         self._log = log.get("reconciler")
 
     @property
@@ -153,16 +154,20 @@ class Reconciler:
         )
 
     def _spent(self, desired: Desired, facts: StoreFacts) -> Mapping[str, Ledger]:
-        """Return a ledger of every authority that says what it grants; the same one until something is spent."""
-        spends, known_for, ledgers = self._ledgers
-        if spends is not facts.spends or known_for is not desired:
-            ledgers = {
-                name: Ledger.of(authority.limits, facts.spends.get(name, ()), domains=registered_domain)
-                for name, authority in desired.authorities.items()
-                if authority.limits != NO_LIMITS
-            }
+        """Return a ledger of every authority that says what it grants; the same one until something is spent there."""
+        before, known_for, known = self._ledgers
+        if before is not facts.spends or known_for is not desired:
+            ledgers = {}
+            for name, authority in desired.authorities.items():
+                if authority.limits == NO_LIMITS:
+                    continue
+                spends = facts.spends.get(name, ())
+                if known_for is desired:
+                    ledgers[name] = known[name].followed(before.get(name, ()), spends)
+                else:
+                    ledgers[name] = Ledger.of(authority.limits, spends, domains=registered_domain)
             self._ledgers = (facts.spends, desired, ledgers)
-        return ledgers
+        return self._ledgers[2]
 
     async def _carry_out(self, step: Step, known: Known | None) -> None:
         """The step boundary: the only place that turns any error into a fact."""

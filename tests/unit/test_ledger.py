@@ -130,6 +130,18 @@ def test_a_long_set_is_told_by_its_first_name() -> None:
     assert found.why == ("2 certificates for exactly host000.example.org and 99 more in 7 days are used up")
 
 
+@pytest.mark.parametrize("known", range(5))
+def test_a_ledger_follows_what_is_spent(known: int) -> None:
+    """The same as one of everything, whatever was known before, also where something has gone; itself if nothing came."""
+    spent = [*spends(ORDER, A, HOUR, 4 * HOUR), *spends(CERTIFICATE, B, DAY), *spends(ORDER, B, 2 * HOUR)]
+    whole, before = Ledger.of(LIMITS, spent, domains=domain), spent[:known]
+    ledger = Ledger.of(LIMITS, before, domains=domain)
+
+    assert whole == ledger.followed(before, spent)
+    assert Ledger.of(LIMITS, spent[1:], domains=domain) == ledger.followed(before, spent[1:])
+    assert ledger is ledger.followed(before, list(before))
+
+
 def test_orders_of_one_plan_count_for_each_other() -> None:
     """What starts now, or is under way, will spend; the ledger it was taken from is not changed by that."""
     ledger = Ledger.of(LIMITS, spends(ORDER, OTHER, MINUTE), domains=domain)
