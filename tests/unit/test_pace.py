@@ -1,5 +1,6 @@
 """An order is presumed ready only where nothing is left to be done, and asked about as its authority's last ones went."""
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
@@ -18,6 +19,7 @@ from certfan.core.issuance import (
 )
 from certfan.core.model import Identifier
 from certfan.core.pace import LONGEST_QUIET, SHORTEST_QUIET, Pace, presumed
+from certfan.daemon.issuing.ordering import Memory, Order, Tokens
 from tests.unit.planner_parts import NOW, WWW
 
 ORDER = OrderSeen("https://ca/order/1", OrderStatus.PENDING, ("https://ca/authz/1", "https://ca/authz/2"), "")
@@ -115,3 +117,26 @@ def test_the_quiet_finds_what_an_authority_needs(needs: timedelta) -> None:
     assert sum(not ready for ready, _ in fared) <= len(fared) / 5
     assert all(used <= max(2 * needs, SHORTEST_QUIET) for _, used in fared)
     assert all(SHORTEST_QUIET <= used <= LONGEST_QUIET for _, used in fared)
+
+
+async def test_the_quiet_is_counted_from_the_last_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fetch that comes amid it has the rest of it waited for, not all of it again; one of another token does not end it."""
+    now, fetches = 100.0, {100.004: "http-01-1", 100.0105: "http-01-1", 100.011: "http-01-2"}
+    order = Order(None, b"", begun(1, 2), Memory(), Tokens(), lambda: NOW)  # type: ignore[arg-type]
+    order._tokens = {"http-01-1", "http-01-2"}
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        until = now + seconds
+        while fetches and min(fetches) <= until:
+            now = min(fetches)
+            order.note_fetch(fetches.pop(now), "a place")
+        now = until
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    order.note_fetch("http-01-1", "a place")
+    quiet = await order._fetched_and_quiet()
+
+    assert quiet == SHORTEST_QUIET
+    assert now == pytest.approx(100.011 + quiet.total_seconds())

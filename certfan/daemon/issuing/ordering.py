@@ -144,6 +144,7 @@ class Order:
     paces: dict[str, Pace] = field(default_factory=dict, kw_only=True, repr=False)  # by authority
     _tokens: set[str] = field(default_factory=set)  # that this process has told the authority to fetch
     _fetched: set[str] = field(default_factory=set)
+    _fetched_at: float = 0.0  # the last time, by the loop's clock
     _fetch: asyncio.Event = field(default_factory=asyncio.Event)
     _quiet: timedelta | None = None  # that the next fetches are followed by; None: its authority's pace
     _proves: timedelta | None = None  # the quiet that the next answer says something of
@@ -175,6 +176,7 @@ class Order:
         """Note that the answer to one of its tokens went out."""
         self._places.setdefault(place, self.clock())
         self._fetched.add(token)
+        self._fetched_at = asyncio.get_running_loop().time()
         self._fetch.set()
 
     async def _advance(self) -> bytes | None:
@@ -282,12 +284,14 @@ class Order:
 
     async def _fetched_and_quiet(self) -> timedelta:
         """Return once the authority has come for all that this process told it of, and then not for as long as is returned."""
-        quiet = self._quiet or self._pace.quiet
+        quiet, time = self._quiet or self._pace.quiet, asyncio.get_running_loop().time
         while True:
             await self._fetch.wait()
+            if (left := self._fetched_at + quiet.total_seconds() - time()) > 0:
+                await asyncio.sleep(left)
+                continue
             self._fetch.clear()
-            await asyncio.sleep(quiet.total_seconds())
-            if not self._fetch.is_set() and self._tokens <= self._fetched:
+            if self._tokens <= self._fetched:
                 return quiet
 
     async def _after_refusal(self, move: object, error: AuthorityRefused) -> None:
