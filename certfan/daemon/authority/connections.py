@@ -145,6 +145,7 @@ class _Connection(BaseProtocol):
         self.used_at = loop.time()
         self.stays = True  # for another request, as far as is known
         self._whole: asyncio.Future[Response] | None = None  # of the request under way
+        self._http: HttpResponseParser | None = None
         self._head: RawResponseMessage | None = None
         self._body: StreamReader | None = None
 
@@ -157,10 +158,11 @@ class _Connection(BaseProtocol):
         """Send a request and return its answer; raises as `Connections.ask`."""
         if self.transport is None:
             raise ConnectionResetError
-        self._whole = self._loop.create_future()
+        loop = asyncio.get_running_loop()
+        self._whole = loop.create_future()
         # Its streams hold at most twice the limit, or tell us to pause.
-        self._parser = HttpResponseParser(
-            self, self._loop, MAX_BODY // 2, response_with_body=expects_body, read_until_eof=True, auto_decompress=False
+        self._http = HttpResponseParser(
+            self, loop, MAX_BODY // 2, response_with_body=expects_body, read_until_eof=True, auto_decompress=False
         )  # fmt: skip
         self.transport.write(request)
         try:
@@ -186,9 +188,9 @@ class _Connection(BaseProtocol):
         if self._whole is None or self._whole.done():
             self.end()  # nothing was asked
             return
-        assert self._parser is not None
+        assert self._http is not None
         try:
-            messages, is_upgraded, _ = self._parser.feed_data(data)
+            messages, is_upgraded, _ = self._http.feed_data(data)
         except HttpProcessingError as error:
             self._fail(error)
             return
@@ -206,9 +208,9 @@ class _Connection(BaseProtocol):
         if self._head is None or exc is not None:
             self._fail(EOFError() if self._head else exc or ConnectionResetError())
         elif self._whole is not None and not self._whole.done():
-            assert self._parser is not None
+            assert self._http is not None
             with suppress(HttpProcessingError):
-                self._parser.feed_eof()
+                self._http.feed_eof()
             self._finish()
             self._fail(EOFError())
 
