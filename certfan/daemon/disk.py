@@ -124,9 +124,10 @@ def _end(operation: AbstractOperation, future: asyncio.Future[None], _result: in
 
 
 def _tell(future: asyncio.Future[None], threaded: asyncio.Future[None]) -> None:
+    error = threaded.exception()
     if future.done():
         return
-    if error := threaded.exception():
+    if error is not None:
         future.set_exception(error)
     else:
         future.set_result(None)

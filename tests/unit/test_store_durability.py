@@ -1,6 +1,7 @@
 """What was returned survives; the schema moves forward only; the database is closed to others."""
 
 import asyncio
+import errno
 import os
 import signal
 import sqlite3
@@ -272,3 +273,29 @@ async def test_the_engine_leaves_syncing_and_emptying_the_log_to_us(tmp_path: Pa
     await store.close()
 
     assert ["wal", 1, 0, 1] == seen
+
+
+async def test_a_log_that_cannot_be_kept_ends_the_store(tmp_path: Path) -> None:
+    """Whoever wrote hears it, and so does the next tick, which ends the daemon; what is so is read when it is opened again."""
+    path = tmp_path / "certfan.db"
+    store = await opened(path)
+    await store.ask_renewal("kept", NOW)
+    await store.facts()
+    whole = store._disk.sync
+
+    def lost(_: int) -> asyncio.Future[None]:
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(OSError(errno.EIO, "Input/output error"))
+        return future
+
+    store._disk.sync = lost  # type: ignore[method-assign]
+    with pytest.raises(StoreFailed, match=r"certfan\.db.*Input/output error"):
+        await store.ask_renewal("lost", NOW)
+    store._disk.sync = whole  # type: ignore[method-assign]
+    with pytest.raises(StoreFailed):
+        await store.facts()
+    await store.close()
+    again = await opened(path)
+
+    assert "kept" in await again.asked()
+    await again.close()

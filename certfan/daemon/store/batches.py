@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import Connection
@@ -22,7 +23,7 @@ Call: TypeAlias = Callable[[Connection], Any]
 Waiting: TypeAlias = tuple[
     list[asyncio.Future[Any]], Call, bool
 ]  # for whom it is done, what, whether it is brief
-Outcome: TypeAlias = tuple[Any, Exception | None]
+Outcome: TypeAlias = tuple[Any, BaseException | None]
 
 
 class Batches:
@@ -125,7 +126,11 @@ class Batches:
             self._sync(batch, outcomes)
         else:
             self._at_work = asyncio.get_running_loop().run_in_executor(self._thread, self._work_long, calls)
-            self._at_work.add_done_callback(lambda done: self._sync(batch, done.result()))
+            self._at_work.add_done_callback(partial(self._end_in_thread, batch))
+
+    def _end_in_thread(self, batch: Sequence[Waiting], done: asyncio.Future[list[Outcome]]) -> None:
+        error = done.exception()
+        self._sync(batch, done.result() if error is None else [(None, error)] * len(batch))
 
     def _on_the_loop(self, batch: Sequence[Waiting], calls: Sequence[Call]) -> list[Outcome] | None:
         """Do all of it at once, if that takes no time; None if it does, one call fails, or somebody holds the database."""
