@@ -100,7 +100,7 @@ class Disk:
         try:
             return self._kernel.submit(*operations)
         except (OverflowError, ValueError, SystemError) as error:
-            _log.info("aio.refused", problem=str(error))
+            _log.debug("aio.refused", problem=str(error))
             return 0
 
     def _hear(self) -> None:
