@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from sqlalchemy import Connection
 
 from certfan.daemon.disk import Disk
 from certfan.daemon.store import engine, wishes
-from certfan.daemon.store.batches import Batches
+from certfan.daemon.store.batches import MOST_BRIEF, Batches
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -106,6 +107,20 @@ async def test_a_call_that_fails_takes_no_other_along(rig: Rig, brief: bool) -> 
     assert (first, answers[0], answers[2]) == (None, None, None)
     assert isinstance(answers[1], ValueError)
     assert set(answers[3]) == await rig.known() == {"first", "a", "b"}
+
+
+async def test_the_loop_does_brief_calls_itself_unless_they_are_many(rig: Rig) -> None:
+    """A few take microseconds; thousands at once would keep a challenge waiting."""
+
+    def where(_: Connection) -> int:
+        return threading.get_ident()
+
+    few = await rig.all_of(*[where] * MOST_BRIEF, brief=True)
+    many = await rig.all_of(*[where] * (MOST_BRIEF + 1), brief=True)
+    long = await rig.all_of(where, where)
+
+    assert {threading.get_ident()} == set(few)
+    assert threading.get_ident() not in {*many, *long}
 
 
 async def test_nobody_hears_of_a_write_before_it_is_on_the_disk(rig: Rig) -> None:

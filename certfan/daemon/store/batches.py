@@ -18,6 +18,7 @@ from certfan.daemon.disk import Disk
 from certfan.daemon.store.engine import Log, patiently, transaction
 
 T = TypeVar("T")
+MOST_BRIEF = 64  # calls that the loop does at once, some milliseconds; more of them take the thread
 MOST_LATE = 0.02  # seconds that what nobody waits for may stay unwritten
 Call: TypeAlias = Callable[[Connection], Any]
 Waiting: TypeAlias = tuple[
@@ -134,7 +135,7 @@ class Batches:
 
     def _on_the_loop(self, batch: Sequence[Waiting], calls: Sequence[Call]) -> list[Outcome] | None:
         """Do all of it at once, if that takes no time; None if it does, one call fails, or somebody holds the database."""
-        if self._log.is_long or not all(brief for _, _, brief in batch):
+        if self._log.is_long or len(batch) > MOST_BRIEF or not all(brief for _, _, brief in batch):
             return None
         try:
             return self._together(calls)
