@@ -15,7 +15,7 @@ from typing import Any
 LONGEST_NAP = timedelta(minutes=1)  # level, not edge: look again even when nobody rang
 # With hundreds of steps under way one ends every few milliseconds, and each tick looks at everything.
 PACE = 5  # between two ticks at least this many times what was weighed of the last one,
-LEAST_PAUSE, LONGEST_PAUSE = 0.01, 1.0  # but neither fewer nor more seconds than this
+LEAST_PAUSE, LONGEST_PAUSE = 0.005, 1.0  # but neither fewer nor more seconds than this
 
 Key = tuple[str, ...]
 Tick = Callable[[asyncio.TaskGroup], Awaitable[datetime | None]]  # returns when to tick again at the latest

@@ -142,6 +142,7 @@ class Wiring:
             accounts=self.accounts,
             disk=self.disk,
             clock=now,
+            ring=self.loop.ring,
         )
 
     @cached_property
