@@ -191,9 +191,10 @@ class LogSender:
                     await self._send_some(writer, tell)
             finally:
                 end.cancel()
-                writer.close()
-                if self._waiting:
-                    writer.transport.abort()  # whoever takes nothing would not take a farewell
+                # One that is closing ends by itself, and abort() after two close() fails (Python 3.11).
+                if not writer.transport.is_closing():
+                    # Whoever takes nothing would not take a farewell.
+                    writer.transport.abort() if self._waiting else writer.close()
 
     async def _send_some(self, writer: asyncio.StreamWriter, tell: Tell | None) -> None:
         """Send a batch of what waits; with nothing left say so if there was an outage, else wait for news."""

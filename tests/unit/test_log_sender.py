@@ -247,6 +247,37 @@ async def test_over_tls_only_the_authority_of_the_config_is_believed(tmp_path: P
     assert "certificate verify failed" in str(told.outages[0][0])
 
 
+async def test_a_tls_receiver_that_ends_while_lines_wait_is_an_outage_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection has ended by itself, and the lines are sent over the next one."""
+    monkeypatch.setattr("certfan.log_sender.DELAYS", (0.05,))
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    send_some, lost = LogSender._send_some, list[str]()
+
+    async def lose(self: LogSender, writer: asyncio.StreamWriter, tell: Any) -> None:
+        await send_some(self, writer, tell)
+        if not lost:
+            lost.append(await receiver.heard('n="1"'))
+            receiver.stop()
+            try:
+                await asyncio.Event().wait()  # the end is noticed, and this cancelled
+            finally:
+                self.take({"event": "test.said", "n": 2})
+
+    monkeypatch.setattr(LogSender, "_send_some", lose)
+    async with Receiver(context=server_context(authority)).listening() as receiver:
+        sender = LogSender(LogTarget("127.0.0.1", receiver.port, True, str(tmp_path / "ca.pem")))
+        sender.take({"event": "test.said", "n": 1})
+        async with sending(sender) as told:
+            await told.times(1)
+            async with Receiver(context=server_context(authority), port=receiver.port).listening() as second:
+                await second.heard('n="2"')
+
+    assert told.outages[0][0] is not None
+
+
 def server_context(ca: trustme.CA) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ca.issue_cert("127.0.0.1").configure_cert(context)
