@@ -60,6 +60,7 @@ def test_an_account_gets_a_new_key_and_moves_to_another_machine(daemons: Place, 
         secret = json.loads(exported.read_text())["key"].splitlines()[1]
         said = daemon.log.read_text() + json.dumps(daemon.get("/api/v1/status")) + json.dumps(daemon.events())
     with daemons.running(*fragments) as other:
+        other.issued("a.test")  # by an account of its own
         moved = told(other, "account", "import", "ca", str(exported))
         other.renew("a.test")
         other.issued("a.test", 2)
