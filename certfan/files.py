@@ -43,7 +43,8 @@ def write_private(
 ) -> None:
     """Replace `path` with a new file holding `data`, whole or not at all.
 
-    Durable on return, and so are the names in the folders `above`, which may be new. Interrupted, it leaves at most a closed temporary file `.NAME.<random>`. Repeatable.
+    Durable on return, and so are the names in the folders `above`, which may be new. Interrupted, it leaves at most a
+    closed temporary file `.NAME.<random>`. Repeatable.
 
     Raises:
         OSError: the file system said so; the old file still stands.

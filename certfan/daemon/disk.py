@@ -44,7 +44,7 @@ class Disk:
             self._loop.add_reader(self._kernel.fileno, self._hear)
 
     def close(self) -> None:
-        """Hear of nothing any more; repeatable. Whoever still waits is cancelled."""
+        """Hear of nothing any more; repeatable. For when nobody waits: whoever does would wait for ever."""
         if self._kernel is not None:
             self._loop.remove_reader(self._kernel.fileno)
             self._kernel = None

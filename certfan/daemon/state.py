@@ -179,8 +179,7 @@ class StateFolder:
 
     def generation_numbers(self, certificate: str) -> frozenset[int]:
         """Return every number that has a folder here, complete or not."""
-        folder = f"{self._generations}/{_checked(certificate)}"
-        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as there:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._parent_of(certificate)) as there:
             return frozenset(int(entry.name) for entry in there if entry.name.isdecimal())
         return frozenset()
 
@@ -208,10 +207,13 @@ class StateFolder:
     def _folder_of(self, certificate: str, number: int) -> str:
         if number < 1:
             raise ValueError(f"{certificate}@{number} is no generation")
-        return f"{self._generations}/{_checked(certificate)}/{number}"
+        return f"{self._parent_of(certificate)}/{number}"
+
+    def _parent_of(self, certificate: str) -> str:
+        return f"{self._generations}/{_checked(certificate)}"
 
     def _above(self, certificate: str) -> tuple[str, ...]:
-        return str(self._generations), f"{self._generations}/{_checked(certificate)}"
+        return str(self._generations), self._parent_of(certificate)
 
     def _sweep(self) -> None:
         """Remove what an interrupted write left behind: it may hold a key that nobody will ever use."""

@@ -27,6 +27,10 @@ class HeldDisk(Disk):
     held: list[asyncio.Future[None]] | None = None
     broken = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
     def sync(self, fd: int) -> asyncio.Future[None]:
         if not self.broken and self.held is None:
             return super().sync(fd)
@@ -35,6 +39,7 @@ class HeldDisk(Disk):
             future.set_exception(OSError(errno.EIO, "Input/output error"))
         elif self.held is not None:
             self.held.append(future)
+            self.asked.set()
         return future
 
 
@@ -129,8 +134,8 @@ async def test_nobody_hears_of_a_write_before_it_is_on_the_disk(rig: Rig) -> Non
     for brief in (True, False):
         tasks = [asyncio.create_task(rig.batches.do(call, brief=brief)) for call in (asks("a"), wishes.asked)]
         async with asyncio.timeout(30):
-            while not rig.disk.held:
-                await asyncio.sleep(0.001)
+            await rig.disk.asked.wait()
+        rig.disk.asked.clear()
         before = [task.done() for task in tasks]
         rig.disk.held.pop().set_result(None)
         await asyncio.wait(tasks)

@@ -21,9 +21,8 @@ T = TypeVar("T")
 MOST_BRIEF = 64  # calls that the loop does at once, some milliseconds; more of them take the thread
 MOST_LATE = 0.02  # seconds that what nobody waits for may stay unwritten
 Call: TypeAlias = Callable[[Connection], Any]
-Waiting: TypeAlias = tuple[
-    list[asyncio.Future[Any]], Call, bool
-]  # for whom it is done, what, whether it is brief
+# For whom it is done, what, and whether it is brief.
+Waiting: TypeAlias = tuple[list[asyncio.Future[Any]], Call, bool]
 Outcome: TypeAlias = tuple[Any, BaseException | None]
 
 
