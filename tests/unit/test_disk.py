@@ -105,19 +105,21 @@ async def test_several_files_are_synced_beside_each_other(either: Disk, tmp_path
     assert ["key.pem"] == [path.name for path in (tmp_path / "new").iterdir()]
 
 
-async def test_an_error_of_the_disk_reaches_the_code_that_wrote(tmp_path: Path) -> None:
-    """It is an OSError there, as it would be without the loop; the old file still stands."""
+@pytest.mark.parametrize("folders", [0, 1])
+async def test_an_error_of_the_disk_reaches_the_code_that_wrote(tmp_path: Path, folders: int) -> None:
+    """It is an OSError there, as it would be without the loop, also of one sync among several; the old file still stands."""
     made = Disk()
 
     def broken(*fds: int) -> "list[asyncio.Future[None]]":
         syncs = [asyncio.get_running_loop().create_future() for _ in fds]
-        for sync in syncs:
-            sync.set_exception(OSError(errno.EIO, "Input/output error"))
+        for sync in syncs[1:]:
+            sync.set_result(None)
+        syncs[0].set_exception(OSError(errno.EIO, "Input/output error"))
         return syncs
 
     made._begin = broken  # type: ignore[method-assign]
     with pytest.raises(OSError, match="Input/output"):
-        await made.run(files.write_private, tmp_path / "key.pem", b"new")
+        await made.run(files.write_private, tmp_path / "key.pem", b"new", above=(tmp_path,) * folders)
     made.close()
 
     assert [] == list(tmp_path.iterdir())

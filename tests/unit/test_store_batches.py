@@ -156,7 +156,12 @@ async def test_what_could_not_be_synced_is_never_again_said_to_be_there(rig: Rig
 
 
 async def test_whoever_holds_the_database_does_not_hold_the_loop(rig: Rig, tmp_path: Path) -> None:
-    """A brief call waits for a foreign writer in the thread, and is done when that one has ended."""
+    """A brief call waits for a foreign writer in the thread, and is done when that one has ended; on the loop for nobody."""
+
+    def patience(db: Connection) -> object:
+        return db.exec_driver_sql("PRAGMA busy_timeout").scalar()
+
+    patient = await rig.all_of(patience, brief=True) + await rig.all_of(patience)
     with contextlib.closing(sqlite3.connect(tmp_path / "db", isolation_level=None)) as foreign:
         foreign.execute("BEGIN IMMEDIATE")
         task = asyncio.create_task(rig.batches.do(asks("a"), brief=True))
@@ -167,6 +172,7 @@ async def test_whoever_holds_the_database_does_not_hold_the_loop(rig: Rig, tmp_p
         foreign.execute("COMMIT")
     await task
 
+    assert [0, engine.BUSY_TIMEOUT] == patient
     assert not done_before
     assert {"a"} == await rig.known()
 
