@@ -1,4 +1,4 @@
-"""HTTP/1.1 over TLS connections that are kept: asyncio opens them, what is HTTP decides aiohttp's parser.
+"""HTTP/1.1 over TLS connections that are kept: what is HTTP decides aiohttp's parser.
 
 aiohttp's own client spent a quarter of an exchange on what ACME has no use for: redirects, cookies, proxies, traces,
 bodies that stream. What must never come in: who may be asked, and what an answer means.
@@ -15,6 +15,8 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError, HttpResponseParser, RawResponseMessage
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDictProxy
+
+from certfan.daemon.authority.tls import Tls
 
 MAX_BODY = 1024 * 1024
 CONNECT_TIMEOUT = 10.0  # seconds for TCP and TLS; what a whole exchange may take is the caller's affair
@@ -85,17 +87,11 @@ class Connections:
         return response
 
     async def _open(self, server: Server) -> _Connection:
-        host, port = server
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                _, connection = await self._loop.create_connection(
-                    lambda: _Connection(self._loop, server),
-                    host,
-                    port,
-                    ssl=self._tls,
-                    happy_eyeballs_delay=_NEXT_ADDRESS,
-                )
-        except (OSError, UnicodeError) as error:  # a name may be none that DNS can hold
+                connection = _Connection(self._loop, server, self._tls)
+                await connection.begin()
+        except (OSError, ValueError) as error:  # a name may be none that DNS or a certificate can hold
             raise NotConnected from error
         return connection
 
@@ -139,9 +135,10 @@ class Connections:
 class _Connection(BaseProtocol):
     """One connection; it carries one request at a time."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, server: Server) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, server: Server, tls: ssl.SSLContext) -> None:
         super().__init__(loop)
         self.server = server
+        self._tls = Tls(tls, server[0], self._received, self._lost)
         self.used_at = loop.time()
         self.stays = True  # for another request, as far as is known
         self._whole: asyncio.Future[Response] | None = None  # of the request under way
@@ -152,11 +149,23 @@ class _Connection(BaseProtocol):
     @property
     def is_open(self) -> bool:
         """Whether it can be asked."""
-        return self.stays and self.transport is not None and not self.transport.is_closing()
+        return self.stays and self._tls.is_open
+
+    async def begin(self) -> None:
+        """Connect to the server; cancelled or raised OSError or UnicodeError, nothing is left of it."""
+        host, port = self.server
+        await asyncio.get_running_loop().create_connection(
+            lambda: self._tls, host, port, happy_eyeballs_delay=_NEXT_ADDRESS
+        )
+        try:
+            await self._tls.shake_hands()
+        except BaseException:
+            self.end()
+            raise
 
     async def ask(self, request: bytes, *, expects_body: bool) -> Response:
         """Send a request and return its answer; raises as `Connections.ask`."""
-        if self.transport is None:
+        if not self._tls.is_open:
             raise ConnectionResetError
         loop = asyncio.get_running_loop()
         self._whole = loop.create_future()
@@ -164,7 +173,7 @@ class _Connection(BaseProtocol):
         self._http = HttpResponseParser(
             self, loop, MAX_BODY // 2, response_with_body=expects_body, read_until_eof=True, auto_decompress=False
         )  # fmt: skip
-        self.transport.write(request)
+        self._tls.write(request)
         try:
             return await self._whole
         finally:
@@ -173,8 +182,7 @@ class _Connection(BaseProtocol):
     def end(self) -> None:
         """Cut it off; repeatable."""
         self.stays = False
-        if self.transport is not None:
-            self.transport.abort()
+        self._tls.end()
 
     def pause_reading(self) -> None:
         """Give up: more than `MAX_BODY` has come of one body."""
@@ -183,8 +191,7 @@ class _Connection(BaseProtocol):
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Do nothing: reading never pauses."""
 
-    def data_received(self, data: bytes) -> None:
-        """Parse what came."""
+    def _received(self, data: bytes) -> None:
         if self._whole is None or self._whole.done():
             self.end()  # nothing was asked
             return
@@ -202,9 +209,8 @@ class _Connection(BaseProtocol):
                 self.stays = False  # more than was asked for
         self._finish()
 
-    def connection_lost(self, exc: BaseException | None) -> None:
+    def _lost(self, exc: BaseException | None) -> None:
         """Note the end of it, which may also be that of an answer."""
-        super().connection_lost(exc)
         if self._head is None or exc is not None:
             self._fail(EOFError() if self._head else exc or ConnectionResetError())
         elif self._whole is not None and not self._whole.done():
