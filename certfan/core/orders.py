@@ -30,12 +30,9 @@ def orders(
 ) -> Iterator[Wish]:
     """Wish for the looks and the most urgent orders that each authority's caps and limits leave room for."""
     wanted: set[str] = set()
-    for name, outlook in known.items():
+    for name, outlook in known.items() if observed.self_check else ():
         found = outlook.standing
-        if found is None:
-            continue
-        yield from outlook.requests
-        if observed.self_check and (found.holding is None or found.holding.code == PATH):
+        if found is not None and (found.holding is None or found.holding.code == PATH):
             wanted.update(checked_identifiers(desired.certificates[name]))
     yield from (instant for at in observed.moved.values() for instant in (at, at + STANDING_STILL))
     yield from _begun(known, desired, observed, now)

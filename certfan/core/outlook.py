@@ -5,12 +5,13 @@ Caps, limits that others use up, and whatever concerns more than one certificate
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 from certfan.core.custody import fits, lost_since
+from certfan.core.issuance import Issuance
 from certfan.core.ledger import Ledger
 from certfan.core.model import Certificate, Desired, Generation, Reason
 from certfan.core.policy import (
@@ -52,8 +53,8 @@ class Outlook:
 
     @property
     def wants(self) -> bool:
-        """Whether it wants anything at all."""
-        return self.standing is not None or bool(self.offers or self.missing or self.asks)
+        """Whether it wants anything beside its order."""
+        return bool(self.offers or self.missing or self.requests or self.asks)
 
 
 def outlook(certificate: Certificate, desired: Desired, observed: Observed, now: datetime) -> Outlook:
@@ -100,17 +101,23 @@ class Outlooks:
 
     def __init__(self) -> None:
         self._shared: tuple[object, ...] = ()
-        self._own: tuple[Mapping[Any, object], ...] = ()  # copies: what is compared may be changed in place
+        self._own: tuple[Mapping[Any, object], ...] = ()
         self._ledgers: Mapping[str, Ledger] = {}
         self._judged_at = NEVER
         self._outlooks: dict[str, Outlook] = {}
         self._until: dict[str, datetime] = {}
         self._soonest = ALWAYS
+        self._ordering: dict[str, Outlook] = {}
         self._wanting: dict[str, Outlook] = {}
 
     @property
+    def ordering(self) -> Mapping[str, Outlook]:
+        """Those that are to be ordered, in the order of the config: few of many, but for a day of many orders."""
+        return self._ordering
+
+    @property
     def wanting(self) -> Mapping[str, Outlook]:
-        """Those that want anything, in the order of the config: few of many, but for a day of many orders."""
+        """Those that want anything beside their order, in the order of the config."""
         return self._wanting
 
     @property
@@ -129,29 +136,35 @@ class Outlooks:
             if self._soonest <= now:
                 stale.update(name for name, until in self._until.items() if until <= now)
             self._judge(stale & self._outlooks.keys(), desired, observed, now)
-            known = zip(self._own, own, strict=True)
-            self._own = tuple(old if old == new else dict(new) for old, new in known)
         else:
-            self._outlooks, self._until, self._wanting, self._soonest = {}, {}, {}, ALWAYS
+            self._outlooks, self._until, self._soonest = {}, {}, ALWAYS
+            self._ordering, self._wanting = {}, {}
             self._judge(desired.certificates, desired, observed, now)
-            self._own = tuple(dict(part) for part in own)
-        self._shared, self._ledgers, self._judged_at = shared, dict(observed.ledgers), now
+        self._shared, self._own, self._ledgers, self._judged_at = shared, own, dict(observed.ledgers), now
         return self._outlooks
 
     def _judge(self, names: Collection[str], desired: Desired, observed: Observed, now: datetime) -> None:
-        more = False
         for name in names:
             found = outlook(desired.certificates[name], desired, observed, now)
             self._outlooks[name], self._until[name] = found, found.until or ALWAYS
-            if found.wants:
-                more |= name not in self._wanting
-                self._wanting[name] = found
-            else:
-                self._wanting.pop(name, None)
-        if more:  # each to its place
-            self._wanting = {name: self._wanting[name] for name in self._outlooks if name in self._wanting}
         if names:
             self._soonest = min(self._until.values())
+            self._ordering = self._with(self._ordering, names, lambda one: one.standing is not None)
+            self._wanting = self._with(self._wanting, names, lambda one: one.wants)
+
+    def _with(
+        self, known: dict[str, Outlook], judged: Collection[str], is_one: Callable[[Outlook], bool]
+    ) -> dict[str, Outlook]:
+        """Return those that are one of a kind, when some are known and others were judged since."""
+        more = False
+        for name in judged:
+            if is_one(self._outlooks[name]):
+                more |= name not in known
+                known[name] = self._outlooks[name]
+            else:
+                known.pop(name, None)
+        # Each to its place.
+        return {name: known[name] for name in self._outlooks if name in known} if more else known
 
     def _held_otherwise(self, desired: Desired, ledgers: Mapping[str, Ledger]) -> Iterator[str]:
         """Tell the certificates that wait for an order which what was spent since may hold up."""
@@ -190,7 +203,7 @@ def _own_facts(observed: Observed) -> tuple[Mapping[Any, object], ...]:
         observed.asked,
         observed.config_changed,
         observed.renewals,
-        observed.open_orders,
+        {name: _as_judged(order, observed) for name, order in observed.open_orders.items()},
         observed.rolled_back,
         observed.lost_keys,
         observed.signing_requests,
@@ -200,11 +213,17 @@ def _own_facts(observed: Observed) -> tuple[Mapping[Any, object], ...]:
     )
 
 
+def _as_judged(order: Issuance, observed: Observed) -> tuple[object, ...]:
+    """Return what an outlook depends on of an open order: not how far it is, but whether a ledger counts it."""
+    is_sent = order.order_url is not None and order.authority in observed.ledgers
+    return order.authority, order.generation, order.identifiers, is_sent
+
+
 def _changed(before: tuple[Mapping[Any, object], ...], after: tuple[Mapping[Any, object], ...]) -> set[str]:
     """Return the certificates of which any fact is another one."""
     keys: set[Any] = set()
     for old, new in zip(before, after, strict=True):
-        if old != new:
+        if old is not new and old != new:
             keys.update([key for key, fact in new.items() if old.get(key) != fact])
             keys.update(old.keys() - new.keys())
     return {key if isinstance(key, str) else key[0] for key in keys}

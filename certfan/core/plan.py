@@ -76,14 +76,15 @@ def plan(desired: Desired, observed: Observed, now: datetime, outlooks: Outlooks
     """
     outlooks = outlooks if outlooks is not None else Outlooks()
     outlooks.of(desired, observed, now)
-    known = outlooks.wanting
+    wanting = outlooks.wanting.values()
     wishes: list[Wish] = [
-        *(step for one in known.values() for step in one.offers),
+        *(step for one in wanting for step in one.offers),
         *_withdrawals(desired, observed),
-        *_publications(known.values(), observed),
+        *_publications(wanting, observed),
         *_roll_backs(observed, now),
-        *orders(known, desired, observed, now),
-        *(step for one in known.values() for step in one.asks),
+        *(step for one in wanting for step in one.requests),
+        *orders(outlooks.ordering, desired, observed, now),
+        *(step for one in wanting for step in one.asks),
         *upkeep(desired, observed, now),
         *retirements(desired, observed, now),
         *((outlooks.until,) if outlooks.until is not None else ()),

@@ -269,7 +269,10 @@ Wish: TypeAlias = Step | datetime  # a rule's answer: a step, or an instant at w
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """Everything the plan looks at beside the config. Each field may be late; none may be invented."""
+    """Everything the plan looks at beside the config. Each field may be late; none may be invented.
+
+    Nothing in it is changed afterwards: the next plan compares with what it was.
+    """
 
     generations: Mapping[str, tuple[Generation, ...]] = field(default_factory=dict)  # ascending, verified
     published: Mapping[Where, frozenset[int]] = field(default_factory=dict)  # complete on the share

@@ -4,7 +4,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from certfan.core.issuance import Issuance
-from certfan.core.model import Attempt, Identifier, Reason
+from certfan.core.ledger import Ledger, Spend, SpendKind
+from certfan.core.model import Attempt, Identifier, Limit, Limits, Reason
 from certfan.core.plan import (
     Clear,
     Issue,
@@ -262,3 +263,25 @@ def test_what_begins_to_want_something_again_comes_in_its_place() -> None:
     assert tuple(Offer(name, WEB1, 1) for name in names) == planned.steps
     assert () == plan(desired, settled, NOW, kept).steps
     assert {} == kept.wanting
+
+
+def test_how_far_an_order_is_changes_an_outlook_only_where_a_ledger_counts_it() -> None:
+    """A challenge that was answered never does; a URL does where the limit forbids another order, but not the end of this."""
+    limits = Limits(orders=Limit(1, DAY))
+    spends = [Spend(SpendKind.ORDER, NOW, frozenset({WWW}))]
+    ledgers = {"ca": Ledger.of(limits, spends, domains=lambda name: name)}
+    begun = Issuance(WWW, 1, "ca", DESIRED.certificates[WWW].identifiers, NOW)
+    sent = replace(begun, order_url="https://ca/order/1")
+    answered = replace(sent, answered=frozenset({"https://ca/challenge/1"}))
+    holdings = []
+    for known in ({}, ledgers):
+        kept, before = Outlooks(), Observed(ledgers=known)
+        judged = []
+        for order in (begun, sent, answered):
+            before = replace(before, open_orders={WWW: order})
+            judged.append(kept.of(DESIRED, before, NOW)[WWW])
+        holdings.append([one.standing.holding is not None for one in judged if one.standing is not None])
+        assert judged[1] is judged[2]
+        assert (judged[0] is judged[1]) is (known == {})
+
+    assert [[False, False, False], [True, False, False]] == holdings
