@@ -70,6 +70,14 @@ def test_json_that_holds_a_key_loses_it(name: str, shape: str) -> None:
     assert log.redact_json(clean := b'{"detail": "nothing here"}') is clean
 
 
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_a_private_member_of_a_jwk_is_removed_from_a_text(quote: str) -> None:
+    """As JSON writes it, and as Python prints it; what stands beside it stays."""
+    text = f"{{'kty': 'EC', 'd': '{'Q' * 40}'}} was sent".replace("'", quote)
+
+    assert text.replace("Q" * 40, log.REDACTED) == log.redact(text)
+
+
 def test_an_event_is_one_json_line_with_its_facts() -> None:
     """Details are fields, never woven into the text."""
     out = io.StringIO()
