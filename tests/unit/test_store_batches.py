@@ -48,8 +48,9 @@ class Rig:
 
     def __init__(self, thread: ThreadPoolExecutor, db: Connection) -> None:
         self.commits = self.undone = 0
+        self.unheard: list[BaseException] = []
         self.disk = HeldDisk()
-        self.batches = Batches(thread, db, self._note_undone, self.disk)
+        self.batches = Batches(thread, db, self._note_undone, self.disk, self.unheard.append)
         driver = db.connection.dbapi_connection
         assert isinstance(driver, sqlite3.Connection)
         driver.set_trace_callback(self._note)
@@ -243,21 +244,39 @@ async def test_finishing_waits_for_all_that_was_asked(rig: Rig) -> None:
 
 async def test_what_nobody_waits_for_is_committed_along_with_what_is_asked_next(rig: Rig) -> None:
     """It waits for the disk once with that, and is done before it."""
-    along = rig.batches.do_along(asks("along"))
-    joined = rig.batches.join(lambda db, names: [asks(name)(db) for name in names], ["joined"], soon=False)
+    rig.batches.do_along(asks("along"))
+    rig.batches.join_along(lambda db, names: [asks(name)(db) for name in names], ["joined"])
     await asyncio.sleep(0)
     known = await rig.known()
 
     assert (1, {"along", "joined"}) == (rig.commits, known)
-    assert along.done() and joined.done()
 
 
 async def test_what_nobody_waits_for_is_written_by_itself_in_a_moment(rig: Rig) -> None:
     """Nothing else has to be asked for that."""
+    rig.disk.held = []
+    rig.batches.do_along(asks("along"))
     async with asyncio.timeout(30):
-        await rig.batches.do_along(asks("along"))
+        await rig.disk.asked.wait()
+    rig.disk.held.pop().set_result(None)
 
     assert 1 == rig.commits
+
+
+async def test_an_error_that_nobody_waits_for_is_told(rig: Rig) -> None:
+    """Of a call of its own and of each that joined one; whoever waits for the same call hears it too."""
+
+    def fails(_db: Connection, names: list[str]) -> None:
+        raise ValueError(*names)
+
+    rig.batches.do_along(half_done)
+    rig.batches.join_along(fails, ["a"])
+    rig.batches.join_along(fails, ["b"])
+    with pytest.raises(ValueError, match="c"):
+        await rig.batches.join(fails, ["c"])
+    fine = await rig.known()
+
+    assert (set(), [("no further",), *[("a", "b", "c")] * 2]) == (fine, [one.args for one in rig.unheard])
 
 
 async def test_finishing_does_not_leave_out_what_nobody_waits_for(rig: Rig) -> None:

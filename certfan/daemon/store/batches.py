@@ -21,8 +21,8 @@ T = TypeVar("T")
 MOST_BRIEF = 64  # calls that the loop does at once, some milliseconds; more of them take the thread
 MOST_LATE = 0.02  # seconds that what nobody waits for may stay unwritten
 Call: TypeAlias = Callable[[Connection], Any]
-# For whom it is done, what, and whether it is brief.
-Waiting: TypeAlias = tuple[list[asyncio.Future[Any]], Call, bool]
+Asked: TypeAlias = list[asyncio.Future[Any] | None]  # for whom a call is done; None: nobody waits for it
+Waiting: TypeAlias = tuple[Asked, Call]
 Outcome: TypeAlias = tuple[Any, BaseException | None]
 
 
@@ -31,19 +31,27 @@ class Batches:
 
     Those that come while others are being done are the next transaction. One that fails takes no other along: then
     all of its transaction are done again, each in its own. `undone` is told that something was taken back. Whoever
-    asked hears its end when the database's log is on the disk.
+    asked hears its end when the database's log is on the disk; `unheard` is told the error where nobody waits for one.
     """
 
     def __init__(
-        self, thread: ThreadPoolExecutor, db: Connection, undone: Callable[[], None], disk: Disk
+        self,
+        thread: ThreadPoolExecutor,
+        db: Connection,
+        undone: Callable[[], None],
+        disk: Disk,
+        unheard: Callable[[BaseException], None],
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._thread = thread
         self._db = db
         self._log = Log(db)
         self._undone = undone
+        self._unheard = unheard
         self._disk = disk
         self._waiting: list[Waiting] = []
-        self._joined: dict[Callable[..., object], tuple[list[asyncio.Future[Any]], list[Any]]] = {}
+        self._all_brief = True  # what waits
+        self._joined: dict[Callable[..., object], tuple[Asked, list[Any]]] = {}
         self._at_work: asyncio.Future[Any] | None = None
         self._hurry = False  # whether somebody waits for what waits
         self._due: asyncio.Handle | None = None
@@ -55,33 +63,44 @@ class Batches:
 
         A `brief` one touches a few rows that it has the keys of.
         """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put([future], call, soon=True, brief=brief)
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._all_brief &= brief
+        self._put([future], call, soon=True)
         return await future
 
-    def do_along(self, call: Callable[[Connection], T]) -> asyncio.Future[T]:
+    def do_along(self, call: Callable[[Connection], object]) -> None:
         """Have a brief call done along with whatever is asked next, at the latest after a moment; nobody waits for it."""
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put([future], call, soon=False, brief=True)
-        return future
+        self._put([None], call, soon=False)
 
     def join(
-        self, call: Callable[[Connection, list[T]], object], what: Iterable[T], *, soon: bool = True
+        self, call: Callable[[Connection, list[T]], object], what: Iterable[T]
     ) -> asyncio.Future[object]:
-        """Have one brief call do all that waits for it, in order; the future is done when that is durable.
+        """Have one brief call do all that waits for it, in order; the future is done when that is durable."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._join(future, call, what, soon=True)
+        return future
 
-        Not `soon` is as `do_along`.
-        """
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        if call in self._joined:
-            futures, items = self._joined[call]
-            futures.append(future)
-            items.extend(what)
+    def join_along(self, call: Callable[[Connection, list[T]], object], what: Iterable[T]) -> None:
+        """Have one brief call do all that waits for it, in order, when `do_along` would."""
+        self._join(None, call, what, soon=False)
+
+    def _join(
+        self,
+        asked: asyncio.Future[Any] | None,
+        call: Callable[[Connection, list[T]], object],
+        what: Iterable[T],
+        *,
+        soon: bool,
+    ) -> None:
+        if known := self._joined.get(call):
+            known[0].append(asked)
+            known[1].extend(what)
             self._arrange(soon=soon)
         else:
-            futures, items = self._joined[call] = [future], list(what)
-            self._put(futures, lambda db: call(db, items), soon=soon, brief=True)
-        return future
+            items = list(what)
+            whom: Asked = [asked]
+            self._joined[call] = whom, items
+            self._put(whom, lambda db: call(db, items), soon=soon)
 
     @property
     def rests(self) -> bool:
@@ -97,8 +116,8 @@ class Batches:
                 await asyncio.wait([self._at_work])
         self._log.close()
 
-    def _put(self, futures: list[asyncio.Future[Any]], call: Call, *, soon: bool, brief: bool) -> None:
-        self._waiting.append((futures, call, brief))
+    def _put(self, asked: Asked, call: Call, *, soon: bool) -> None:
+        self._waiting.append((asked, call))
         self._arrange(soon=soon)
 
     def _arrange(self, *, soon: bool) -> None:
@@ -109,8 +128,9 @@ class Batches:
         if self._due is not None:
             self._due.cancel()
         # Never at once: what others ask in this turn of the loop is committed along.
-        loop = asyncio.get_running_loop()
-        self._due = loop.call_soon(self._begin) if soon else loop.call_later(MOST_LATE, self._begin)
+        self._due = (
+            self._loop.call_soon(self._begin) if soon else self._loop.call_later(MOST_LATE, self._begin)
+        )
         self._due_soon = soon
 
     def _begin(self) -> None:
@@ -118,23 +138,24 @@ class Batches:
             self._due.cancel()
         self._due, self._hurry = None, False
         batch, self._waiting = self._waiting, []
+        all_brief, self._all_brief = self._all_brief, True
         self._joined.clear()
-        calls = [call for _, call, _ in batch]
+        calls = [call for _, call in batch]
         if self._lost is not None:
             self._deliver(batch, [(None, self._lost)] * len(batch))
-        elif (outcomes := self._on_the_loop(batch, calls)) is not None:
+        elif all_brief and (outcomes := self._on_the_loop(calls)) is not None:
             self._sync(batch, outcomes)
         else:
-            self._at_work = asyncio.get_running_loop().run_in_executor(self._thread, self._work_long, calls)
+            self._at_work = self._loop.run_in_executor(self._thread, self._work_long, calls)
             self._at_work.add_done_callback(partial(self._end_in_thread, batch))
 
     def _end_in_thread(self, batch: Sequence[Waiting], done: asyncio.Future[list[Outcome]]) -> None:
         error = done.exception()
         self._sync(batch, done.result() if error is None else [(None, error)] * len(batch))
 
-    def _on_the_loop(self, batch: Sequence[Waiting], calls: Sequence[Call]) -> list[Outcome] | None:
-        """Do all of it at once, if that takes no time; None if it does, one call fails, or somebody holds the database."""
-        if self._log.is_long or len(batch) > MOST_BRIEF or not all(brief for _, _, brief in batch):
+    def _on_the_loop(self, calls: Sequence[Call]) -> list[Outcome] | None:
+        """Do brief calls at once, if that takes no time; None if it does, one fails, or somebody holds the database."""
+        if self._log.is_long or len(calls) > MOST_BRIEF:
             return None
         try:
             return self._together(calls)
@@ -163,11 +184,14 @@ class Batches:
             self._arrange(soon=True)
         elif self._waiting:
             self._arrange(soon=False)
-        for (futures, _, _), (value, error) in zip(batch, outcomes, strict=True):
-            for future in futures:
-                if future.done():
+        for (asked, _), (value, error) in zip(batch, outcomes, strict=True):
+            for future in asked:
+                if future is None:
+                    if error is not None:
+                        self._unheard(error)
+                elif future.done():
                     continue
-                if error is None:
+                elif error is None:
                     future.set_result(value)
                 else:
                     future.set_exception(error)

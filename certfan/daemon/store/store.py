@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import datetime
 from functools import partial, update_wrapper
 from pathlib import Path
@@ -51,8 +50,7 @@ def transaction(
     """
 
     async def ask(self: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._translated():
-            return await self._batches.do(lambda db: query(db, *args, **kwargs), brief=brief)
+        return await self._outcome(self._batches.do(lambda db: query(db, *args, **kwargs), brief=brief))
 
     return update_wrapper(ask, query)
 
@@ -76,7 +74,7 @@ class Store:
         self._path = path
         self._snapshot = Snapshot(db)
         self._disk = Disk()
-        self._batches = Batches(thread, db, self._snapshot.forget, self._disk)
+        self._batches = Batches(thread, db, self._snapshot.forget, self._disk, _say_it_is_lost)
 
     @classmethod
     async def open(cls, path: str | Path, clock: Callable[[], datetime]) -> Store:
@@ -105,10 +103,9 @@ class Store:
         self._thread.shutdown(wait=False)
         self._disk.close()
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
+    async def _outcome(self, asked: Awaitable[T]) -> T:
         try:
-            yield
+            return await asked
         except (IntegrityError, ProgrammingError):
             raise  # ours: a bug, no failure of the database
         except (DatabaseError, OSError) as error:
@@ -141,22 +138,22 @@ class Store:
 
     async def add_events(self, events: Sequence[Event]) -> None:
         """Append to the journal, in order, together with what else waits for that. Key material in fields is replaced."""
-        with self._translated():
-            await self._batches.join(process.add_events, events)
+        await self._outcome(self._batches.join(process.add_events, events))
 
     def queue_events(self, events: Sequence[Event]) -> None:
         """Append to the journal as `add_events`, without waiting: durable before whatever is asked after it."""
-        self._batches.join(process.add_events, events, soon=False).add_done_callback(_say_if_lost)
+        self._batches.join_along(process.add_events, events)
 
     def queue_answered(self, certificate: str, generation: int, challenge_url: str) -> None:
         """Note that a challenge was answered, without waiting: durable before whatever is asked after it."""
-        told = partial(
-            issuing.record_answered,
-            certificate=certificate,
-            generation=generation,
-            challenge_url=challenge_url,
+        self._batches.do_along(
+            partial(
+                issuing.record_answered,
+                certificate=certificate,
+                generation=generation,
+                challenge_url=challenge_url,
+            )
         )
-        self._batches.do_along(told).add_done_callback(_say_if_lost)
 
     begin_run = transaction(process.begin_run)
     end_run = transaction(process.end_run)
@@ -271,9 +268,8 @@ def _open(path: Path, clock: Callable[[], datetime]) -> Connection:
         raise _failed(path, error) from error
 
 
-def _say_if_lost(told: asyncio.Future[Any]) -> None:
-    if not told.cancelled() and (error := told.exception()):
-        _log.error("record.lost", problem=str(error))
+def _say_it_is_lost(error: BaseException) -> None:
+    _log.error("record.lost", problem=str(error))
 
 
 def _failed(path: Path, error: DatabaseError | OSError) -> StoreFailed:
