@@ -1,37 +1,75 @@
-"""The nonce pool, what is signed, and the shape of an answer."""
+"""The nonce pool, the shape of an answer, and what we rely on of the acme library's private side."""
 
+import hashlib
+import inspect
+import json
 from datetime import UTC, datetime
 
 import pytest
+from acme.client import ClientNetwork
 from acme.jws import JWS
+from acme.messages import NewRegistration
+from josepy.interfaces import JSONDeSerializable
 from multidict import CIMultiDict
 
 from certfan import pki
 from certfan.core.model import KeyType
 from certfan.daemon.authority.answer import Answer
-from certfan.daemon.authority.bodies import signer_of
-from certfan.daemon.authority.network import MOST_NONCES, Network, NoncePool
+from certfan.daemon.authority.bodies import Body, signer_of
+from certfan.daemon.authority.network import MOST_NONCES, LoopNetwork, NoncePool
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 
+FINGERPRINTS = {
+    # of acme 5.9.0
+    "_post_once": "1d5d01996c41",
+    "_wrap_in_jws": "d504a21fc885",
+    "_get_nonce": "be46a21a978d",
+    "_add_nonce": "13dd89db26cb",
+    "_check_response": "afaf0aad7b44",
+    "_send_request": "80a50650b5d4",
+    "post": "efa35c789c57",
+    "__init__": "c062d4e5c1de",
+    "head": "e2460a8de480",
+}
+
+
+def test_the_private_members_of_the_library_are_those_that_we_know() -> None:
+    """Changed code here means: read it, mend LoopNetwork, then write down its new fingerprint."""
+    found = {
+        name: hashlib.sha256(inspect.getsource(getattr(ClientNetwork, name)).encode()).hexdigest()[:12]
+        for name in FINGERPRINTS
+    }
+
+    assert found == FINGERPRINTS
+
+
+def test_no_private_member_of_ours_hides_one_of_the_library_by_accident() -> None:
+    """A new private name upstream must not collide with ours."""
+    theirs = {name for name in dir(ClientNetwork) if name.startswith("_") and not name.startswith("__")}
+    ours = {name for name in vars(LoopNetwork) if name.startswith("_") and not name.startswith("__")}
+
+    assert ours & theirs == {"_send_request", "_add_nonce", "_get_nonce", "_check_response", "_wrap_in_jws"}
+
+
 @pytest.mark.parametrize("account_uri", ["https://ca.example/account/1", None])
 @pytest.mark.parametrize("kind", ["ecdsa-p256", "ecdsa-p384", "rsa-2048"])
-@pytest.mark.parametrize("payload", [b"", b"{}", b'{"onlyReturnExisting": true}'])
-@pytest.mark.parametrize("url", ["https://ca.example/order", 'https://ca.example/"\\u0022'])
+@pytest.mark.parametrize("body", [None, Body({}), NewRegistration(only_return_existing=True)])
 def test_what_we_sign_is_what_the_library_would_sign(
-    payload: bytes, kind: str, account_uri: str | None, url: str
+    body: JSONDeSerializable | None, kind: str, account_uri: str | None
 ) -> None:
     """It verifies, and says the same under the signature: key or account, nonce, URL, algorithm and body."""
     signer = signer_of(pki.make_key(KeyType(kind)))
-    network = Network(signer, None, NoncePool(), account_uri)  # type: ignore[arg-type]
+    network = LoopNetwork(signer.key, signer.alg, None, NoncePool(), account_uri)  # type: ignore[arg-type]
+    wanted = (body, b"nonce", "https://ca.example/order")
 
-    ours = JWS.json_loads(network.signed(payload, b"bm9uY2U", url))
-    theirs = JWS.sign(payload, signer.key, signer.alg, b"nonce", url, account_uri)
+    ours = JWS.json_loads(network._wrap_in_jws(*wanted))
+    theirs = JWS.json_loads(ClientNetwork._wrap_in_jws(network, *wanted))
 
     assert ours.verify(signer.key.public_key())
     assert ours.signature.combined == theirs.signature.combined
-    assert ours.payload == theirs.payload
+    assert json.loads(ours.payload or b"0") == json.loads(theirs.payload or b"0")
 
 
 def test_the_newest_nonce_is_taken_first_and_only_once() -> None:
@@ -40,7 +78,7 @@ def test_the_newest_nonce_is_taken_first_and_only_once() -> None:
     for text in ("AAAA", "BBBB", "CCCC"):
         pool.keep(text, 0.0)
 
-    assert [pool.take(1.0) for _ in range(4)] == [b"CCCC", b"BBBB", b"AAAA", None]
+    assert [pool.take(1.0) for _ in range(4)] == [b"\x08 \x82", b"\x04\x10A", b"\x00\x00\x00", None]
 
 
 def test_nonces_age() -> None:
@@ -50,7 +88,7 @@ def test_nonces_age() -> None:
     pool.keep("BBBB", 590.0)
     pool.doubt(610.0)
 
-    assert [pool.take(611.0), pool.take(611.0)] == [b"BBBB", None]
+    assert [pool.take(611.0), pool.take(611.0)] == [b"\x04\x10A", None]
     pool.keep("AAAA", 611.0)
     pool.doubt(650.0)
     assert pool.take(650.0) is None

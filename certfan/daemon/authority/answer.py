@@ -1,4 +1,4 @@
-"""One HTTP answer as a value, and its Retry-After."""
+"""One HTTP answer as a value, shaped like what the acme library expects of `requests`, and its Retry-After."""
 
 from __future__ import annotations
 

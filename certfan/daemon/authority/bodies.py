@@ -1,9 +1,7 @@
-"""What is signed and sent, as JSON, and by which key; the acme library makes what is a message of its own."""
+"""What is signed and sent: our keys, and the bodies that the acme library lacks or would build from objects of its own."""
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from acme import jws, messages
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from josepy import b64, jwa, jwk
+from josepy.interfaces import JSONDeSerializable
 
 from certfan import toml
 from certfan.core.model import Authority
@@ -31,12 +30,6 @@ class Signer:
 
     key: jwk.JWK
     alg: jwa.JWASignature
-    private: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey  # the same key
-
-    def sign(self, data: bytes) -> bytes:
-        """Return the signature of a JWS (RFC 7515 section 5.1) over its signing input."""
-        found: bytes = self.alg.sign(self.private, data)
-        return found
 
     @property
     def public(self) -> dict[str, Any]:
@@ -47,32 +40,38 @@ class Signer:
     @property
     def thumbprint(self) -> str:
         """What key authorizations end in (RFC 7638)."""
-        return base64url(self.key.thumbprint()).decode()
+        return b64.b64encode(self.key.thumbprint()).decode()
 
 
-def base64url(data: bytes) -> bytes:
-    """Encode without padding (RFC 7515 section 2)."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=")
+class Body(JSONDeSerializable):
+    """A JSON object as it is; `{}` answers a challenge (RFC 8555 section 7.5.1)."""
 
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = fields
 
-def body(fields: Mapping[str, Any]) -> bytes:
-    """Return a JSON object; `{}` answers a challenge (RFC 8555 section 7.5.1)."""
-    return json.dumps(fields).encode()
+    def to_partial_json(self) -> dict[str, Any]:
+        """Return the object."""
+        return dict(self._fields)
+
+    @classmethod
+    def from_json(cls, jobj: Any) -> Body:
+        """Return one with these fields."""
+        return cls(jobj)
 
 
 def signer_of(pem: bytes) -> Signer:
     """Load the private key of an account, or of a certificate; raises PairMismatch."""
     match load_key(pem):
         case ec.EllipticCurvePrivateKey(curve=ec.SECP256R1()) as key:
-            return Signer(jwk.JWKEC(key=key), jwa.ES256, key)
+            return Signer(jwk.JWKEC(key=key), jwa.ES256)
         case ec.EllipticCurvePrivateKey(curve=ec.SECP384R1()) as key:
-            return Signer(jwk.JWKEC(key=key), jwa.ES384, key)
+            return Signer(jwk.JWKEC(key=key), jwa.ES384)
         case rsa.RSAPrivateKey() as key:
-            return Signer(jwk.JWKRSA(key=key), jwa.RS256, key)
+            return Signer(jwk.JWKRSA(key=key), jwa.RS256)
     raise PairMismatch("account key is of a kind that no authority takes")
 
 
-def new_order(csr_der: bytes, *, profile: str | None, replaces: str | None) -> bytes:
+def new_order(csr_der: bytes, *, profile: str | None, replaces: str | None) -> Body:
     """Return a newOrder for the names and addresses of a request (RFC 8555 section 7.4).
 
     It may name a profile, and the certificate that it replaces (RFC 9773 section 5).
@@ -81,7 +80,7 @@ def new_order(csr_der: bytes, *, profile: str | None, replaces: str | None) -> b
         RequestInvalid: the request does not parse, or has no names.
     """
     more = {"profile": profile, "replaces": replaces}
-    return body(
+    return Body(
         {
             "identifiers": _identifiers_of(csr_der),
             **{name: value for name, value in more.items() if value is not None},
@@ -89,9 +88,9 @@ def new_order(csr_der: bytes, *, profile: str | None, replaces: str | None) -> b
     )
 
 
-def finalization(csr_der: bytes) -> bytes:
+def finalization(csr_der: bytes) -> Body:
     """Return what finalizes an order with a request."""
-    return body({"csr": base64url(csr_der).decode()})
+    return Body({"csr": b64.b64encode(csr_der).decode()})
 
 
 def _identifiers_of(csr_der: bytes) -> list[dict[str, str]]:
@@ -106,7 +105,7 @@ def _identifiers_of(csr_der: bytes) -> list[dict[str, str]]:
     return names + [{"type": "ip", "value": str(ip)} for ip in san.get_values_for_type(x509.IPAddress)]
 
 
-def registration(spec: Authority, signer: Signer, directory: Mapping[str, Any]) -> bytes:
+def registration(spec: Authority, signer: Signer, directory: Mapping[str, Any]) -> messages.NewRegistration:
     """Return a newAccount, bound to an account outside of ACME when the spec has an `eab_kid`.
 
     Raises:
@@ -124,22 +123,21 @@ def registration(spec: Authority, signer: Signer, directory: Mapping[str, Any]) 
             subject=spec.name,
             hint=f"set eab_kid and eab_key_file of authority {spec.name}",
         )
-    wanted = messages.NewRegistration(
+    return messages.NewRegistration(
         contact=spec.contact, terms_of_service_agreed=True, external_account_binding=bound
     )
-    return body(wanted.to_json())
 
 
-def key_change(account_uri: str, old: Signer, new: Signer, url: str) -> bytes:
+def key_change(account_uri: str, old: Signer, new: Signer, url: str) -> Body:
     """Return the inner JWS of a key change, by the new key and without a nonce (RFC 8555 section 7.3.5)."""
-    wanted = body({"account": account_uri, "oldKey": old.public})
-    inner = jws.JWS.sign(wanted, key=new.key, alg=new.alg, nonce=None, url=url)
-    return body(inner.to_partial_json())
+    wanted = Body({"account": account_uri, "oldKey": old.public})
+    inner = jws.JWS.sign(wanted.json_dumps().encode(), key=new.key, alg=new.alg, nonce=None, url=url)
+    return Body(inner.to_partial_json())
 
 
-def revocation(cert_der: bytes, reason: int) -> bytes:
+def revocation(cert_der: bytes, reason: int) -> Body:
     """Return what revokes a certificate (RFC 8555 section 7.6)."""
-    return body({"certificate": base64url(cert_der).decode(), "reason": reason})
+    return Body({"certificate": b64.b64encode(cert_der).decode(), "reason": reason})
 
 
 def _binding(spec: Authority, kid: str, signer: Signer, directory: Mapping[str, Any]) -> dict[str, Any]:

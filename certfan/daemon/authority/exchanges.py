@@ -10,14 +10,17 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, TypeVar
 
+from acme import messages
+from josepy.interfaces import JSONDeSerializable
+
 from certfan import pki
 from certfan.core.issuance import AuthorizationSeen, ChallengeSeen, OrderSeen
 from certfan.core.model import Authority
 from certfan.core.renewal import Window
 from certfan.daemon.authority.answer import Answer
 from certfan.daemon.authority.bodies import (
+    Body,
     Signer,
-    body,
     finalization,
     key_change,
     new_order,
@@ -25,10 +28,11 @@ from certfan.daemon.authority.bodies import (
     revocation,
     signer_of,
 )
-from certfan.daemon.authority.network import Network, NoncePool, ProblemAnswered
+from certfan.daemon.authority.network import LoopNetwork, NoncePool, ProblemAnswered
 from certfan.daemon.authority.problems import PREFIX, refusal
 from certfan.daemon.authority.reading import TOKEN, Reader, caa_identities
 from certfan.daemon.authority.transport import Transport
+from certfan.daemon.bridge import in_greenlet
 from certfan.errors import AuthorityMalformed, AuthorityRefused, AuthorityUnreachable, ChainInvalid
 
 EXCHANGE_TIMEOUT = (
@@ -37,7 +41,7 @@ EXCHANGE_TIMEOUT = (
 DIRECTORY_LIFE = 3600.0  # seconds that a fetched directory is believed
 MOST_CERTIFICATES = 10  # of one chain
 MOST_ALTERNATES = 10  # chains beside the first that are looked at
-_EXISTING = body({"onlyReturnExisting": True})
+_EXISTING = messages.NewRegistration(only_return_existing=True)
 T = TypeVar("T")
 _CERT_ID = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
@@ -115,7 +119,7 @@ class AcmeAuthority:
         self._sign_with(self._signer, uri)
         return uri
 
-    async def _account(self, asked: str, wanted: bytes, signer: Signer) -> str:
+    async def _account(self, asked: str, wanted: messages.NewRegistration, signer: Signer) -> str:
         answer = await self._exchange(asked, "newAccount", wanted, network=self._network(signer, None))
         uri = self._reader.location(answer, "the account")
         status = self._reader.account_status(answer)
@@ -125,7 +129,7 @@ class AcmeAuthority:
 
     async def update_contacts(self) -> None:
         """Let the account have the contacts of the spec and no others. Repeatable."""
-        wanted = body({"contact": list(self._spec.contact)})
+        wanted = Body({"contact": list(self._spec.contact)})
         await self._exchange("new contacts", self._account_uri or "", wanted)
 
     async def change_key(self, new_key_pem: bytes) -> None:
@@ -190,7 +194,7 @@ class AcmeAuthority:
 
     async def answer(self, challenge_url: str) -> ChallengeSeen:
         """Have the authority try a challenge whose answer is in place."""
-        return self._reader.challenge(await self._exchange("a challenge's answer", challenge_url, body({})))
+        return self._reader.challenge(await self._exchange("a challenge's answer", challenge_url, Body({})))
 
     async def finalize(self, url: str, csr_der: bytes, *, order_url: str) -> OrderSeen:
         """Send the request of a ready order that lives at `order_url`; the answer need not say where that is."""
@@ -257,7 +261,7 @@ class AcmeAuthority:
 
     async def deactivate(self, authorization_url: str) -> None:
         """Give an authorization up (RFC 8555 section 7.5.2): nobody tries its challenges any more."""
-        wanted = body({"status": "deactivated"})
+        wanted = Body({"status": "deactivated"})
         await self._exchange("to give up an authorization", authorization_url, wanted)
 
     def key_authorization(self, token: str) -> str:
@@ -274,19 +278,20 @@ class AcmeAuthority:
         self,
         asked: str,
         where: str,
-        payload: bytes = b"",
+        body: JSONDeSerializable | None = None,
         *,
         accept: str = "application/json",
-        network: Network | None = None,
+        network: LoopNetwork | None = None,
     ) -> Answer:
-        """POST to a URL, or to what the directory has under a name; without a payload it is a POST-as-GET."""
+        """POST to a URL, or to what the directory has under a name; without a body it is a POST-as-GET."""
         network = network or self._known
         if network is None:
             raise RuntimeError(f"authority {self._spec.name}: register comes before everything else")
+        headers = {"Content-Type": LoopNetwork.JOSE_CONTENT_TYPE, "Accept": accept}
         directory = await self._known_directory()
         url = where if "/" in where else self._named(directory, where)
         try:
-            post = network.post(url, payload, accept=accept, new_nonce_url=directory["newNonce"])
+            post = in_greenlet(network.post, url, body, headers=headers, new_nonce_url=directory["newNonce"])
             return await self._patiently(post, was_sent=True)
         except ProblemAnswered as said:
             raise refusal(self._spec, asked, said.answer, said.document) from None
@@ -321,7 +326,7 @@ class AcmeAuthority:
 
     async def _look(self, asked: str, url: str) -> Answer:
         try:
-            return await self._anonymous.look(url)
+            return await in_greenlet(self._anonymous.look, url)
         except ProblemAnswered as said:
             raise refusal(self._spec, asked, said.answer, said.document) from None
 
@@ -351,5 +356,5 @@ class AcmeAuthority:
         self._anonymous = self._network(signer, None)
         self._known = self._network(signer, account_uri) if account_uri else None
 
-    def _network(self, signer: Signer, account_uri: str | None) -> Network:
-        return Network(signer, self._transport, self._nonces, account_uri)
+    def _network(self, signer: Signer, account_uri: str | None) -> LoopNetwork:
+        return LoopNetwork(signer.key, signer.alg, self._transport, self._nonces, account_uri)

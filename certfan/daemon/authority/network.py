@@ -1,20 +1,26 @@
-"""Requests of one account at an authority, signed (RFC 8555 section 6.2), and the nonces that they need.
+"""The acme library's ClientNetwork over the loop: the one class that touches private members of that library.
 
-What must never come in: what is asked for, and what an answer means beyond a refused nonce.
+Its `post` signs and sends; what it gets wrong is mended here: badNonce retried once only, nonces of error answers
+thrown away, nonces that never age, headers of errors lost, HTTP 409 read as "account exists".
 """
 
 from __future__ import annotations
 
-import base64
 import json
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from acme.client import ClientNetwork
+from josepy import b64
+from josepy.jwa import JWASignature
+from josepy.jwk import JWK
+
 from certfan.daemon.authority.answer import Answer
-from certfan.daemon.authority.bodies import Signer, base64url
 from certfan.daemon.authority.problems import kind
 from certfan.daemon.authority.transport import Transport
+from certfan.daemon.bridge import await_
 
 NONCE_TRIES = 20
 NONCE_LIFE = 600.0  # seconds; authorities keep them longer, but promise nothing
@@ -33,7 +39,7 @@ class ProblemAnswered(Exception):
 
 
 class NoncePool:
-    """Nonces of one authority as it gave them, newest first out. Times are seconds of one monotonic clock."""
+    """Nonces of one authority, newest first out. Times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
         self._kept: dict[bytes, float] = {}
@@ -41,10 +47,10 @@ class NoncePool:
     def keep(self, text: str, now: float) -> None:
         """Keep a Replay-Nonce; one that is not canonical base64url is ignored (RFC 8555 section 6.5.1)."""
         try:
-            nonce = base64url(base64.urlsafe_b64decode(f"{text}=="))
+            nonce = b64.b64decode(text)
         except ValueError:
             return
-        if nonce and nonce == text.encode():
+        if nonce and b64.b64encode(nonce) == text.encode():
             self._kept[nonce] = now
         if len(self._kept) > MOST_NONCES:
             del self._kept[next(iter(self._kept))]
@@ -62,81 +68,98 @@ class NoncePool:
         self._kept = {nonce: at for nonce, at in self._kept.items() if now - at < NONCE_DOUBT}
 
 
-class Network:
-    """Sends what is asked of an authority; any number of tasks may share one.
+class LoopNetwork(ClientNetwork):
+    """Signs like its parent, sends through a `Transport`; every call must be made inside `in_greenlet`.
 
-    Without an account URI requests carry the public key (newAccount). Cancelled, a request is as one of `Transport`.
+    Any number of greenlets may share one. Without an account URI requests carry the public key (newAccount).
     """
 
     def __init__(
-        self, signer: Signer, transport: Transport, nonces: NoncePool, account_uri: str | None
+        self,
+        key: JWK,
+        alg: JWASignature,
+        transport: Transport,
+        nonces: NoncePool,
+        account_uri: str | None,
     ) -> None:
-        self._signer = signer
+        super().__init__(key, account_uri and {"uri": account_uri}, alg)  # type: ignore[arg-type]
+        self.session.close()  # the parent's; nothing is ever sent through it
         self._transport = transport
-        self._nonces = nonces
-        by = {"jwk": signer.public} if account_uri is None else {"kid": account_uri}
-        # What the protected header of each request begins with.
-        self._by = json.dumps({"alg": signer.alg.name, **by}).removesuffix("}")
+        self._pool = nonces
+        # It logs whole JWS bodies at DEBUG, whatever level the rest of the process has.
+        logging.getLogger("acme").setLevel(logging.WARNING)
 
-    async def post(self, url: str, payload: bytes, *, accept: str, new_nonce_url: str) -> Answer:
-        """POST a signed payload, or none; a refused nonce is replaced by the newest, that of the refusal, up to 20 times.
+    def post(self, *args: Any, **kwargs: Any) -> Answer:  # type: ignore[override]
+        """POST a signed object; a refused nonce is replaced by the newest, that of the refusal, up to 20 times.
 
         Raises:
             ProblemAnswered: the authority answered with a problem document.
             AuthorityUnreachable, AuthorityMalformed: as `Transport.send`.
         """
-        headers = {"Content-Type": "application/jose+json", "Accept": accept}
         for attempt in range(1, NONCE_TRIES + 1):
-            nonce = self._nonces.take(time.monotonic()) or await self._new_nonce(new_nonce_url)
-            data = self.signed(payload, nonce, url)
-            answer = self._heard(await self._transport.send("POST", url, data=data, headers=headers))
-            if answer.ok:
-                return answer
-            document = self._problem(answer)
-            if kind(document) != "badNonce" or attempt == NONCE_TRIES:
-                raise ProblemAnswered(answer, document)
-            self._nonces.doubt(time.monotonic())
+            try:
+                return self._post_once(*args, **kwargs)  # type: ignore[return-value]
+            except ProblemAnswered as refused:
+                if kind(refused.document) != "badNonce" or attempt == NONCE_TRIES:
+                    raise
+                self._pool.doubt(time.monotonic())
         raise AssertionError("unreachable")
 
-    async def look(self, url: str, *, method: str = "GET") -> Answer:
-        """Ask without a signature; raises as `post`."""
-        headers = {"Accept": "*/*"}
-        answer = self._heard(await self._transport.send(method, url, data=None, headers=headers))
-        if not answer.ok:
-            raise ProblemAnswered(answer, self._problem(answer))
+    def look(self, url: str) -> Answer:
+        """GET without a signature; raises as `post`."""
+        return self._check_response(self._send_request("GET", url, headers={"Accept": "*/*"}))
+
+    def _send_request(  # type: ignore[override]
+        self, method: str, url: str, *, data: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        body = None if data is None else data.encode()
+        answer = await_(self._transport.send(method, url, data=body, headers=headers or {}))
+        self._pool.keep(answer.headers.get(self.REPLAY_NONCE_HEADER, ""), time.monotonic())
         return answer
 
-    def signed(self, payload: bytes, nonce: bytes, url: str) -> bytes:
-        """Return the JWS of a request, in flattened JSON (RFC 7515 section 7.2.2).
-
-        The library takes five times as long: it checks what it just made.
-        """
-        protected = base64url(f'{self._by}, "nonce": "{nonce.decode()}", "url": {json.dumps(url)}}}'.encode())
-        body = base64url(payload)
-        signature = base64url(self._signer.sign(b"%b.%b" % (protected, body)))
+    def _wrap_in_jws(self, obj: Any, nonce: bytes, url: str) -> str:  # type: ignore[override]
+        """Sign as the parent does (RFC 8555 section 6.2), for a fifth of its time: it checks what it just made."""
+        assert self.key is not None
+        protected: dict[str, Any] = {"alg": self.alg.name, "nonce": _b64(nonce), "url": url}
+        if self.account is not None:
+            protected["kid"] = self.account["uri"]
+        else:
+            protected["jwk"] = self.key.public_key().to_partial_json()
+        head = _b64(json.dumps(protected).encode())
+        payload = _b64(json.dumps(obj.to_json()).encode()) if obj else ""
+        signature = _b64(self.alg.sign(self.key.key, f"{head}.{payload}".encode()))
         # Nothing in base64url needs an escape.
-        return b'{"protected":"%b","payload":"%b","signature":"%b"}' % (protected, body, signature)
+        return f'{{"protected":"{head}","payload":"{payload}","signature":"{signature}"}}'
 
-    async def _new_nonce(self, url: str) -> bytes:
-        await self.look(url, method="HEAD")
-        if (nonce := self._nonces.take(time.monotonic())) is None:
-            raise self._transport.malformed(f"{url} gave no valid Replay-Nonce")
+    def _add_nonce(self, response: Any) -> None:
+        """Do nothing: `_send_request` kept it already, of error answers too."""
+
+    def _get_nonce(self, url: str, new_nonce_url: str) -> bytes:  # type: ignore[override]
+        nonce = self._pool.take(time.monotonic())
+        if nonce is None:
+            self._check_response(self.head(new_nonce_url))  # type: ignore[arg-type]
+            nonce = self._pool.take(time.monotonic())
+        if nonce is None:
+            raise self._transport.malformed(f"{new_nonce_url} gave no valid Replay-Nonce")
         return nonce
 
-    def _heard(self, answer: Answer) -> Answer:
-        self._nonces.keep(answer.headers.get("Replay-Nonce", ""), time.monotonic())
-        return answer
-
-    def _problem(self, answer: Answer) -> Mapping[str, Any]:
-        if (document := _document(answer)) is not None:
-            return document
-        shown = answer.content[: 4 * _SHOWN].decode("utf-8", "replace")
+    def _check_response(self, response: Answer, content_type: str | None = None) -> Answer:  # type: ignore[override]
+        if response.ok:
+            return response
+        document = _document(response)
+        if document is not None:
+            raise ProblemAnswered(response, document)
+        shown = response.content[: 4 * _SHOWN].decode("utf-8", "replace")
         shown = " ".join("".join(c if c.isprintable() else " " for c in shown).split())[:_SHOWN]
         raise self._transport.malformed(
-            f"{answer.url} answered HTTP {answer.status_code} without a problem document: {shown!r}",
-            not_before=answer.not_before,
-            status=answer.status_code,
+            f"{response.url} answered HTTP {response.status_code} without a problem document: {shown!r}",
+            not_before=response.not_before,
+            status=response.status_code,
         )
+
+
+def _b64(data: bytes) -> str:
+    return b64.b64encode(data).decode()
 
 
 def _document(answer: Answer) -> Mapping[str, Any] | None:
