@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
-from heapq import heapify, heappop
 from typing import NamedTuple
 
 from certfan.core.ledger import Ledger
@@ -22,20 +21,23 @@ from certfan.core.standing import (
     whom_to_ask,
     why,
 )
-from certfan.core.steps import Observed, Wish
+from certfan.core.steps import Issue, Observed, Wish
 
 
 def orders(
-    known: Mapping[str, Outlook], desired: Desired, observed: Observed, now: datetime
+    known: Mapping[str, Outlook], due: Iterable[Issue], desired: Desired, observed: Observed, now: datetime
 ) -> Iterator[Wish]:
-    """Wish for the looks and the most urgent orders that each authority's caps and limits leave room for."""
+    """Wish for the looks and the most urgent orders that each authority's caps and limits leave room for.
+
+    `due` are those that nothing holds up, the most urgent first.
+    """
     wanted: set[str] = set()
     for name, outlook in known.items() if observed.self_check else ():
         found = outlook.standing
         if found is not None and (found.holding is None or found.holding.code == PATH):
             wanted.update(checked_identifiers(desired.certificates[name]))
     yield from (instant for at in observed.moved.values() for instant in (at, at + STANDING_STILL))
-    yield from _begun(known, desired, observed, now)
+    yield from _begun(known, due, desired, observed, now)
     yield from looks(desired, observed, wanted, now)
 
 
@@ -43,18 +45,14 @@ def orders(
 
 
 def _begun(
-    known: Mapping[str, Outlook], desired: Desired, observed: Observed, now: datetime
+    known: Mapping[str, Outlook], due: Iterable[Issue], desired: Desired, observed: Observed, now: datetime
 ) -> Iterator[Wish]:
     others = tuple(under_way(desired, observed, now, known))
     room = Room(desired, observed, orders_in_flight(others), now)
-    there = {name for name in desired.authorities if room.is_open(name)}
-    if not there:
-        return  # mostly so, and nothing to put in order
-    due = [one.due for one in known.values() if one.due is not None and one.due[1].authority in there]
-    ledgers = dict(_with_others(desired, observed, others)) if due else {}
-    heapify(due)  # of many that wait only the first few are needed
-    while due and any(map(room.is_open, there)):
-        _, issue = heappop(due)
+    if not any(map(room.is_open, desired.authorities)):
+        return  # mostly so
+    ledgers = dict(_with_others(desired, observed, others))
+    for issue in due:
         if (issue.certificate,) in observed.in_flight or not room.is_open(issue.authority):
             continue
         certificate = desired.certificates[issue.certificate]
@@ -69,6 +67,8 @@ def _begun(
             ledgers[issue.authority] = ledger.with_order(names, exempt=issue.exempt, same_set=same_set)
         room.take(certificate, issue.authority)
         yield issue
+        if not any(map(room.is_open, desired.authorities)):
+            return
 
 
 def orders_in_flight(others: Iterable[UnderWay]) -> frozenset[tuple[str, str]]:

@@ -5,10 +5,10 @@ Caps, limits that others use up, and whatever concerns more than one certificate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any
 
 from certfan.core.custody import fits, lost_since
 from certfan.core.issuance import Issuance
@@ -22,6 +22,7 @@ from certfan.core.policy import (
     holding_instants,
     renewal_instant,
 )
+from certfan.core.queue import Due, Queue
 from certfan.core.renewal import LATEST_ASK, USUAL_ASK
 from certfan.core.retirement import place_instants, place_waits
 from certfan.core.room import has_failed
@@ -35,16 +36,12 @@ CHANNEL_AFTER = timedelta(seconds=60)  # a bundle that the share has not taken b
 LONGEST_UNTIL_ASKED = LATEST_ASK * (1 + JITTER)
 
 
-# What has failed before comes last, so that it delays nobody; then open orders first, then what expires first.
-Priority: TypeAlias = tuple[bool, bool, datetime, str]
-
-
 @dataclass(frozen=True, slots=True)
 class Outlook:
     """What a certificate wants, if nothing else stood in its way; `until`: when that may change by itself."""
 
     standing: Standing | None
-    due: tuple[Priority, Issue] | None  # its order, unless something holds it up
+    due: Due | None  # its order, unless something holds it up
     offers: tuple[Step, ...]
     missing: tuple[tuple[datetime, Publish], ...]  # on the share; before them until when something is served
     requests: tuple[Step, ...]
@@ -107,18 +104,18 @@ class Outlooks:
         self._outlooks: dict[str, Outlook] = {}
         self._until: dict[str, datetime] = {}
         self._soonest = ALWAYS
-        self._ordering: dict[str, Outlook] = {}
         self._wanting: dict[str, Outlook] = {}
-
-    @property
-    def ordering(self) -> Mapping[str, Outlook]:
-        """Those that are to be ordered, in the order of the config: few of many, but for a day of many orders."""
-        return self._ordering
+        self._queue = Queue()
 
     @property
     def wanting(self) -> Mapping[str, Outlook]:
-        """Those that want anything beside their order, in the order of the config."""
+        """Those that want anything beside their order, in the order of the config: few of many."""
         return self._wanting
+
+    @property
+    def due(self) -> Iterable[Issue]:
+        """The orders that nothing holds up, the most urgent first."""
+        return self._queue
 
     @property
     def until(self) -> datetime | None:
@@ -138,33 +135,27 @@ class Outlooks:
             self._judge(stale & self._outlooks.keys(), desired, observed, now)
         else:
             self._outlooks, self._until, self._soonest = {}, {}, ALWAYS
-            self._ordering, self._wanting = {}, {}
+            self._wanting, self._queue = {}, Queue()
             self._judge(desired.certificates, desired, observed, now)
         self._shared, self._own, self._ledgers, self._judged_at = shared, own, dict(observed.ledgers), now
         return self._outlooks
 
     def _judge(self, names: Collection[str], desired: Desired, observed: Observed, now: datetime) -> None:
+        more = False
         for name in names:
+            before = self._outlooks.get(name)
             found = outlook(desired.certificates[name], desired, observed, now)
+            self._queue.replace(before.due if before is not None else None, found.due)
             self._outlooks[name], self._until[name] = found, found.until or ALWAYS
+            if found.wants:
+                more |= name not in self._wanting
+                self._wanting[name] = found
+            else:
+                self._wanting.pop(name, None)
+        if more:  # each to its place
+            self._wanting = {name: self._wanting[name] for name in self._outlooks if name in self._wanting}
         if names:
             self._soonest = min(self._until.values())
-            self._ordering = self._with(self._ordering, names, lambda one: one.standing is not None)
-            self._wanting = self._with(self._wanting, names, lambda one: one.wants)
-
-    def _with(
-        self, known: dict[str, Outlook], judged: Collection[str], is_one: Callable[[Outlook], bool]
-    ) -> dict[str, Outlook]:
-        """Return those that are one of a kind, when some are known and others were judged since."""
-        more = False
-        for name in judged:
-            if is_one(self._outlooks[name]):
-                more |= name not in known
-                known[name] = self._outlooks[name]
-            else:
-                known.pop(name, None)
-        # Each to its place.
-        return {name: known[name] for name in self._outlooks if name in known} if more else known
 
     def _held_otherwise(self, desired: Desired, ledgers: Mapping[str, Ledger]) -> Iterator[str]:
         """Tell the certificates that wait for an order which what was spent since may hold up."""
@@ -255,9 +246,7 @@ def _is_ready(target: Generation, where: Where, observed: Observed, now: datetim
 # Orders
 
 
-def _due(
-    certificate: Certificate, found: Standing | None, observed: Observed
-) -> tuple[Priority, Issue] | None:
+def _due(certificate: Certificate, found: Standing | None, observed: Observed) -> Due | None:
     """Return the order that nothing holds up. Nothing issued yet, or all of it revoked, is as urgent as long expired."""
     if found is None or found.holding is not None:
         return None

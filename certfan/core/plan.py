@@ -75,7 +75,7 @@ def plan(desired: Desired, observed: Observed, now: datetime, outlooks: Outlooks
     `outlooks` may be what an earlier plan was made with: then only what has changed since is judged anew.
     """
     outlooks = outlooks if outlooks is not None else Outlooks()
-    outlooks.of(desired, observed, now)
+    known = outlooks.of(desired, observed, now)
     wanting = outlooks.wanting.values()
     wishes: list[Wish] = [
         *(step for one in wanting for step in one.offers),
@@ -83,7 +83,7 @@ def plan(desired: Desired, observed: Observed, now: datetime, outlooks: Outlooks
         *_publications(wanting, observed),
         *_roll_backs(observed, now),
         *(step for one in wanting for step in one.requests),
-        *orders(outlooks.ordering, desired, observed, now),
+        *orders(known, outlooks.due, desired, observed, now),
         *(step for one in wanting for step in one.asks),
         *upkeep(desired, observed, now),
         *retirements(desired, observed, now),

@@ -33,12 +33,12 @@ GROUND = frozenset(
 CORE_STDLIB = frozenset(
     {
         "__future__",
+        "bisect",
         "collections",
         "dataclasses",
         "datetime",
         "enum",
         "functools",
-        "heapq",
         "ipaddress",
         "itertools",
     }

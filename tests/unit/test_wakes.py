@@ -223,8 +223,9 @@ def split(part: Part, observed: Observed, now: datetime) -> tuple[list[object], 
 
 def certificates(desired: Desired, observed: Observed, now: datetime) -> Iterator[object]:
     """Tell the outlook of each certificate, and the orders that follow from them."""
-    known = Outlooks().of(desired, observed, now)
-    yield from orders(known, desired, observed, now)
+    outlooks = Outlooks()
+    known = outlooks.of(desired, observed, now)
+    yield from orders(known, outlooks.due, desired, observed, now)
     for outlook in known.values():
         yield replace(outlook, until=None)
         if outlook.until is not None:
