@@ -1,8 +1,12 @@
-"""How many orders each authority may have at once, so that one that stands still, or fails, delays no other."""
+"""How many orders each authority may have at once, so that one that stands still, or fails, delays no other.
+
+An order takes a place at its authority from newOrder until its chain has come. As many again are begun: while they
+make their keys ready, or keep what has come, others have the places.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 
 from certfan.core.model import Certificate, Desired, Identifier
@@ -13,14 +17,14 @@ STANDING_STILL = timedelta(
     seconds=5
 )  # without an answer that changed anything; validations take one to three
 MOST_STANDING = 4  # times orders_at_once
+BEGUN = 2  # times orders_at_once
 
 
 class Room:
-    """What is left of `orders_at_once`; orders that failed before may fill half of it.
+    """How many more may be begun; orders that failed before may fill half of the places.
 
-    An order that stands still holds no place, as all that it costs is a look now and then; nor does one whose chain
-    has come. Known limit: beyond `MOST_STANDING` times `orders_at_once` they hold places again, for at most as long as
-    an order is waited for.
+    An order that stands still counts no more, as all that it costs is a look now and then. Known limit: beyond
+    `MOST_STANDING` times `orders_at_once` they count again, for at most as long as an order is waited for.
 
     There is no room for a second order for the same names: an authority may answer it with the first one (RFC 8555
     section 7.4 does not forbid that, and Boulder does so), and only one of two keys would be certified.
@@ -29,12 +33,13 @@ class Room:
     def __init__(
         self, desired: Desired, observed: Observed, flying: Collection[tuple[str, str]], now: datetime
     ) -> None:
-        """Take the places of the orders that are in flight, `flying`: certificate and authority."""
+        """Count the orders that are in flight, `flying`: certificate and authority."""
         self._observed = observed
-        self._free = {name: authority.orders_at_once for name, authority in desired.authorities.items()}
-        self._for_troubled = {name: max(free // 2, 1) for name, free in self._free.items()}
+        most = {name: authority.orders_at_once for name, authority in desired.authorities.items()}
+        self._free = {name: BEGUN * places for name, places in most.items()}
+        self._for_troubled = {name: max(places // 2, 1) for name, places in most.items()}
         self._names: set[tuple[str, frozenset[Identifier]]] = set()
-        may_stand = {name: MOST_STANDING * free for name, free in self._free.items()}
+        may_stand = {name: MOST_STANDING * places for name, places in most.items()}
         for name, authority in flying:
             if authority not in self._free:
                 continue
@@ -43,8 +48,7 @@ class Room:
                 self._names.add((authority, frozenset(certificate.identifiers)))
             if begun is not None and (certificate is None or begun.identifiers != certificate.identifiers):
                 self._names.add((authority, frozenset(begun.identifiers)))
-            is_idle = name in observed.downloaded or stands_still(name, observed, now)
-            if is_idle and may_stand[authority] > 0:
+            if may_stand[authority] > 0 and stands_still(name, observed, now):
                 may_stand[authority] -= 1
                 continue
             self._take(
@@ -63,7 +67,7 @@ class Room:
         return self.is_open(authority) and (not troubled or self._for_troubled[authority] > 0)
 
     def take(self, certificate: Certificate, authority: str) -> None:
-        """Take a place for it."""
+        """Count it as begun."""
         self._names.add((authority, frozenset(certificate.identifiers)))
         self._take(authority, troubled=self._is_troubled(certificate, authority))
 
@@ -77,8 +81,18 @@ class Room:
 
 def stands_still(name: str, observed: Observed, now: datetime) -> bool:
     """Whether the order under way for a certificate waits for its authority, for longer than is usual."""
-    moved_at = observed.moved.get(name)
+    return is_still(observed.moved.get(name), now)
+
+
+def is_still(moved_at: datetime | None, now: datetime) -> bool:
+    """Whether an order that last got further then waits for its authority, for longer than is usual."""
     return moved_at is not None and not moved_at <= now < moved_at + STANDING_STILL
+
+
+def free_places(orders_at_once: int, moved: Iterable[datetime | None], now: datetime) -> int:
+    """Return how many more orders may go to an authority, beside those there, which last got further then."""
+    still = [is_still(at, now) for at in moved]
+    return orders_at_once - len(still) + min(sum(still), MOST_STANDING * orders_at_once)
 
 
 def outdated(desired: Desired, observed: Observed, now: datetime) -> Iterator[str]:

@@ -305,7 +305,6 @@ class Observed:
     # Read before everything else: a step that ends meanwhile still counts as in flight, so its effect is not
     # missed and the step not begun twice.
     moved: Mapping[str, datetime] = field(default_factory=dict)  # when an order under way last got further
-    downloaded: frozenset[str] = frozenset()  # whose chain has come: the authority is done with the order
     in_flight: frozenset[Key] = frozenset()
     share_up: bool = True
     share_seen: bool = True  # a look has shown what is on it

@@ -128,6 +128,7 @@ class Reconciler:
             self._steps[step.key] = step
             known = Known.of(facts, step.certificate) if isinstance(step, Issue) else None
             self._loop.start(group, step.key, self._carry_out(step, known))
+        self._is.issuer.let_in()
         await self._is.timekeeper.tell(self._is.journal)
         next_look = self._out.look_where_due(group, desired, facts.attempts, now)
         return min(planned.wake_at or next_look, next_look)
@@ -146,7 +147,6 @@ class Reconciler:
             ledgers=self._spent(desired, facts),
             clock_trusted=self._is.timekeeper.trusted,
             moved=self._is.issuer.moved,
-            downloaded=self._is.issuer.downloaded,
             in_flight=in_flight,
             share_up=self._out.share_up,
             share_seen=self._out.share_seen,

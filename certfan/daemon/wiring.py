@@ -142,7 +142,6 @@ class Wiring:
             accounts=self.accounts,
             disk=self.disk,
             clock=now,
-            ring=self.loop.ring,
         )
 
     @cached_property

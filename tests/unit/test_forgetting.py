@@ -145,7 +145,7 @@ class Small:
             store=self.fleet.store,
             state=self.fleet.state,
             share=self.share,
-            issuer=SimpleNamespace(moved={}, downloaded=frozenset()),  # type: ignore[arg-type]
+            issuer=SimpleNamespace(moved={}, let_in=lambda: None),  # type: ignore[arg-type]
             upkeep=None,  # type: ignore[arg-type]
             self_check=lambda: False,
             timekeeper=timekeeper,

@@ -506,14 +506,3 @@ async def test_a_refusal_over_https_names_the_authority_the_reason_and_the_remed
     assert caught.value.not_before == LATER
     assert len(await place.store.open_issuances()) == orders_open
     assert place.key()
-
-
-async def test_the_bell_rings_when_an_order_has_given_its_place_away(place: Place) -> None:
-    """Once, when its chain has come and before it is kept: whoever waits for a place need not wait for the disk."""
-    rung: list[frozenset[str]] = []
-    issuer = place.life()
-    issuer._ring = lambda: rung.append(issuer.downloaded)
-    await issuer.open()
-    await issuer.issue(wanted(), ISSUE, floor=0)
-
-    assert ([frozenset({NAME})], frozenset()) == (rung, issuer.downloaded)

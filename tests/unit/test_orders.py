@@ -30,6 +30,7 @@ from certfan.core.model import (
     RevocationReason,
 )
 from certfan.core.plan import CheckPath, Issue, Observed, Plan, RollAccountKey, plan
+from certfan.core.room import BEGUN
 from certfan.core.standing import LIMIT, PATH, Holding, Standing, fallback_instant, standing, why
 from certfan.core.subjects import order_subject, path_subject, rollover_subject
 from tests.unit.planner_parts import DAY, HOUR, MINUTE, NOW, WWW, make_certificate, make_generation
@@ -387,7 +388,7 @@ def test_an_order_under_way_counts_where_it_is() -> None:
 
     assert ["b", "c"] == issues(plan(wanted(away, *others), observed, NOW))
     capped = wanted(away, *others, cap=1)
-    assert ["b"] == issues(plan(capped, observed, NOW))
+    assert ["b", "c"] == issues(plan(capped, observed, NOW))
 
 
 def test_an_order_that_moves_to_another_authority_counts_at_both() -> None:
@@ -399,9 +400,10 @@ def test_an_order_that_moves_to_another_authority_counts_at_both() -> None:
         open_orders=begun("second", name="a"),
         attempts=failed(NOW - HOUR, subject=second),
     )
-    here, there = make_certificate("b", ("b",)), replace(make_certificate("c", ("c",)), authority="second")
+    here = [make_certificate(name, (name,)) for name in "bc"]
+    there = [replace(make_certificate(name, (name,)), authority="second") for name in "de"]
 
-    assert [] == issues(plan(wanted(moving, here, there, cap=1), observed, NOW))
+    assert ["b", "d"] == issues(plan(wanted(moving, *here, *there, cap=1), observed, NOW))
 
 
 def test_an_order_that_goes_on_under_a_config_that_changed_counts_twice_over() -> None:
@@ -416,8 +418,8 @@ def test_an_order_that_goes_on_under_a_config_that_changed_counts_twice_over() -
 
     assert ["b"] == issues(plan(wanted(away, *others), observed, NOW))
     there = [replace(other, authority="second") for other in others]
-    assert [] == issues(plan(wanted(away, *others, cap=1), observed, NOW))
-    assert [] == issues(plan(wanted(away, *there, cap=1), observed, NOW))
+    assert ["b"] == issues(plan(wanted(away, *others, cap=1), replace(observed, ledgers={}), NOW))
+    assert ["b"] == issues(plan(wanted(away, *there, cap=1), observed, NOW))
 
 
 def test_an_intent_that_is_not_under_way_keeps_no_place_from_others() -> None:
@@ -473,17 +475,18 @@ def test_certificates_in_trouble_take_half_of_the_places_and_come_last() -> None
     troubled = Observed(attempts=attempts)
 
     assert ["a", "b"] == issues(plan(many("abcde", cap=4), troubled, NOW))
-    assert ["x", "y", "z", "a"] == issues(plan(many("abcdexyz", cap=4), troubled, NOW))
+    assert ["x", "y", "z", "a", "b"] == issues(plan(many("abcdexyz", cap=4), troubled, NOW))
+    assert ["w", "x", "y", "z"] == issues(plan(many("abcdewxyz", cap=2), troubled, NOW))
     assert ["a"] == issues(plan(many("abcde", cap=1), troubled, NOW))
     flying = replace(troubled, in_flight=frozenset({("d",), ("e",)}))
-    assert ["x", "y"] == issues(plan(many("abcdexyz", cap=4), flying, NOW))
+    assert ["x", "y", "z"] == issues(plan(many("abcdexyz", cap=4), flying, NOW))
 
 
 def test_each_authority_has_its_own_places() -> None:
     """A full one holds up nothing elsewhere."""
-    here = make_certificate("a", ("a",)), make_certificate("b", ("b",))
+    here = [make_certificate(name, (name,)) for name in "abd"]
     there = replace(make_certificate("c", ("c",)), authority="second")
-    observed = Observed(in_flight=frozenset({("a",)}))
+    observed = Observed(in_flight=frozenset({("a",), ("b",)}))
 
     assert ["c"] == issues(plan(wanted(*here, there, cap=1), observed, NOW))
 
@@ -496,7 +499,7 @@ def test_what_is_revoked_is_as_urgent_as_what_has_expired() -> None:
     }
     observed = Observed(generations=generations, revoked=frozenset({("c", 1)}))
 
-    assert ["c", "b"] == issues(plan(many("abc", cap=2), observed, NOW))
+    assert ["c", "b"] == issues(plan(many("abc", cap=1), observed, NOW))
 
 
 @given(
@@ -509,7 +512,7 @@ def test_what_is_revoked_is_as_urgent_as_what_has_expired() -> None:
 def test_no_plan_begins_more_than_caps_and_limits_allow(
     ages: list[int], cap: int, limit: int, used: int, troubled: set[int]
 ) -> None:
-    """Whatever is due and whoever is in trouble: the cap, half of it, and the limit hold, and more is never left over."""
+    """Whatever is due and whoever is in trouble: what may be begun, half of the places, and the limit hold, and more is never left over."""
     names = [f"n{number:02}" for number in range(len(ages))]
     generations = {
         name: (make_generation(name=name, names=(name,), issued_at=NOW - age * DAY),)
@@ -534,9 +537,9 @@ def test_no_plan_begins_more_than_caps_and_limits_allow(
     sound = [name for name in begun_now if name not in in_trouble]
 
     assert set(begun_now) <= due
-    assert len(begun_now) <= cap
+    assert len(begun_now) <= BEGUN * cap
     assert len(begun_now) - len(sound) <= max(cap // 2, 1)
-    assert min(len(due - in_trouble), cap) == len(sound)
+    assert min(len(due - in_trouble), BEGUN * cap) == len(sound)
     assert sound == sorted(sound, key=lambda name: (-ages[int(name[1:])], name))
 
 

@@ -1,4 +1,4 @@
-"""How many orders an authority has at once: those that stand still hold no place."""
+"""How many orders an authority has at once, and how many are begun: those that stand still do not count."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from certfan.core.model import Identifier
 from certfan.core.plan import Issue, Observed, RollAccountKey, plan
-from certfan.core.room import MOST_STANDING, STANDING_STILL, outdated
+from certfan.core.room import BEGUN, MOST_STANDING, STANDING_STILL, free_places, outdated
 from tests.unit.planner_parts import MINUTE, NOW, make_certificate
 from tests.unit.test_orders import begun, issues, many, wanted
 
@@ -19,9 +19,22 @@ def flying(names: str, *standing: str) -> Observed:
     return Observed(in_flight=frozenset((name,) for name in names), moved=moved)
 
 
-def test_an_order_that_stands_still_holds_no_place() -> None:
+def test_twice_as_many_orders_are_begun_as_may_be_at_the_authority() -> None:
+    """While some have its places the next are made ready, or the last are kept."""
+    assert BEGUN * 2 == len(issues(plan(many("abcdef", cap=2), Observed(), NOW)))
+
+
+def test_an_order_that_stands_still_leaves_its_place_to_another() -> None:
+    """From the very instant on at which it does; not beyond some times what may be at once."""
+    moved = [NOW - STANDING_STILL + timedelta(milliseconds=1), MOVED, None]
+
+    assert [0, 1] == [free_places(most, moved, NOW) for most in (2, 3)]
+    assert [2, 1] == [free_places(2, [MOVED] * (2 * MOST_STANDING + more), NOW) for more in (0, 1)]
+
+
+def test_an_order_that_stands_still_counts_no_more() -> None:
     """It did until then, and whoever comes after it is begun at that very instant."""
-    wanted = many("abcd", cap=2)
+    wanted = many("abcd", cap=1)
     moving = plan(wanted, flying("ab"), NOW)
 
     assert [] == issues(moving)
@@ -30,30 +43,25 @@ def test_an_order_that_stands_still_holds_no_place() -> None:
     assert ["c", "d"] == issues(plan(wanted, flying("ab", "a", "b"), NOW))
 
 
-def test_an_order_whose_chain_has_come_holds_no_place() -> None:
-    """Its authority is done with it; a second order for its names still has to wait until it is kept."""
-    observed = replace(flying("ab"), downloaded=frozenset("a"))
-
-    assert ["c"] == issues(plan(many("abcd", cap=2), observed, NOW))
-
-
-def test_what_is_not_known_to_have_got_any_further_holds_a_place() -> None:
-    """It has just been begun, and may be asking for the account."""
+def test_what_is_not_known_to_have_got_any_further_counts() -> None:
+    """It has just been begun, and may be asking for the account, or waits for a place."""
     observed = Observed(in_flight=frozenset({("a",), ("b",)}))
 
-    assert [] == issues(plan(many("abcd", cap=2), observed, NOW + MINUTE))
+    assert [] == issues(plan(many("abcd", cap=1), observed, NOW + MINUTE))
 
 
 def test_a_clock_that_was_set_back_frees_no_fewer_places() -> None:
     """An order that moved in the future counts as one that stands still."""
-    observed = Observed(in_flight=frozenset({("a",)}), moved={"a": NOW + timedelta(hours=1)})
+    later = NOW + timedelta(hours=1)
+    observed = replace(flying("ab"), moved={"a": later, "b": NOW})
 
-    assert ["b"] == issues(plan(many("ab", cap=1), observed, NOW))
+    assert ["c"] == issues(plan(many("abcd", cap=1), observed, NOW))
+    assert 1 == free_places(1, [later], NOW)
 
 
 def test_orders_that_stand_still_are_not_without_number() -> None:
-    """Beyond some times what may be at once each of them holds a place again."""
-    names = [f"n{number:02}" for number in range(MOST_STANDING + 1)]
+    """Beyond some times what may be at once each of them counts again."""
+    names = [f"n{number:02}" for number in range(MOST_STANDING + BEGUN)]
     observed = Observed(in_flight=frozenset((name,) for name in names), moved=dict.fromkeys(names, MOVED))
     planned = plan(many([*names, "z"], cap=1), observed, NOW)
     fewer = plan(

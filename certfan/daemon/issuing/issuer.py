@@ -24,6 +24,7 @@ from certfan.daemon.issuing.known import Known
 from certfan.daemon.issuing.material import Material, Stock
 from certfan.daemon.issuing.memory import Written
 from certfan.daemon.issuing.ordering import ACME_ERROR, Memory, Order, Tokens
+from certfan.daemon.issuing.places import Places
 from certfan.daemon.journal import Journal
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store
@@ -44,7 +45,6 @@ class Issuer:
         accounts: Accounts,
         disk: Disk,
         clock: Callable[[], datetime],
-        ring: Callable[[], object] = lambda: None,  # when an order has given its place at the authority away
     ) -> None:
         self.tokens = Tokens()
         self._store = store
@@ -54,19 +54,18 @@ class Issuer:
         self._accounts = accounts
         self._disk = disk
         self._clock = clock
-        self._ring = ring
+        self._places = Places(clock)
         self._under_way: dict[str, Order] = {}
         self._paces: dict[str, Pace] = {}  # of each authority
 
     @property
     def moved(self) -> Mapping[str, datetime]:
-        """When each order that is under way last got further, by certificate."""
+        """When each order that is at its authority last got further, by certificate."""
         return {name: one.moved_at for name, one in self._under_way.items() if one.moved_at is not None}
 
-    @property
-    def downloaded(self) -> frozenset[str]:
-        """The certificates whose order has brought its chain, which is about to be kept."""
-        return frozenset(name for name, one in self._under_way.items() if one.has_chain)
+    def let_in(self) -> None:
+        """Let orders go to their authority in the place of those that stand still by now."""
+        self._places.let_in()
 
     async def open(self) -> None:
         """Read the tokens that are live by what is written down; repeatable."""
@@ -119,8 +118,8 @@ class Issuer:
         order = await self._order(certificate, authority, issuance, material, memory)
         self._under_way[certificate.name] = order
         try:
-            fullchain = await order.carry()
-            self._ring()
+            async with self._places.one(order, authority.orders_at_once):
+                fullchain = await order.carry()
             generation = await self._keep(order, certificate, authority, material, fullchain)
             self.tokens.drop(order)
         except (AuthorityMalformed, ChainInvalid) as error:

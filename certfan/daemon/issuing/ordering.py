@@ -150,7 +150,6 @@ class Order:
     _proves: timedelta | None = None  # the quiet that the next answer says something of
     _places: dict[str, datetime | None] = field(default_factory=dict)  # None: told
     moved_at: datetime | None = None  # when it last got further
-    has_chain: bool = False  # as its last move
 
     async def carry(self) -> bytes:
         """Return the chain (PEM), as it was downloaded; only that it is a chain has been checked.
@@ -164,7 +163,6 @@ class Order:
         self.moved_at = self.clock()
         while (chain := await self._advance()) is None:
             pass
-        self.has_chain = True
         return chain
 
     @property
