@@ -74,12 +74,11 @@ class Disk:
     def _wait(self, *fds: int) -> None:
         syncs = self._begin(*fds)
         try:
-            await_(asyncio.wait(syncs) if len(syncs) > 1 else syncs[0])
+            for sync in syncs:
+                await_(sync)
         finally:
             for sync in syncs:
                 sync.cancel()  # whoever asked closes the files now
-        for sync in syncs:
-            sync.result()
 
     def _begin(self, *fds: int) -> list[asyncio.Future[None]]:
         syncs: list[asyncio.Future[None]] = [self._loop.create_future() for _ in fds]
