@@ -140,19 +140,25 @@ def read_private(
         os.close(fd)
 
 
-def private_folder(path: str | Path, *, durable: bool = True) -> Path:
+def private_folder(path: str | Path) -> Path:
+    """Return a folder's path once `ensure_folder` has made sure of it; raises what that does."""
+    folder = Path(path)
+    ensure_folder(str(folder))
+    return folder
+
+
+def ensure_folder(folder: str, *, durable: bool = True) -> None:
     """Make sure a folder exists that is ours alone (0700), parents included; repeatable.
 
-    Unless `durable`, its name is so once the folder above it was synced.
+    Unless `durable`, its name is so once the folder above it was synced. No slash ends its path.
 
     Raises:
         StateTooOpen: it exists, and others may look into it.
     """
-    folder = os.fspath(path)
     try:
         about = os.stat(folder)
     except FileNotFoundError:
-        _make_folder(os.fspath(Path(folder)), durable=durable)  # without a slash at its end
+        _make_folder(folder, durable=durable)
         about = os.stat(folder)
     if about.st_uid != os.geteuid() or about.st_mode & 0o077:
         raise StateTooOpen(
@@ -160,7 +166,6 @@ def private_folder(path: str | Path, *, durable: bool = True) -> Path:
             subject=folder,
             hint=f"run: chmod 700 {folder}; chown {os.geteuid()} {folder}",
         )
-    return Path(folder)
 
 
 def _make_folder(folder: str, *, durable: bool) -> None:

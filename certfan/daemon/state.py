@@ -123,7 +123,7 @@ class StateFolder:
     def save_chain(self, certificate: str, number: int, fullchain: bytes) -> None:
         """Put an issued chain (PEM, leaf first) beside its key; durable on return, repeatable."""
         folder = self._folder_of(certificate, number)
-        files.private_folder(folder)
+        files.ensure_folder(folder)
         files.write_private(f"{folder}/fullchain.pem", fullchain)
 
     def read_generation(self, certificate: str, number: int) -> dict[str, bytes]:
@@ -227,7 +227,7 @@ class StateFolder:
 
 def _kept(folder: str | Path, name: str, make: Callable[[], bytes], *, above: Sequence[str] = ()) -> bytes:
     """Return what a file holds, made first; durable, and so are the names in the folders `above`, whoever made them."""
-    files.private_folder(folder, durable=not above)
+    files.ensure_folder(str(folder), durable=not above)
     path = f"{folder}/{name}"
     try:
         return files.read_private(path)
