@@ -45,7 +45,7 @@ def test_what_one_writes_the_other_reads(db: Connection) -> None:
     run(db, _ADD, {**SPEND, "at": local})
     db.execute(_ADD, SPEND)
 
-    read = [tuple(row) for row in rows(db, _ALL, {})]
+    read = [tuple(row.values()) for row in rows(db, _ALL, {})]
     assert [tuple(row) for row in db.execute(_ALL)] == read
     assert [(n, *SPEND.values()) for n in (1, 2)] == read
 
@@ -55,7 +55,7 @@ def test_a_row_has_its_columns_by_name_and_none_is_none(db: Connection) -> None:
     run(db, _ADD, SPEND)
 
     (row,) = rows(db, _OF, {"its_authority": "ca"})
-    assert (NOON, ["www.example.org"]) == (row.at, row.names)
+    assert (NOON, ["www.example.org"]) == (row["at"], row["names"])
     assert value(db, _OF, {"its_authority": "another"}) is None
 
 
@@ -65,7 +65,7 @@ def test_a_value_that_is_named_twice_becomes_a_column_at_both_places(db: Connect
     at, moment = tables.spends.c.at, bindparam("moment", type_=tables.spends.c.at.type)
     then = _ALL.where(at <= moment, tables.spends.c.kind == "order", at >= moment)
 
-    assert [NOON] == [row.at for row in rows(db, then, {"moment": NOON})]
+    assert [NOON] == [row["at"] for row in rows(db, then, {"moment": NOON})]
     assert [] == rows(db, then, {"moment": NOON + timedelta(hours=1)})
 
 
@@ -77,7 +77,7 @@ def test_the_same_statement_takes_other_columns(db: Connection) -> None:
     assert 1 == run(db, _DATE, {"its_authority": "ca", "exempt": False})
     assert 0 == run(db, _DATE, {"its_authority": "another", "exempt": True})
     (row,) = rows(db, _ALL, {})
-    assert ("failure", False) == (row.kind, row.exempt)
+    assert ("failure", False) == (row["kind"], row["exempt"])
 
 
 def test_a_failure_is_told_as_sqlalchemy_tells_it(db: Connection) -> None:

@@ -184,7 +184,9 @@ def _revision(db: Connection, consumer: str) -> int:
 
 
 def _count_up(db: Connection, consumer: str) -> int:
-    return int(returning(db, _COUNT_UP, {"consumer": consumer, "revision": 1}).revision)
+    counted = returning(db, _COUNT_UP, {"consumer": consumer, "revision": 1})
+    assert counted is not None
+    return int(counted["revision"])
 
 
 def _is_newer(db: Connection, consumer: str, boot_id: str, sequence: int) -> bool:

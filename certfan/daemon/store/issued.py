@@ -46,11 +46,14 @@ _FINGERPRINT = select(_MADE.fingerprint).where(
 _EVERY = select(tables.generations).order_by(_MADE.certificate, _MADE.number)
 _FULFIL = delete(tables.asked).where(_WISH.certificate == _CERTIFICATE, _WISH.at <= bindparam("at"))
 _REPORTED = union_all(
-    select(func.max(_SAID.generation)).where(_SAID.certificate == _CERTIFICATE),
+    select(func.max(_SAID.generation).label("number")).where(_SAID.certificate == _CERTIFICATE),
     select(_BEFORE.generation).where(_BEFORE.certificate == _CERTIFICATE),
 )
 _HIGHEST = union_all(
-    *(select(func.max(number)).where(number.table.c.certificate == _CERTIFICATE) for number in NUMBERS)
+    *(
+        select(func.max(number).label("number")).where(number.table.c.certificate == _CERTIFICATE)
+        for number in NUMBERS
+    )
 )
 
 
@@ -113,7 +116,7 @@ def _end_orders(db: Connection, generation: Generation, why: str) -> None:
 
 def generations(db: Connection) -> dict[str, tuple[Generation, ...]]:
     """Return every generation ever issued, by certificate, ascending by number."""
-    return with_generations({}, ((tables.generations, row._asdict()) for row in rows(db, _EVERY, {})))
+    return with_generations({}, ((tables.generations, row) for row in rows(db, _EVERY, {})))
 
 
 def with_generations(
@@ -131,12 +134,12 @@ def with_generations(
 def reported_number(db: Connection, certificate: str) -> int:
     """Return the highest number that a consumer has reported, or that it had before it was forgotten; 0 if none."""
     known = rows(db, _REPORTED, {"certificate": certificate})
-    return max((number for (number,) in known if number is not None), default=0)
+    return max((row["number"] or 0 for row in known), default=0)
 
 
 def highest_number(db: Connection, certificate: str) -> int:
     """Return the highest number that any fact here names: tries, generations, offers, reports; 0 if none does."""
-    return max(number or 0 for (number,) in rows(db, _HIGHEST, {"certificate": certificate}))
+    return max(row["number"] or 0 for row in rows(db, _HIGHEST, {"certificate": certificate}))
 
 
 def put_renewal_info(db: Connection, info: RenewalInfo) -> None:

@@ -105,11 +105,11 @@ def begin_issuance(
         ValueError: that number is not above every generation of the certificate.
     """
     (before,) = rows(db, _BEFORE, {"certificate": certificate})
-    if before.is_open:
+    if before["is_open"]:
         return _issuances(db, _OPEN_OF, {"certificate": certificate})[0]
-    if generation <= before.number:
+    if generation <= before["number"]:
         raise ValueError(f"{certificate}@{generation} is used up")
-    if generation <= max(before.reported, before.forgotten):
+    if generation <= max(before["reported"], before["forgotten"]):
         return None
     begun = Issuance(
         certificate, generation, authority, tuple(identifiers), now, replaces=replaces, exempt=exempt
@@ -216,7 +216,7 @@ def closed_issuances(db: Connection, certificate: str) -> tuple[ClosedIssuance, 
     same = {"certificate": certificate}
     how = rows(db, _CLOSED_OF.begun, same)
     return tuple(
-        ClosedIssuance(known, row.closed_at, to_problem(row.problem))
+        ClosedIssuance(known, row["closed_at"], to_problem(row["problem"]))
         for known, row in zip(_issuances(db, _CLOSED_OF, same), how, strict=True)
     )
 
@@ -263,7 +263,7 @@ def _change_open(
     """Change a try, if it is open; return it, without what was answered."""
     same = {"its_certificate": certificate, "its_generation": generation}
     row = returning(db, _CHANGE_OPEN, {**same, **values})
-    return None if row is None else _issuance(row._asdict(), ())
+    return None if row is None else _issuance(row, ())
 
 
 def _open_id(db: Connection, certificate: str, generation: int) -> int:
@@ -281,9 +281,9 @@ def _issuances(db: Connection, tries: Tries, values: Mapping[str, object]) -> tu
     """Return the tries that fit, in the order in which they were begun."""
     begun = rows(db, tries.begun, values)
     challenges = defaultdict[int, set[str]](set)
-    for issuance, url in rows(db, tries.answered, values) if begun else ():
-        challenges[issuance].add(url)
-    return tuple(_issuance(row._asdict(), challenges[row.id]) for row in begun)
+    for one in rows(db, tries.answered, values) if begun else ():
+        challenges[one["issuance"]].add(one["challenge_url"])
+    return tuple(_issuance(row, challenges[row["id"]]) for row in begun)
 
 
 def _issuance(row: Mapping[str, Any], answered: Iterable[str]) -> Issuance:

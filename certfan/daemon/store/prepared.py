@@ -7,7 +7,6 @@ execution, even of a compiled one, takes several times as long as the statement 
 
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -47,11 +46,9 @@ class Prepared:
             [kind.dialect_impl(dialect).bind_processor(dialect) for kind in kinds]
         )
         columns = list(statement.exported_columns) if isinstance(statement, ReturnsRows) else []
-        self._on_the_way_out = _conversions(
-            [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
-        )
-        row: Any = namedtuple("Row", [str(column.key) for column in columns], rename=True)  # type: ignore[misc]
-        self._row: Callable[[list[Any]], Any] = row._make
+        self._columns = [str(column.key) for column in columns]
+        back = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
+        self._on_the_way_out = [(self._columns[place], convert) for place, convert in _conversions(back)]
 
     def parameters(self, values: Mapping[str, Any]) -> list[Any]:
         """Return the values as the driver takes them, in the order of their places."""
@@ -61,12 +58,12 @@ class Prepared:
             found[place] = convert(found[place])
         return found
 
-    def read(self, raw: tuple[Any, ...]) -> Any:
-        """Return a row whose columns can be named."""
-        found = list(raw)
-        for place, convert in self._on_the_way_out:
-            found[place] = convert(found[place])
-        return self._row(found)
+    def read(self, raw: tuple[Any, ...]) -> dict[str, Any]:
+        """Return a row by the names of its columns, in their order."""
+        found = dict(zip(self._columns, raw, strict=True))
+        for name, convert in self._on_the_way_out:
+            found[name] = convert(found[name])
+        return found
 
 
 def run(db: Connection, statement: UpdateBase, values: Mapping[str, Any]) -> int:
@@ -80,12 +77,12 @@ def run(db: Connection, statement: UpdateBase, values: Mapping[str, Any]) -> int
     return count
 
 
-def returning(db: Connection, statement: UpdateBase, values: Mapping[str, Any]) -> Any:
+def returning(db: Connection, statement: UpdateBase, values: Mapping[str, Any]) -> dict[str, Any] | None:
     """Write; return what the statement returns of the row that it found, None if it found none."""
     found = rows(db, statement, values)
     if witness := db.info.get(_WITNESS):
         for row in found:
-            witness.written(statement.table, values if isinstance(statement, Insert) else row._asdict())
+            witness.written(statement.table, values if isinstance(statement, Insert) else row)
     return found[0] if found else None
 
 
@@ -97,8 +94,8 @@ def run_many(db: Connection, statement: Insert, many: Sequence[Mapping[str, Any]
             witness.written(statement.table, None)
 
 
-def rows(db: Connection, statement: Executable, values: Mapping[str, Any]) -> list[Any]:
-    """Read; return every row, its columns by name or place."""
+def rows(db: Connection, statement: Executable, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Read; return every row by the names of its columns, in their order."""
     prepared, cursor = _execute(db, statement, values)
     return [prepared.read(raw) for raw in cursor.fetchall()]
 
@@ -106,7 +103,7 @@ def rows(db: Connection, statement: Executable, values: Mapping[str, Any]) -> li
 def value(db: Connection, statement: Executable, values: Mapping[str, Any]) -> Any:
     """Read; return the first column of the first row, None if there is none."""
     found = rows(db, statement, values)
-    return found[0][0] if found else None
+    return next(iter(found[0].values())) if found else None
 
 
 def tell(db: Connection, witness: Witness) -> None:

@@ -35,9 +35,10 @@ def count(db: Connection, kind: SpendKind, issuance: Issuance, now: datetime) ->
         "same_set": _is_same_set(db, issuance),
     }
     table, known = tables.spends, returning(db, _COUNT, row)
-    if known.oldest < now - KEPT:
+    assert known is not None
+    if known["oldest"] < now - KEPT:
         db.execute(delete(table).where(table.c.at < now - KEPT))
-    if known.newest > now:
+    if known["newest"] > now:
         # Recorded before the clock was set back: dated anew, or it would count until the clock is there again.
         db.execute(update(table).where(table.c.at > now).values(at=now))
 
@@ -54,7 +55,7 @@ def _is_same_set(db: Connection, issuance: Issuance) -> bool:
 
 def spends(db: Connection) -> Mapping[str, tuple[Spend, ...]]:
     """Return what was counted, by authority, oldest first."""
-    return with_spends({}, ((tables.spends, row._asdict()) for row in rows(db, _EVERY, {})))
+    return with_spends({}, ((tables.spends, row) for row in rows(db, _EVERY, {})))
 
 
 def with_spends(
