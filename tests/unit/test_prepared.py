@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, DateTime, bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from certfan.daemon.store import tables
@@ -48,6 +48,17 @@ def test_what_one_writes_the_other_reads(db: Connection) -> None:
     read = [tuple(row.values()) for row in rows(db, _ALL, {})]
     assert [tuple(row) for row in db.execute(_ALL)] == read
     assert [(n, *SPEND.values()) for n in (1, 2)] == read
+
+
+@pytest.mark.parametrize("at", [NOON, NOON.replace(year=987, microsecond=7)])
+def test_an_instant_is_kept_as_sqlalchemy_keeps_one(db: Connection, at: datetime) -> None:
+    """As earlier releases wrote it: a later one reads it, and text compares as what it stands for."""
+    run(db, _ADD, {**SPEND, "at": at.astimezone(timezone(timedelta(hours=2)))})
+    plain = DateTime().dialect_impl(db.dialect).bind_processor(db.dialect)
+    assert plain is not None
+
+    kept = db.exec_driver_sql("SELECT at FROM spends").scalar()
+    assert (plain(at.replace(tzinfo=None)), at) == (kept, value(db, select(tables.spends.c.at), {}))
 
 
 def test_a_row_has_its_columns_by_name_and_none_is_none(db: Connection) -> None:
