@@ -16,6 +16,8 @@ LONGEST_NAP = timedelta(minutes=1)  # level, not edge: look again even when nobo
 # With hundreds of steps under way one ends every few milliseconds, and each tick looks at everything.
 PACE = 5  # between two ticks at least this many times what was weighed of the last one,
 LEAST_PAUSE, LONGEST_PAUSE = 0.005, 1.0  # but neither fewer nor more seconds than this
+# Where many are under way the next end is near: what follows from several is begun at one tick.
+PAUSE_EACH, LONGEST_FOR_MANY = 0.002, 0.025
 
 Key = tuple[str, ...]
 Tick = Callable[[asyncio.TaskGroup], Awaitable[datetime | None]]  # returns when to tick again at the latest
@@ -78,8 +80,13 @@ class Loop:
                 self._bell.clear()
                 self._ticked_at, self._weight = time.monotonic(), 0.0
                 wake_at = await tick(group)
-                await asyncio.sleep(min(max(PACE * self._weight, LEAST_PAUSE), LONGEST_PAUSE))
+                await asyncio.sleep(self._pause)
                 await self._nap(wake_at)
+
+    @property
+    def _pause(self) -> float:
+        for_many = min(PAUSE_EACH * len(self._tasks), LONGEST_FOR_MANY)
+        return min(max(PACE * self._weight, for_many, LEAST_PAUSE), LONGEST_PAUSE)
 
     async def _nap(self, wake_at: datetime | None) -> None:
         now = self._clock()

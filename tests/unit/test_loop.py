@@ -135,3 +135,22 @@ async def test_ticks_that_take_long_leave_time_for_the_work() -> None:
     running.cancel()
 
     assert all(later - earlier >= 6 * took for earlier, later in itertools.pairwise(began))
+
+
+async def test_what_follows_from_many_ends_is_begun_at_one_tick() -> None:
+    """While ten are under way each of which may end any moment, the next look waits for more of them."""
+    ticks, gate = Ticks(), asyncio.Event()
+    ticks.todo = [((f"www{number}",), gate) for number in range(10)]
+    began: list[float] = []
+
+    async def look(group: asyncio.TaskGroup) -> None:
+        began.append(time.monotonic())
+        await ticks(group)
+        ticks.loop.ring()
+
+    running = asyncio.create_task(ticks.loop.run(look))
+    for _ in range(4):
+        await ticks.next()
+    running.cancel()
+
+    assert all(later - earlier >= 0.02 for earlier, later in itertools.pairwise(began))
