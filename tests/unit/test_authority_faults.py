@@ -430,14 +430,16 @@ async def test_an_exchange_with_a_hung_authority_can_be_cancelled_and_the_next_o
 
 
 async def test_an_authority_that_does_not_answer_in_time_is_unreachable(
-    ca: OddAuthority, acme: AcmeAuthority, monkeypatch: pytest.MonkeyPatch
+    ca: OddAuthority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The patience of one exchange covers all of its requests."""
     monkeypatch.setattr(exchanges, "EXCHANGE_TIMEOUT", 0.2)
+    acme = at(ca, str(ca.ca_file))
     ca.twist = on("/order/1", lambda: asyncio.Event().wait())
 
     with pytest.raises(AuthorityUnreachable, match=f"no answer from 127.0.0.1:{ca.port}: none within"):
         await acme.order(f"{ca.url}/order/1")
+    await acme.close()
 
 
 async def test_a_refused_connection_names_host_and_cause(ca: OddAuthority, acme: AcmeAuthority) -> None:

@@ -29,6 +29,7 @@ from certfan.daemon.authority.bodies import (
     signer_of,
 )
 from certfan.daemon.authority.network import LoopNetwork, NoncePool, ProblemAnswered
+from certfan.daemon.authority.patience import Patience
 from certfan.daemon.authority.problems import PREFIX, refusal
 from certfan.daemon.authority.reading import TOKEN, Reader, caa_identities
 from certfan.daemon.authority.transport import Transport
@@ -80,6 +81,7 @@ class AcmeAuthority:
         self._transport = Transport(spec, clock, dated)
         self._reader = Reader(self._transport)
         self._nonces = NoncePool()
+        self._patience = Patience(EXCHANGE_TIMEOUT)
         self._sign_with(signer_of(account_key_pem), account_uri)
         self._directory: tuple[dict[str, Any], float] | None = None
         self._directory_lock = asyncio.Lock()
@@ -344,7 +346,7 @@ class AcmeAuthority:
 
     async def _patiently(self, exchange: Coroutine[Any, Any, T], *, was_sent: bool = False) -> T:
         try:
-            async with asyncio.timeout(EXCHANGE_TIMEOUT):
+            with self._patience:
                 return await exchange
         except TimeoutError as error:
             raise self._transport.unreachable(
