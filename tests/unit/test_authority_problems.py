@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from certfan.core.model import Authority
 from certfan.daemon.authority.answer import Answer
@@ -19,7 +20,13 @@ PAUSED = (
 
 
 def refused(kind: str, **fields: Any) -> AuthorityRefused:
-    answer = Answer(429, {}, b"", "https://ca.example/newOrder", datetime(2026, 11, 20, tzinfo=UTC))
+    answer = Answer(
+        429,
+        CIMultiDictProxy(CIMultiDict()),
+        b"",
+        "https://ca.example/newOrder",
+        datetime(2026, 11, 20, tzinfo=UTC),
+    )
     return refusal(SPEC, "a new order", answer, {"type": PREFIX + kind, **fields})
 
 

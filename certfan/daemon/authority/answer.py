@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
+
+from multidict import CIMultiDictProxy
 
 LONGEST_WAIT = timedelta(days=7)  # the longest window that an authority counts in
 _LINK = re.compile(r"""<([^<>"\s]+)>((?:\s*;\s*[^\s;,="]+(?:=(?:"[^"]*"|[^\s;,"]*))?)*)""")
@@ -18,10 +19,10 @@ _REL = re.compile(r"""(?i)\brel=(?:"([^"]*)"|([^\s;,"]+))""")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, headers (case-insensitive; every Link of the answer joined into one) and the whole body."""
+    """Status, headers (case-insensitive) and the whole body."""
 
     status_code: int
-    headers: Mapping[str, str]
+    headers: CIMultiDictProxy[str]
     content: bytes
     url: str
     at: datetime  # our clock, when it came
@@ -65,7 +66,7 @@ class Answer:
 
     def links(self, relation: str) -> tuple[str, ...]:
         """Every URL that the answer links to in this relation (RFC 8288)."""
-        found = _LINK.findall(self.headers.get("Link", ""))
+        found = _LINK.findall(", ".join(self.headers.getall("Link", ())))
         return tuple(url for url, rest in found if relation in _relations(rest))
 
 

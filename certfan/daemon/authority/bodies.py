@@ -53,6 +53,8 @@ class Body(JSONDeSerializable):
         """Return the object."""
         return dict(self._fields)
 
+    to_json = to_partial_json  # all of it is JSON already; the library would look through all of it
+
     @classmethod
     def from_json(cls, jobj: Any) -> Body:
         """Return one with these fields."""

@@ -165,16 +165,14 @@ class _Connection(BaseProtocol):
 
     async def ask(self, request: bytes, *, expects_body: bool) -> Response:
         """Send a request and return its answer; raises as `Connections.ask`."""
-        if not self._tls.is_open:
-            raise ConnectionResetError
         loop = asyncio.get_running_loop()
         self._whole = loop.create_future()
         # Its streams hold at most twice the limit, or tell us to pause.
         self._http = HttpResponseParser(
             self, loop, MAX_BODY // 2, response_with_body=expects_body, read_until_eof=True, auto_decompress=False
         )  # fmt: skip
-        self._tls.write(request)
         try:
+            self._tls.write(request)
             return await self._whole
         finally:
             self._whole = self._head = self._body = None

@@ -51,8 +51,10 @@ class Reader:
 
     def location(self, answer: Answer, what: str) -> str:
         """Return the URL of what was made."""
-        self._object(answer, what)  # a web page is named as one, not as an answer that lacks a header
-        return self.transport.check(answer.headers.get("Location"), f"the Location of {what}")
+        found = answer.headers.get("Location")
+        if found is None:
+            self._object(answer, what)  # a web page is named as one, not as an answer that lacks a header
+        return self.transport.check(found, f"the Location of {what}")
 
     def account_status(self, answer: Answer) -> str:
         """Return the status of an account; `valid` when it is not said."""
@@ -66,12 +68,12 @@ class Reader:
         authorizations = self._list(fields, "authorizations", what, MOST_AUTHORIZATIONS)
         certificate = fields.get("certificate")
         if certificate is not None or status is OrderStatus.VALID:
-            certificate = self.transport.check(certificate, f"certificate of {what}")
+            certificate = self.transport.check(certificate, "certificate of the order")
         return OrderSeen(
             url,
             status,
-            tuple(self.transport.check(u, f"an authorization of {what}") for u in authorizations),
-            self.transport.check(fields.get("finalize"), f"finalize of {what}"),
+            tuple(self.transport.check(u, "an authorization of the order") for u in authorizations),
+            self.transport.check(fields.get("finalize"), "finalize of the order"),
             certificate=certificate,
             expires=self._instant(fields, "expires", what),
             problem=fact("authority.refused", fields.get("error")),

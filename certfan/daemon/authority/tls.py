@@ -51,7 +51,9 @@ class Tls(asyncio.BufferedProtocol):
         await self._shaking
 
     def write(self, data: bytes) -> None:
-        """Send something."""
+        """Send something; raises ConnectionResetError once the connection was lost."""
+        if self._transport is None:
+            raise ConnectionResetError
         while data:
             data = data[self._tls.write(data) :]  # at most a record
         self._flush()

@@ -15,7 +15,6 @@ from functools import lru_cache
 from urllib.parse import SplitResult, urlsplit
 
 from aiohttp.http import HttpProcessingError
-from multidict import CIMultiDict, CIMultiDictProxy
 
 from certfan import __version__
 from certfan.core.model import Authority
@@ -34,6 +33,7 @@ from certfan.errors import AuthorityMalformed, AuthorityUnreachable, ConfigInval
 
 # Identity coding: nothing that could swell.
 _ALWAYS = f"User-Agent: certfan/{__version__}\r\nAccept-Encoding: identity\r\n"
+_URL = re.compile(r"[!-~]{1,2000}")
 _PARTS = re.compile(r"https://([^/?#]*)([^#]*)", re.IGNORECASE)
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 
@@ -74,7 +74,7 @@ class Transport:
         return self._checked(response, url)
 
     def _checked(self, response: Response, url: str) -> Answer:
-        answer = Answer(response.status, _joined(response.headers), response.body, url, self.clock())
+        answer = Answer(response.status, response.headers, response.body, url, self.clock())
         if (date := answer.date) is not None:
             self.server_date = date
             self.dated(date)
@@ -89,13 +89,7 @@ class Transport:
         Raises:
             AuthorityMalformed: it is not; nothing was sent there.
         """
-        if (
-            not isinstance(url, str)
-            or len(url) > 2000
-            or not url.isascii()
-            or not url.isprintable()
-            or " " in url
-        ):
+        if not isinstance(url, str) or not _URL.fullmatch(url):
             raise self.malformed(f"{what} is no URL: {url!r:.200}")
         if url.startswith(_root(self.spec.directory)):  # nearly all are, and each order has twenty
             return url
@@ -177,14 +171,6 @@ def _written(method: str, url: str, data: bytes | None, headers: Mapping[str, st
 def _server(place: str) -> Server:
     found = urlsplit(f"https://{place}")
     return found.hostname or "", found.port or 443
-
-
-def _joined(headers: CIMultiDictProxy[str]) -> Mapping[str, str]:
-    joined = CIMultiDict(headers)
-    if "Link" in joined:
-        # A plain look-up gives only the first one.
-        joined["Link"] = ", ".join(headers.getall("Link"))
-    return joined
 
 
 def _origin(url: SplitResult) -> tuple[str, str, int]:
