@@ -100,7 +100,7 @@ def test_a_request_or_a_changed_config_lifts_the_wait() -> None:
 
 def test_the_cap_leaves_room_for_the_most_urgent() -> None:
     """Open orders first, then nothing issued yet, then what expires first; those in flight count."""
-    desired = make_desired(*(make_certificate(n, (n,)) for n in ("a", "b", "c", "d")), cap=2)
+    desired = make_desired(*(make_certificate(n, (n,)) for n in ("a", "b", "c", "d")), cap=1)  # two are begun
     generations = {
         "a": (make_generation(name="a", names=("a",)),),
         "b": (make_generation(name="b", names=("b",), issued_at=NOW - DAY),),
