@@ -59,7 +59,7 @@ def refusal(spec: Authority, asked: str, answer: Answer, document: Mapping[str, 
 
 def fact(code: str, document: object) -> Problem | None:
     """Return the problem that an order or a challenge carries, if it carries one."""
-    if not isinstance(document, Mapping):
+    if not isinstance(document, dict):
         return None
     return Problem(code, _one_line(describe(document)), hint_for(document))
 

@@ -127,12 +127,13 @@ class Reader:
         return "token" in fields or fields.get("type") in {"http-01", "dns-01", "tls-alpn-01"}
 
     def _challenge(self, fields: Mapping[str, Any]) -> ChallengeSeen:
-        what = f"challenge {self._text(fields, 'type', 'a challenge')}"
+        kind = self._text(fields, "type", "a challenge")
+        what = f"challenge {kind}"
         token = self._text(fields, "token", what)
         if not TOKEN.fullmatch(token):
             raise self.transport.malformed(f"token of {what} is not base64url: {token!r:.150}")
         return ChallengeSeen(
-            self._text(fields, "type", what),
+            kind,
             self.transport.check(fields.get("url"), f"url of {what}"),
             self._status(ChallengeStatus, fields, what),
             token,
