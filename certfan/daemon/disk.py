@@ -28,7 +28,7 @@ _log = log.get("disk")
 
 
 class Disk:
-    """Syncs files by the kernel's AIO (io_submit(2), IOCB_CMD_FSYNC), in threads where the kernel refuses.
+    """Syncs files by the kernel's AIO (io_submit(2)), in threads where the kernel refuses.
 
     Belongs to the event loop that runs when it is made. A sync that was begun ends, whoever waits for it.
     """
@@ -52,9 +52,10 @@ class Disk:
     def sync(self, fd: int) -> asyncio.Future[None]:
         """Return a future that is done when all that was written to a file, and its length, is on the disk.
 
-        The descriptor stays open until then, or the future is cancelled before it is closed. Its error is an OSError.
+        Not the time at which it was written, for which a file system's journal would have to be (fdatasync(2)). The
+        descriptor stays open until then, or the future is cancelled before it is closed. Its error is an OSError.
         """
-        return self._begin(fd)[0]
+        return self._begin(fd, contents_only=True)[0]
 
     async def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run code that writes files (certfan.files) on the loop; only where it waits for the disk, others run.
@@ -80,20 +81,26 @@ class Disk:
             for sync in syncs:
                 sync.cancel()  # whoever asked closes the files now
 
-    def _begin(self, *fds: int) -> list[asyncio.Future[None]]:
+    def _begin(self, *fds: int, contents_only: bool = False) -> list[asyncio.Future[None]]:
         syncs: list[asyncio.Future[None]] = [self._loop.create_future() for _ in fds]
-        begun = self._ask(fds, syncs) if self._kernel is not None else 0
+        how = Operation.fdsync if contents_only else Operation.fsync
+        begun = self._ask(how, fds, syncs) if self._kernel is not None else 0
         for fd, sync in zip(fds[begun:], syncs[begun:], strict=True):
-            threaded = self._loop.run_in_executor(None, os.fsync, fd)
+            threaded = self._loop.run_in_executor(None, os.fdatasync if contents_only else os.fsync, fd)
             threaded.add_done_callback(partial(_tell, sync))
         return syncs
 
-    def _ask(self, fds: Sequence[int], syncs: Sequence[asyncio.Future[None]]) -> int:
+    def _ask(
+        self,
+        how: Callable[[int], AbstractOperation],
+        fds: Sequence[int],
+        syncs: Sequence[asyncio.Future[None]],
+    ) -> int:
         """Ask the kernel; return how many of them, from the first on, it has taken."""
         assert self._kernel is not None
         operations = []
         for fd, sync in zip(fds, syncs, strict=True):
-            operation = Operation.fsync(fd)
+            operation = how(fd)
             operation.set_callback(partial(_end, operation, sync))
             operations.append(operation)
         try:

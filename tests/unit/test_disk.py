@@ -4,9 +4,9 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 import pytest
 
@@ -54,6 +54,36 @@ async def test_a_sync_that_fails_says_why_and_takes_no_other_along(either: Disk,
     found = [sync.exception() for sync in syncs]
     codes = [one.errno if isinstance(one, OSError) else one for one in found]
     assert [errno.EINVAL, None, errno.EBADF, None] == codes
+
+
+async def test_a_file_of_its_own_is_synced_whole_and_one_that_grows_without_its_times(
+    either: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a new file its mode and its owner count too; of the store's log, only what it holds."""
+    asked: list[str] = []
+
+    def noting(where: Any, name: str, told: str) -> Callable[[int], Any]:
+        real = getattr(where, name)
+
+        def note(fd: int) -> Any:
+            asked.append(told)
+            return real(fd)
+
+        return note
+
+    class Noting:
+        fsync = staticmethod(noting(disk.Operation, "fsync", "whole"))
+        fdsync = staticmethod(noting(disk.Operation, "fdsync", "contents"))
+
+    monkeypatch.setattr(disk, "Operation", Noting)
+    monkeypatch.setattr(os, "fsync", noting(os, "fsync", "whole"))
+    monkeypatch.setattr(os, "fdatasync", noting(os, "fdatasync", "contents"))
+
+    await either.run(files.write_private, tmp_path / "key.pem", b"secret")
+    with (tmp_path / "key.pem").open("r+b") as file:
+        await either.sync(file.fileno())
+
+    assert ["whole", "whole", "contents"] == asked
 
 
 async def test_code_that_writes_files_waits_on_the_loop_and_others_run(either: Disk, tmp_path: Path) -> None:
