@@ -6,7 +6,9 @@ sd_notify(3), the watchdog, sockets handed over (sd_listen_fds(3)), and the jour
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import re
@@ -89,8 +91,13 @@ def journal_entry(line: str, level: str, fields: Mapping[str, object]) -> bytes:
     entry = {"MESSAGE": line, "PRIORITY": str(_PRIORITIES.get(level, 6)), "SYSLOG_IDENTIFIER": "certfan"}
     for key, value in fields.items():
         told = json.dumps(value, default=str) if isinstance(value, list | dict) else str(value)
-        entry["CERTFAN_" + re.sub(r"[^A-Z0-9]", "_", key.upper())[:50]] = told
+        entry[_name_of(key)] = told
     return b"".join(_field(name, value.encode(errors="replace")) for name, value in entry.items())
+
+
+@functools.lru_cache(256)
+def _name_of(key: str) -> str:
+    return "CERTFAN_" + re.sub(r"[^A-Z0-9]", "_", key.upper())[:50]
 
 
 def _field(name: str, value: bytes) -> bytes:
@@ -102,9 +109,16 @@ def _field(name: str, value: bytes) -> bytes:
 def tell_journal(line: str, level: str, fields: Mapping[str, object], *, to: str = _JOURNAL) -> bool:
     """Hand a line over with its facts; False when the journal does not take it at once: it is not waited for."""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.setblocking(False)
-            sender.sendto(journal_entry(line, level, fields), to)
+        _sender().sendto(journal_entry(line, level, fields), to)
     except OSError:  # too long for a datagram, or its queue is full: stderr has neither limit
         return False
     return True
+
+
+@functools.cache
+def _sender() -> socket.socket:
+    """Return the one socket of this process: opened for each line, it cost as much as the rest of it."""
+    sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    sender.setblocking(False)
+    atexit.register(sender.close)
+    return sender

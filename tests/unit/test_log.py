@@ -164,6 +164,20 @@ def test_the_journal_gets_each_fact_as_a_field(tmp_path: Path) -> None:
     )
 
 
+def test_a_journal_that_was_started_anew_is_told_like_the_one_before(tmp_path: Path) -> None:
+    """The socket that tells it is kept, and bound to none of them."""
+    heard = []
+    for line in ("before", "after"):
+        place = tmp_path / "journal"
+        place.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+            journal.bind(str(place))
+            assert systemd.tell_journal(line, "info", {}, to=str(place))
+            heard.append(journal.recv(4096).splitlines()[0])
+
+    assert [b"MESSAGE=before", b"MESSAGE=after"] == heard
+
+
 def test_what_the_journal_does_not_take_goes_to_stderr(tmp_path: Path) -> None:
     """Nobody there, or far too long: the caller is told, and nothing is waited for."""
     place = str(tmp_path / "journal")
