@@ -13,6 +13,7 @@ from certfan.core.outlook import Outlook
 from certfan.core.room import STANDING_STILL, Room
 from certfan.core.standing import (
     PATH,
+    bound_to,
     has_open_order,
     is_same_set,
     is_suggested,
@@ -37,17 +38,15 @@ def orders(
         if found is not None and (found.holding is None or found.holding.code == PATH):
             wanted.update(checked_identifiers(desired.certificates[name]))
     yield from (instant for at in observed.moved.values() for instant in (at, at + STANDING_STILL))
-    yield from _begun(known, due, desired, observed, now)
+    yield from _begun(due, desired, observed, now)
     yield from looks(desired, observed, wanted, now)
 
 
 # What is begun
 
 
-def _begun(
-    known: Mapping[str, Outlook], due: Iterable[Issue], desired: Desired, observed: Observed, now: datetime
-) -> Iterator[Wish]:
-    others = tuple(under_way(desired, observed, now, known))
+def _begun(due: Iterable[Issue], desired: Desired, observed: Observed, now: datetime) -> Iterator[Wish]:
+    others = tuple(under_way(desired, observed, now))
     room = Room(desired, observed, orders_in_flight(others), now)
     if not any(map(room.is_open, desired.authorities)):
         return  # mostly so
@@ -87,13 +86,10 @@ class UnderWay(NamedTuple):  # made for every order in flight at every plan
     exempt: bool
 
 
-def under_way(
-    desired: Desired, observed: Observed, now: datetime, known: Mapping[str, Outlook] | None = None
-) -> Iterator[UnderWay]:
+def under_way(desired: Desired, observed: Observed, now: datetime) -> Iterator[UnderWay]:
     """Yield every order in flight, also before its first record, and those that only wait.
 
     One in flight that is not what would be begun now may end as what it was for, or be given up for another: it is both.
-    What is `known` of a certificate as of now is not judged again.
     """
     flying = {key[0] for key in observed.in_flight if len(key) == 1}
     for name in sorted({*observed.open_orders, *flying}):
@@ -110,10 +106,8 @@ def under_way(
                 exempt=begun.exempt,
             )
         if in_flight and certificate is not None:
-            outlook = known.get(name) if known else None
-            if outlook is not None and outlook.standing is not None:
-                authority = outlook.standing.authority
-            else:
+            authority = bound_to(certificate, desired, observed)
+            if authority is None:
                 renews = why(certificate, observed, now) is Reason.RENEWAL_DUE
                 authority, _ = whom_to_ask(certificate, desired, observed, now, renews=renews)
             if not fits or begun is None or begun.authority != authority:

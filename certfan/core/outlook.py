@@ -6,12 +6,11 @@ Caps, limits that others use up, and whatever concerns more than one certificate
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from certfan.core.custody import fits, lost_since
-from certfan.core.issuance import Issuance
 from certfan.core.ledger import Ledger
 from certfan.core.model import Certificate, Desired, Generation, Reason
 from certfan.core.policy import (
@@ -123,7 +122,14 @@ class Outlooks:
         return None if self._soonest == ALWAYS else self._soonest
 
     def of(self, desired: Desired, observed: Observed, now: datetime) -> Mapping[str, Outlook]:
-        """Return the outlook of each certificate that is desired; it stays so until the next call."""
+        """Return the outlook of each certificate that is desired; it stays so until the next call.
+
+        Of an order in flight nothing is looked at: what it would be without is not begun before it has landed.
+        """
+        landed = {
+            name: order for name, order in observed.open_orders.items() if (name,) not in observed.in_flight
+        }
+        observed = replace(observed, open_orders=landed)
         shared, own = _shared_facts(desired, observed), _own_facts(observed)
         is_same = shared == self._shared and now >= self._judged_at  # else clocks were set back
         self._shared = ()  # whoever fails midway judges all of them anew
@@ -194,7 +200,7 @@ def _own_facts(observed: Observed) -> tuple[Mapping[Any, object], ...]:
         observed.asked,
         observed.config_changed,
         observed.renewals,
-        {name: _as_judged(order, observed) for name, order in observed.open_orders.items()},
+        observed.open_orders,
         observed.rolled_back,
         observed.lost_keys,
         observed.signing_requests,
@@ -202,12 +208,6 @@ def _own_facts(observed: Observed) -> tuple[Mapping[Any, object], ...]:
         observed.published,
         observed.live,
     )
-
-
-def _as_judged(order: Issuance, observed: Observed) -> tuple[object, ...]:
-    """Return what an outlook depends on of an open order: not how far it is, but whether a ledger counts it."""
-    is_sent = order.order_url is not None and order.authority in observed.ledgers
-    return order.authority, order.generation, order.identifiers, is_sent
 
 
 def _changed(before: tuple[Mapping[Any, object], ...], after: tuple[Mapping[Any, object], ...]) -> set[str]:

@@ -151,14 +151,23 @@ def whom_to_ask(
 
 
 def _authorities(certificate: Certificate, desired: Desired, observed: Observed) -> list[str]:
-    known = [certificate.authority, *(a for a in certificate.fallback if a in desired.authorities)]
+    bound = bound_to(certificate, desired, observed)
+    return [bound] if bound is not None else _known(certificate, desired)
+
+
+def _known(certificate: Certificate, desired: Desired) -> list[str]:
+    return [certificate.authority, *(a for a in certificate.fallback if a in desired.authorities)]
+
+
+def bound_to(certificate: Certificate, desired: Desired, observed: Observed) -> str | None:
+    """Return the authority at which an open order goes on, so that no other is asked; None: it is bound to none."""
     begun = observed.open_orders.get(certificate.name)
-    if has_open_order(certificate, observed) and begun is not None and begun.authority in known:
-        # Only when it may be asked: an order that is stuck there holds up no other authority.
-        attempt = observed.attempts.get(order_subject(certificate, begun.authority))
-        if attempt is None:
-            return [begun.authority]
-    return known
+    if begun is None or not has_open_order(certificate, observed):
+        return None
+    # Only when it may be asked: an order that is stuck there holds up no other authority.
+    if order_subject(certificate, begun.authority) in observed.attempts:
+        return None
+    return begun.authority if begun.authority in _known(certificate, desired) else None
 
 
 def fallback_instant(certificate: Certificate, attempt: Attempt, observed: Observed) -> datetime:

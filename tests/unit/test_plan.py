@@ -4,8 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from certfan.core.issuance import Issuance
-from certfan.core.ledger import Ledger, Spend, SpendKind
-from certfan.core.model import Attempt, Identifier, Limit, Limits, Reason
+from certfan.core.model import Attempt, Identifier, Reason
 from certfan.core.plan import (
     Clear,
     Issue,
@@ -265,23 +264,22 @@ def test_what_begins_to_want_something_again_comes_in_its_place() -> None:
     assert {} == kept.wanting
 
 
-def test_how_far_an_order_is_changes_an_outlook_only_where_a_ledger_counts_it() -> None:
-    """A challenge that was answered never does; a URL does where the limit forbids another order, but not the end of this."""
-    limits = Limits(orders=Limit(1, DAY))
-    spends = [Spend(SpendKind.ORDER, NOW, frozenset({WWW}))]
-    ledgers = {"ca": Ledger.of(limits, spends, domains=lambda name: name)}
+def test_an_order_is_judged_anew_when_it_has_landed_not_while_it_goes_on() -> None:
+    """Each of its records would else have its certificate judged again, of which nothing can begin meanwhile."""
+    kept, observed = Outlooks(), Observed(self_check=True)
     begun = Issuance(WWW, 1, "ca", DESIRED.certificates[WWW].identifiers, NOW)
     sent = replace(begun, order_url="https://ca/order/1")
     answered = replace(sent, answered=frozenset({"https://ca/challenge/1"}))
-    holdings = []
-    for known in ({}, ledgers):
-        kept, before = Outlooks(), Observed(ledgers=known)
-        judged = []
-        for order in (begun, sent, answered):
-            before = replace(before, open_orders={WWW: order})
-            judged.append(kept.of(DESIRED, before, NOW)[WWW])
-        holdings.append([one.standing.holding is not None for one in judged if one.standing is not None])
-        assert judged[1] is judged[2]
-        assert (judged[0] is judged[1]) is (known == {})
+    first = kept.of(DESIRED, observed, NOW)[WWW]
+    flying = [
+        replace(observed, open_orders={WWW: order}, in_flight=frozenset({(WWW,)}))
+        for order in (begun, sent, answered)
+    ]
+    judged = [kept.of(DESIRED, one, NOW)[WWW] for one in flying]
+    landed = [replace(one, in_flight=frozenset()) for one in flying]
+    alone = [Outlooks().of(DESIRED, one, NOW)[WWW] for one in landed]
 
-    assert [[False, False, False], [True, False, False]] == holdings
+    assert all(one is first for one in judged)
+    assert alone == [kept.of(DESIRED, one, NOW)[WWW] for one in landed]
+    # Our own look at the challenge's way comes first, but not where a challenge was answered.
+    assert [True, True, False] == [one.due is None for one in alone]
