@@ -24,6 +24,13 @@ def is_fresh(check: PathCheck, now: datetime) -> bool:
     return check.problem is not None or check.at <= now < check.at + CHECK_IS_GOOD_FOR
 
 
+def fresh_instants(certificate: Certificate, observed: Observed) -> Iterator[datetime]:
+    """Tell when `is_fresh` can change its answer for anything of a certificate."""
+    for identifier in checked_identifiers(certificate):
+        if (check := observed.checks.get(identifier)) is not None:
+            yield from (check.at, check.at + CHECK_IS_GOOD_FOR)
+
+
 def looks(desired: Desired, observed: Observed, wanted: Collection[str], now: datetime) -> Iterator[Wish]:
     """Wish for a look at every name now and then, and at once where an order waits for it."""
     if not observed.self_check:

@@ -12,6 +12,7 @@ from typing import Any
 
 from certfan.core.custody import fits, lost_since
 from certfan.core.ledger import Ledger
+from certfan.core.looks import fresh_instants
 from certfan.core.model import Certificate, Desired, Generation, Reason
 from certfan.core.policy import (
     JITTER,
@@ -25,7 +26,7 @@ from certfan.core.queue import Due, Queue
 from certfan.core.renewal import LATEST_ASK, USUAL_ASK
 from certfan.core.retirement import place_instants, place_waits
 from certfan.core.room import has_failed
-from certfan.core.standing import Standing, fallback_instant, lifts, limit_instants, standing
+from certfan.core.standing import Standing, fallback_instant, key_instants, lifts, limit_instants, standing
 from certfan.core.steps import AskCsr, AskRenewal, Issue, Observed, Offer, Publish, Step, Where, Wish
 from certfan.core.subjects import order_subject, renewal_subject
 from certfan.core.targets import NEVER, Targets, is_published, served_until, targets
@@ -309,6 +310,9 @@ def _instants(
     for where in targets:
         yield from place_instants(where, observed)
     if found is not None:
+        if observed.self_check:
+            yield from fresh_instants(certificate, observed)
+        yield from key_instants(found.authority, observed)
         yield from limit_instants(certificate, observed, now)
         if found.holding is not None and found.holding.until is not None:
             yield found.holding.until

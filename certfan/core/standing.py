@@ -17,6 +17,7 @@ from certfan.core.policy import (
     LONGEST_ORDER_WAIT,
     ORDER_DELAYS,
     attempt_holds,
+    holding_instants,
     leafs_deadline,
     why_issue,
 )
@@ -235,6 +236,13 @@ def awaits_key(authority: str, observed: Observed, now: datetime) -> bool:
         return True
     attempt = observed.attempts.get(rollover_subject(authority))
     return authority in observed.rollovers and not attempt_holds(attempt, now, LONGEST_ORDER_WAIT)
+
+
+def key_instants(authority: str, observed: Observed) -> Iterator[datetime]:
+    """Tell when `awaits_key` can change its answer."""
+    attempt = observed.attempts.get(rollover_subject(authority)) if authority in observed.rollovers else None
+    if attempt is not None:
+        yield from holding_instants(attempt.not_before, LONGEST_ORDER_WAIT)
 
 
 def _held_by_account(authority: str, observed: Observed, now: datetime) -> Holding | None:

@@ -586,6 +586,10 @@ PLANTED: dict[str, tuple[str, Any]] = {
         "certfan.core.outlook._own_facts",
         lambda observed: (observed.generations,),
     ),
+    "what is kept from plan to plan forgets that our own look grows old": (
+        "certfan.core.outlook.fresh_instants",
+        lambda *_: (),
+    ),
     "an account key is changed under an order": ("certfan.core.upkeep.under_way", lambda *_: ()),
     "an order begins while the account key changes": ("certfan.core.standing.awaits_key", lambda *_: False),
     "a refused account key holds up every order": (

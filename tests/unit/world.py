@@ -16,7 +16,7 @@ from certfan.core import agent_steps as on_agent
 from certfan.core import deployment, plan, policy, rollback
 from certfan.core.attempts import after_failure
 from certfan.core.keys import unwanted
-from certfan.core.ledger import Ledger
+from certfan.core.ledger import Ledger, Spend
 from certfan.core.model import (
     Attempt,
     Authority,
@@ -82,6 +82,7 @@ class World(AtAuthorities):
         self.wakes: dict[str, datetime | None] = {}
         self.looks = 0
         self.outlooks = plan.Outlooks()
+        self._ledgers: dict[str, tuple[tuple[Spend, ...], Ledger]] = {}
         self.done: Counter[str] = Counter()  # what was begun, to see that the histories reach everything
         super().__init__()
 
@@ -144,10 +145,7 @@ class World(AtAuthorities):
             revocations=dict(daemon.revocations),
             checks=dict(daemon.checks),
             self_check=True,
-            ledgers={
-                name: Ledger.of(LIMITS, daemon.spends.get(name, ()), domains=lambda name: name)
-                for name in self.cas
-            },
+            ledgers={name: self._ledger(name) for name in self.cas},
             leftovers=tuple(daemon.leftovers),
             rollovers=frozenset(daemon.rollovers),
             clock_trusted=self.trusted,
@@ -158,6 +156,13 @@ class World(AtAuthorities):
             share_up=self.share.up,
             probe_interval=PROBE_INTERVAL,
         )
+
+    def _ledger(self, name: str) -> Ledger:
+        """Return the same one until something is spent there: what is kept from plan to plan goes by that."""
+        spends = tuple(self.daemon.spends.get(name, ()))
+        if name not in self._ledgers or self._ledgers[name][0] != spends:
+            self._ledgers[name] = spends, Ledger.of(LIMITS, spends, domains=lambda name: name)
+        return self._ledgers[name][1]
 
     def facts(self, agent: Agent) -> on_agent.AgentFacts:
         return on_agent.AgentFacts(
