@@ -12,7 +12,7 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeAlias, TypeVar
 
 from caio.abstract import AbstractOperation
 from caio.linux_aio import Context, Operation
@@ -22,6 +22,7 @@ from certfan.daemon.bridge import await_, in_greenlet
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Then: TypeAlias = Callable[[BaseException | None], None]  # with the OSError, if one came of it
 AT_ONCE = 256  # syncs that the kernel is asked for; more than that wait in threads
 
 _log = log.get("disk")
@@ -49,13 +50,13 @@ class Disk:
             self._loop.remove_reader(self._kernel.fileno)
             self._kernel = None
 
-    def sync(self, fd: int) -> asyncio.Future[None]:
-        """Return a future that is done when all that was written to a file, and its length, is on the disk.
+    def sync(self, fd: int, then: Then) -> None:
+        """Call `then`, on the loop, once all that was written to a file, and its length, is on the disk.
 
         Not the time at which it was written, for which a file system's journal would have to be (fdatasync(2)). The
-        descriptor stays open until then, or the future is cancelled before it is closed. Its error is an OSError.
+        descriptor stays open until then. A call, and no future: that would be told a turn of the loop later.
         """
-        return self._begin(fd, contents_only=True)[0]
+        self._begin([fd], [then], contents_only=True)
 
     async def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run code that writes files (certfan.files) on the loop; only where it waits for the disk, others run.
@@ -73,7 +74,8 @@ class Disk:
         return await in_greenlet(waiting)
 
     def _wait(self, *fds: int) -> None:
-        syncs = self._begin(*fds)
+        syncs: list[asyncio.Future[None]] = [self._loop.create_future() for _ in fds]
+        self._begin(fds, [partial(_settle, sync) for sync in syncs])
         try:
             for sync in syncs:
                 await_(sync)
@@ -81,27 +83,20 @@ class Disk:
             for sync in syncs:
                 sync.cancel()  # whoever asked closes the files now
 
-    def _begin(self, *fds: int, contents_only: bool = False) -> list[asyncio.Future[None]]:
-        syncs: list[asyncio.Future[None]] = [self._loop.create_future() for _ in fds]
+    def _begin(self, fds: Sequence[int], thens: Sequence[Then], *, contents_only: bool = False) -> None:
         how = Operation.fdsync if contents_only else Operation.fsync
-        begun = self._ask(how, fds, syncs) if self._kernel is not None else 0
-        for fd, sync in zip(fds[begun:], syncs[begun:], strict=True):
+        begun = self._ask(how, fds, thens) if self._kernel is not None else 0
+        for fd, then in zip(fds[begun:], thens[begun:], strict=True):
             threaded = self._loop.run_in_executor(None, os.fdatasync if contents_only else os.fsync, fd)
-            threaded.add_done_callback(partial(_tell, sync))
-        return syncs
+            threaded.add_done_callback(partial(_end_in_thread, then))
 
-    def _ask(
-        self,
-        how: Callable[[int], AbstractOperation],
-        fds: Sequence[int],
-        syncs: Sequence[asyncio.Future[None]],
-    ) -> int:
+    def _ask(self, how: Callable[[int], AbstractOperation], fds: Sequence[int], thens: Sequence[Then]) -> int:
         """Ask the kernel; return how many of them, from the first on, it has taken."""
         assert self._kernel is not None
         operations = []
-        for fd, sync in zip(fds, syncs, strict=True):
+        for fd, then in zip(fds, thens, strict=True):
             operation = how(fd)
-            operation.set_callback(partial(_end, operation, sync))
+            operation.set_callback(partial(_end, operation, then))
             operations.append(operation)
         try:
             return self._kernel.submit(*operations)
@@ -118,19 +113,20 @@ class Disk:
             pass
 
 
-def _end(operation: AbstractOperation, future: asyncio.Future[None], _result: int) -> None:
-    if future.done():
-        return
+def _end(operation: AbstractOperation, then: Then, _result: int) -> None:
     try:
         operation.get_value()
     except SystemError as error:  # it tells the text, not the number
-        future.set_exception(OSError(errno.EIO, str(error)))
+        then(OSError(errno.EIO, str(error)))
     else:
-        future.set_result(None)
+        then(None)
 
 
-def _tell(future: asyncio.Future[None], threaded: asyncio.Future[None]) -> None:
-    error = threaded.exception()
+def _end_in_thread(then: Then, threaded: asyncio.Future[None]) -> None:
+    then(threaded.exception())
+
+
+def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
     if future.done():
         return
     if error is not None:

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Never
 
@@ -12,7 +12,7 @@ import pytest
 
 from certfan import files
 from certfan.daemon import disk
-from certfan.daemon.disk import AT_ONCE, Disk
+from certfan.daemon.disk import AT_ONCE, Disk, Then
 
 
 @pytest.fixture(params=["kernel", "threads"])
@@ -30,13 +30,20 @@ async def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     made.close()
 
 
+def sync(beside: Disk, fd: int) -> asyncio.Future[None]:
+    """Return what ends with the sync, in the same way."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    beside.sync(fd, lambda error: future.set_exception(error) if error else future.set_result(None))
+    return future
+
+
 async def test_more_syncs_than_the_kernel_takes_at_once_all_end(either: Disk, tmp_path: Path) -> None:
     """Those above its limit wait in threads."""
     with (tmp_path / "file").open("wb") as file:
         file.write(b"x")
         file.flush()
         async with asyncio.timeout(60):
-            await asyncio.gather(*(either.sync(file.fileno()) for _ in range(2 * AT_ONCE)))
+            await asyncio.gather(*(sync(either, file.fileno()) for _ in range(2 * AT_ONCE)))
 
 
 async def test_a_sync_that_fails_says_why_and_takes_no_other_along(either: Disk, tmp_path: Path) -> None:
@@ -45,7 +52,7 @@ async def test_a_sync_that_fails_says_why_and_takes_no_other_along(either: Disk,
     with (tmp_path / "file").open("wb") as file:
         closed = os.dup(file.fileno())
         os.close(closed)
-        syncs = [either.sync(fd) for fd in (writing, file.fileno(), closed, file.fileno())]
+        syncs = [sync(either, fd) for fd in (writing, file.fileno(), closed, file.fileno())]
         async with asyncio.timeout(60):
             await asyncio.wait(syncs)
     os.close(reading)
@@ -81,7 +88,7 @@ async def test_a_file_of_its_own_is_synced_whole_and_one_that_grows_without_its_
 
     await either.run(files.write_private, tmp_path / "key.pem", b"secret")
     with (tmp_path / "key.pem").open("r+b") as file:
-        await either.sync(file.fileno())
+        await sync(either, file.fileno())
 
     assert ["whole", "whole", "contents"] == asked
 
@@ -140,12 +147,10 @@ async def test_an_error_of_the_disk_reaches_the_code_that_wrote(tmp_path: Path, 
     """It is an OSError there, as it would be without the loop, also of one sync among several; the old file still stands."""
     made = Disk()
 
-    def broken(*fds: int) -> "list[asyncio.Future[None]]":
-        syncs = [asyncio.get_running_loop().create_future() for _ in fds]
-        for sync in syncs[1:]:
-            sync.set_result(None)
-        syncs[0].set_exception(OSError(errno.EIO, "Input/output error"))
-        return syncs
+    def broken(_: object, thens: Sequence[Then]) -> None:
+        for then in thens[1:]:
+            then(None)
+        thens[0](OSError(errno.EIO, "Input/output error"))
 
     made._begin = broken  # type: ignore[method-assign]
     with pytest.raises(OSError, match="Input/output"):

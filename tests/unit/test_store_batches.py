@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from certfan.daemon.disk import Disk
+from certfan.daemon.disk import Disk, Then
 from certfan.daemon.store import engine, wishes
 from certfan.daemon.store.batches import MOST_BRIEF, Batches
 
@@ -24,23 +24,21 @@ NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 class HeldDisk(Disk):
     """Ends no sync before it is told to, if it is held; fails all that come if it is broken."""
 
-    held: list[asyncio.Future[None]] | None = None
+    held: list[Then] | None = None
     broken = False
 
     def __init__(self) -> None:
         super().__init__()
         self.asked = asyncio.Event()
 
-    def sync(self, fd: int) -> asyncio.Future[None]:
-        if not self.broken and self.held is None:
-            return super().sync(fd)
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def sync(self, fd: int, then: Then) -> None:
         if self.broken:
-            future.set_exception(OSError(errno.EIO, "Input/output error"))
+            asyncio.get_running_loop().call_soon(then, OSError(errno.EIO, "Input/output error"))
         elif self.held is not None:
-            self.held.append(future)
+            self.held.append(then)
             self.asked.set()
-        return future
+        else:
+            super().sync(fd, then)
 
 
 class Rig:
@@ -138,7 +136,7 @@ async def test_nobody_hears_of_a_write_before_it_is_on_the_disk(rig: Rig) -> Non
             await rig.disk.asked.wait()
         rig.disk.asked.clear()
         before = [task.done() for task in tasks]
-        rig.disk.held.pop().set_result(None)
+        rig.disk.held.pop()(None)
         await asyncio.wait(tasks)
 
         assert [False, False] == before
@@ -258,7 +256,7 @@ async def test_what_nobody_waits_for_is_written_by_itself_in_a_moment(rig: Rig) 
     rig.batches.do_along(asks("along"))
     async with asyncio.timeout(30):
         await rig.disk.asked.wait()
-    rig.disk.held.pop().set_result(None)
+    rig.disk.held.pop()(None)
 
     assert 1 == rig.commits
 

@@ -20,6 +20,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from certfan import __version__
+from certfan.daemon.disk import Then
 from certfan.daemon.store import Event, Store, engine, migrations, tables
 from certfan.errors import SchemaTooNew, StoreFailed
 
@@ -283,10 +284,8 @@ async def test_a_log_that_cannot_be_kept_ends_the_store(tmp_path: Path) -> None:
     await store.facts()
     whole = store._disk.sync
 
-    def lost(_: int) -> asyncio.Future[None]:
-        future = asyncio.get_running_loop().create_future()
-        future.set_exception(OSError(errno.EIO, "Input/output error"))
-        return future
+    def lost(_: int, then: Then) -> None:
+        asyncio.get_running_loop().call_soon(then, OSError(errno.EIO, "Input/output error"))
 
     store._disk.sync = lost  # type: ignore[method-assign]
     with pytest.raises(StoreFailed, match=r"certfan\.db.*Input/output error"):

@@ -52,11 +52,12 @@ class Batches:
         self._waiting: list[Waiting] = []
         self._all_brief = True  # what waits
         self._joined: dict[Callable[..., object], tuple[Asked, list[Any]]] = {}
-        self._at_work: asyncio.Future[Any] | None = None
+        self._at_work = False
+        self._ended = asyncio.Event()  # since `finish` has last looked
         self._hurry = False  # whether somebody waits for what waits
         self._due: asyncio.Handle | None = None
         self._due_soon = False
-        self._lost: OSError | None = None
+        self._lost: BaseException | None = None
 
     async def do(self, call: Callable[[Connection], T], *, brief: bool = False) -> T:
         """Return what the call returns, once it is durable. Cancelled, it happens whole or not at all.
@@ -105,15 +106,16 @@ class Batches:
     @property
     def rests(self) -> bool:
         """Whether nothing is being done, and nothing waits but what joins: until the next call nothing is written."""
-        return self._at_work is None and self._lost is None and len(self._waiting) == len(self._joined)
+        return not self._at_work and self._lost is None and len(self._waiting) == len(self._joined)
 
     async def finish(self) -> None:
         """Return when all that was asked is done, and the log is not needed any more; repeatable."""
-        while self._waiting or self._at_work is not None:
-            if self._at_work is None:
-                self._begin()
+        while self._waiting or self._at_work:
+            if self._at_work:
+                self._ended.clear()
+                await self._ended.wait()
             else:
-                await asyncio.wait([self._at_work])
+                self._begin()
         self._log.close()
 
     def _put(self, asked: Asked, call: Call, *, soon: bool) -> None:
@@ -123,7 +125,7 @@ class Batches:
     def _arrange(self, *, soon: bool) -> None:
         """See to it that what waits is begun, unless it will be already: in the next turn of the loop, or in a moment."""
         self._hurry |= soon
-        if self._at_work is not None or (self._due is not None and (self._due_soon or not soon)):
+        if self._at_work or (self._due is not None and (self._due_soon or not soon)):
             return
         if self._due is not None:
             self._due.cancel()
@@ -146,8 +148,9 @@ class Batches:
         elif all_brief and (outcomes := self._on_the_loop(calls)) is not None:
             self._sync(batch, outcomes)
         else:
-            self._at_work = self._loop.run_in_executor(self._thread, self._work_long, calls)
-            self._at_work.add_done_callback(partial(self._end_in_thread, batch))
+            self._at_work = True
+            threaded = self._loop.run_in_executor(self._thread, self._work_long, calls)
+            threaded.add_done_callback(partial(self._end_in_thread, batch))
 
     def _end_in_thread(self, batch: Sequence[Waiting], done: asyncio.Future[list[Outcome]]) -> None:
         error = done.exception()
@@ -167,19 +170,20 @@ class Batches:
         if not self._log.grew():
             self._deliver(batch, outcomes)
             return
-        self._at_work = self._disk.sync(self._log.fd)
-        self._at_work.add_done_callback(lambda synced: self._synced(batch, outcomes, synced.exception()))
+        self._at_work = True
+        self._disk.sync(self._log.fd, partial(self._synced, batch, outcomes))
 
     def _synced(
         self, batch: Sequence[Waiting], outcomes: Sequence[Outcome], error: BaseException | None
     ) -> None:
-        if isinstance(error, OSError):
+        if error is not None:
             # What the kernel could not write it has given up: a second sync that succeeds would prove nothing.
             self._lost, outcomes = error, [(None, error)] * len(batch)
         self._deliver(batch, outcomes)
 
     def _deliver(self, batch: Sequence[Waiting], outcomes: Sequence[Outcome]) -> None:
-        self._at_work = None
+        self._at_work = False
+        self._ended.set()
         if self._hurry:
             self._arrange(soon=True)
         elif self._waiting:
