@@ -140,3 +140,27 @@ async def test_the_quiet_is_counted_from_the_last_fetch(monkeypatch: pytest.Monk
 
     assert quiet == SHORTEST_QUIET
     assert now == pytest.approx(100.011 + quiet.total_seconds())
+
+
+async def test_an_order_that_waited_for_its_place_is_no_older_than_its_place() -> None:
+    """How often it is looked at goes by its age at the authority; one that is resumed is as old as it was."""
+    later = NOW + timedelta(hours=1)
+
+    class Authority:
+        async def new_order(self, *_: object, **__: object) -> OrderSeen:
+            return replace(ORDER, status=OrderStatus.VALID, certificate="https://ca/certificate/1")
+
+        async def order(self, _url: str) -> OrderSeen:
+            return await self.new_order()
+
+        async def certificate(self, *_: object, **__: object) -> bytes:
+            return b"chain"
+
+    ages = []
+    for url in (None, ORDER.url):
+        issuance = replace(begun(), order_url=url)
+        order = Order(Authority(), b"", issuance, Memory(), Tokens(), lambda: later)  # type: ignore[arg-type]
+        assert b"chain" == await order.carry()
+        ages.append(later - order.issuance.begun_at)
+
+    assert [timedelta(0), timedelta(hours=1)] == ages

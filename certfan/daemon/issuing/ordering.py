@@ -161,6 +161,8 @@ class Order:
             Its tokens stay live either way, until `Tokens.drop`.
         """
         self.moved_at = self.clock()
+        if self.issuance.order_url is None:  # it begins now: to wait for a place makes no order old
+            self.issuance = replace(self.issuance, begun_at=self.moved_at)
         while (chain := await self._advance()) is None:
             pass
         return chain
