@@ -53,9 +53,7 @@ def redact(value: Any) -> Any:
             return value
         case bytes() | bytearray():
             return redact(bytes(value).decode("latin-1"))
-        case (
-            dict() | Mapping()
-        ):  # a dict is told at once, another Mapping only after a look through the registered ones
+        case dict() | Mapping():  # of these a dict is known at once
             return {k: REDACTED if k in _SECRET_FIELDS else redact(v) for k, v in value.items()}
         case list() | tuple() | set() | frozenset():
             return [redact(v) for v in value]
