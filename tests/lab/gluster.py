@@ -68,6 +68,10 @@ class Gluster:
         counts = re.findall(r"^Number of entries: (\d+)", told, re.MULTILINE)
         return sum(map(int, counts)) if len(counts) == 2 else -1
 
+    def heal(self) -> None:
+        """Have both bricks made alike from now on: by itself a volume may not look again for ten minutes."""
+        self._until(self._host, "volume", "heal", VOLUME)
+
     def wait_alike(self, timeout: float = 60) -> None:
         """Wait until whichever brick is lost nothing is lost with it."""
         machine.wait_until(lambda: self.unhealed() == 0, "both bricks to be alike", timeout)

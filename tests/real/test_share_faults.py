@@ -205,6 +205,7 @@ def test_one_frozen_brick_costs_the_daemon_nothing_but_patience(shared: Fleet) -
         finally:
             signal_bricks(shared, "CONT", shared.farm.host)
             gluster(shared, "volume", "set", "le", "network.ping-timeout", "20")
+    shared.farm.gluster.heal()
     machine.wait_until(lambda: settled(shared) == before + 1, "both bricks alike", 60)
     print(f"\nping-timeout {patience}: named after {named:.1f} s, published on one brick after {alone:.1f} s")
 
