@@ -142,15 +142,29 @@ async def test_several_files_are_synced_beside_each_other(either: Disk, tmp_path
     assert ["key.pem"] == [path.name for path in (tmp_path / "new").iterdir()]
 
 
-@pytest.mark.parametrize("folders", [0, 1])
-async def test_an_error_of_the_disk_reaches_the_code_that_wrote(tmp_path: Path, folders: int) -> None:
+def test_what_the_kernel_could_not_write_is_told_as_an_error() -> None:
+    """Although its own text is all that it tells."""
+
+    class Failed:
+        def get_value(self) -> Never:
+            raise SystemError("Input/output error")
+
+    told: list[BaseException | None] = []
+    disk._end(Failed(), told.append, -1)  # type: ignore[arg-type]
+
+    assert [errno.EIO] == [one.errno for one in told if isinstance(one, OSError)]
+
+
+@pytest.mark.parametrize(("folders", "failing"), [(0, 0), (1, 0), (1, 1)])
+async def test_an_error_of_the_disk_reaches_the_code_that_wrote(
+    tmp_path: Path, folders: int, failing: int
+) -> None:
     """It is an OSError there, as it would be without the loop, also of one sync among several; the old file still stands."""
     made = Disk()
 
     def broken(_: object, thens: Sequence[Then]) -> None:
-        for then in thens[1:]:
-            then(None)
-        thens[0](OSError(errno.EIO, "Input/output error"))
+        for number, then in enumerate(thens):
+            then(OSError(errno.EIO, "Input/output error") if number == failing else None)
 
     made._begin = broken  # type: ignore[method-assign]
     with pytest.raises(OSError, match="Input/output"):

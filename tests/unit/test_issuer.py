@@ -506,3 +506,22 @@ async def test_a_refusal_over_https_names_the_authority_the_reason_and_the_remed
     assert caught.value.not_before == LATER
     assert len(await place.store.open_issuances()) == orders_open
     assert place.key()
+
+
+async def test_the_next_order_is_made_ready_while_another_has_the_place_and_begins_when_its_chain_has_come(
+    place: Place,
+) -> None:
+    """With one place: two intents, but no second newOrder before the first is finalized."""
+    gate = Gate()
+    issuer = place.life(gate)
+    await issuer.open()
+    narrow = replace(LAB, orders_at_once=1)
+    both = [
+        Certificate(name, (Identifier(name),), consumers=("web1",), authority="lab") for name in (NAME, OTHER)
+    ]
+    desired = Desired({"lab": narrow}, {one.name: one for one in both}, {})
+    issues = [Issue(one.name, Reason.MISSING, "lab") for one in both]
+    await asyncio.gather(*(issuer.issue(desired, one, floor=0) for one in issues))
+
+    steps = [name for name in gate.names if name in {"begin_issuance", "new_order", "finalize"}]
+    assert ["begin_issuance"] * 2 + ["new_order", "finalize"] * 2 == steps

@@ -101,6 +101,24 @@ async def test_what_comes_while_others_are_done_is_one_transaction(rig: Rig) -> 
     assert await rig.known() == {f"{part}{n}" for part in "ab" for n in range(20)}
 
 
+async def test_what_comes_while_the_log_is_synced_waits_for_the_next_sync(rig: Rig) -> None:
+    """One sync after the other: what was begun before a write says nothing of it."""
+    rig.disk.held = []
+    first = asyncio.create_task(rig.batches.do(asks("a"), brief=True))
+    await rig.disk.asked.wait()
+    second = asyncio.create_task(rig.batches.do(asks("b"), brief=True))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    while_synced = rig.commits, len(rig.disk.held), second.done()
+    held, rig.disk.held = rig.disk.held, None
+    for then in held:
+        then(None)
+    await asyncio.gather(first, second)
+
+    assert (1, 1, False) == while_synced
+    assert {"a", "b"} == await rig.known()
+
+
 @pytest.mark.parametrize("brief", [True, False])
 async def test_a_call_that_fails_takes_no_other_along(rig: Rig, brief: bool) -> None:
     """Nothing of it has happened, everything of those before and after it has, and each hears its own end."""
