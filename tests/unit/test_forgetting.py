@@ -132,6 +132,7 @@ class Small:
         set_up_at(self.root)
         self.share = Share(self.root, folder / "share.lock", fleet.clock)
         self.cut_before: str | None = None
+        self.let_in: list[None] = []  # each time that orders were let in to their authorities
 
     async def look(self) -> dict[tuple[str, str], frozenset[int]]:
         seen = (await self.share.look()).published
@@ -145,7 +146,7 @@ class Small:
             store=self.fleet.store,
             state=self.fleet.state,
             share=self.share,
-            issuer=SimpleNamespace(moved={}, let_in=lambda: None),  # type: ignore[arg-type]
+            issuer=SimpleNamespace(moved={}, let_in=lambda: self.let_in.append(None)),  # type: ignore[arg-type]
             upkeep=None,  # type: ignore[arg-type]
             self_check=lambda: False,
             timekeeper=timekeeper,
@@ -201,6 +202,15 @@ async def leave_the_config(small: Small) -> None:
 
 def _is_about_name(key: Any) -> bool:
     return NAME in (key if isinstance(key, tuple) else (getattr(key, "certificate", key),))
+
+
+async def test_every_tick_lets_orders_in_where_others_stand_still(small: Small) -> None:
+    """Nobody else looks when no order comes or goes."""
+    await leave_the_config(small)
+    await small.fleet.actions.forget(NAME, uid=7)
+    await small.run("certificate.forgotten")
+
+    assert small.let_in
 
 
 async def test_forgetting_leaves_nothing_but_events_and_the_number(small: Small) -> None:
