@@ -31,12 +31,11 @@ _JWK = re.compile(r"""(["'](?:d|p|q|dp|dq|qi)["']\s*:\s*["'])[A-Za-z0-9_-]{16,}(
 _PKCS8 = re.compile(
     r"\bM(?:II[A-Za-z0-9+/]{2,4}IBADANBgkq|IGHAgEAMBMGByqGSM49|IG2AgEAMBAGByqGSM49|C4CAQAwBQYDK2V)[A-Za-z0-9+/=\s]+"
 )
-# What one of these is in, if it is in JSON at all: a search for each of them takes a tenth of the time. A JWK that is private
-# has a `d`, whose quotes are escaped inside of a string.
-_SIGNS = (
-    *(b"PRIVATE KEY", b"IBADANBgkq", b"IGHAgEAMBMGByqGSM49", b"IG2AgEAMBAGByqGSM49", b"C4CAQAwBQYDK2V"),
-    *(b'"d"', b"'d'", b'\\"d\\"'),
-)
+# Whatever holds a key has one of these in it, in JSON or in a text of ours: to look for them takes a tenth of the time. A JWK
+# that is private has a `d`, whose quotes are escaped inside of a string.
+_ENCODED = ("PRIVATE KEY", "IBADANBgkq", "GByqGSM49", "C4CAQAwBQYDK2V")
+_SIGNS = (*(sign.encode() for sign in _ENCODED), b'"d"', b"'d'", b'\\"d\\"')
+_SIGNS_IN_TEXT = (*_ENCODED, '"', "'")
 _ENCODER = json.JSONEncoder(default=str)
 _SECRET_FIELDS = frozenset({"key_pem", "private_key", "privkey", "token", "password", "secret"})
 
@@ -63,14 +62,10 @@ def redact(value: Any) -> Any:
 
 def _may_hold_a_key(text: str) -> bool:
     """Whether one of the three could match, as each has something of this in it: a quarter of their time."""
-    return (
-        "PRIVATE KEY" in text
-        or '"' in text
-        or "'" in text
-        or "IBADANBgkq" in text
-        or "GByqGSM49" in text
-        or "C4CAQAwBQYDK2V" in text
-    )
+    for sign in _SIGNS_IN_TEXT:  # noqa: SIM110 - any() takes three times as long
+        if sign in text:
+            return True
+    return False
 
 
 def _without_keys(text: str) -> str:

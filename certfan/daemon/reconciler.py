@@ -128,7 +128,7 @@ class Reconciler:
             self._steps[step.key] = step
             known = Known.of(facts, step.certificate) if isinstance(step, Issue) else None
             self._loop.start(group, step.key, self._carry_out(step, known))
-        self._is.issuer.let_in()
+        self._is.issuer.let_in(desired)
         await self._is.timekeeper.tell(self._is.journal)
         next_look = self._out.look_where_due(group, desired, facts.attempts, now)
         return min(planned.wake_at or next_look, next_look)

@@ -132,7 +132,9 @@ class Small:
         set_up_at(self.root)
         self.share = Share(self.root, folder / "share.lock", fleet.clock)
         self.cut_before: str | None = None
-        self.let_in: list[None] = []  # each time that orders were let in to their authorities
+        self.let_in: list[
+            object
+        ] = []  # each time that orders were let in to their authorities: by what config
 
     async def look(self) -> dict[tuple[str, str], frozenset[int]]:
         seen = (await self.share.look()).published
@@ -146,7 +148,7 @@ class Small:
             store=self.fleet.store,
             state=self.fleet.state,
             share=self.share,
-            issuer=SimpleNamespace(moved={}, let_in=lambda: self.let_in.append(None)),  # type: ignore[arg-type]
+            issuer=SimpleNamespace(moved={}, let_in=self.let_in.append),  # type: ignore[arg-type]
             upkeep=None,  # type: ignore[arg-type]
             self_check=lambda: False,
             timekeeper=timekeeper,
@@ -211,6 +213,7 @@ async def test_every_tick_lets_orders_in_where_others_stand_still(small: Small) 
     await small.run("certificate.forgotten")
 
     assert small.let_in
+    assert all(one is small.fleet.desired for one in small.let_in)
 
 
 async def test_forgetting_leaves_nothing_but_events_and_the_number(small: Small) -> None:

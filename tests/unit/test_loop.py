@@ -154,3 +154,11 @@ async def test_what_follows_from_many_ends_is_begun_at_one_tick() -> None:
     running.cancel()
 
     assert all(later - earlier >= 0.015 for earlier, later in itertools.pairwise(began))
+
+
+def test_the_pause_for_many_has_an_end() -> None:
+    """However many are under way."""
+    loop = Loop(now)
+    loop._tasks = {(str(number),): None for number in range(1000)}  # type: ignore[misc]
+
+    assert 0.015 == loop._pause

@@ -99,12 +99,24 @@ async def test_an_order_that_stands_still_leaves_its_place_at_the_next_look(orde
     orders.begin("a")
     orders.begin("b", moved_at=None)
     orders.now += STANDING_STILL - timedelta(milliseconds=1)
-    orders.places.let_in()
+    orders.places.let_in({})
     before = await orders.present()
     orders.now += timedelta(milliseconds=1)
-    orders.places.let_in()
+    orders.places.let_in({})
 
     assert ("a", "ab") == (before, await orders.present())
+
+
+async def test_more_places_by_a_new_config_are_taken_by_those_that_wait(orders: Orders) -> None:
+    """At the next look; another authority's do not count."""
+    for name in "abc":
+        orders.begin(name)
+    orders.begin("x", "second")
+    orders.begin("y", "second")
+    await orders.present()
+    orders.places.let_in({"ca": 2})
+
+    assert "abx" == await orders.present()
 
 
 async def test_fewer_places_by_a_new_config_are_kept_by_those_that_come(orders: Orders) -> None:

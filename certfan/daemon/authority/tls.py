@@ -55,7 +55,7 @@ class Tls(asyncio.BufferedProtocol):
         if self._transport is None:
             raise ConnectionResetError
         while data:
-            data = data[self._tls.write(data) :]  # at most a record
+            data = data[self._tls.write(data) :]  # which may take less than all
         self._flush()
 
     def end(self) -> None:

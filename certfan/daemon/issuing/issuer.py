@@ -63,9 +63,9 @@ class Issuer:
         """When each order that is at its authority last got further, by certificate."""
         return {name: one.moved_at for name, one in self._under_way.items() if one.moved_at is not None}
 
-    def let_in(self) -> None:
-        """Let orders go to their authority in the place of those that stand still by now."""
-        self._places.let_in()
+    def let_in(self, desired: Desired) -> None:
+        """Let orders go to their authority in the place of those that stand still by now, as many as the config grants."""
+        self._places.let_in({name: one.orders_at_once for name, one in desired.authorities.items()})
 
     async def open(self) -> None:
         """Read the tokens that are live by what is written down; repeatable."""

@@ -6,7 +6,7 @@ What must never come in: which orders are begun (core.orders), and when one stan
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -44,9 +44,10 @@ class Places:
             line.there.discard(order)
             self._let_in(line)
 
-    def let_in(self) -> None:
-        """Look again, as an order that stands still gives its place away without a word."""
-        for line in self._lines.values():
+    def let_in(self, most: Mapping[str, int]) -> None:
+        """Look again: an order that stands still gives its place away without a word, and a config may grant more."""
+        for authority, line in self._lines.items():
+            line.most = most.get(authority, line.most)
             self._let_in(line)
 
     def _let_in(self, line: _Line) -> None:
