@@ -2,7 +2,8 @@
 
 Whatever touches a file that holds a key lives here. Nothing is chmod-ed by path: owner and mode are set on the
 descriptor of a file created 0600 with O_EXCL under a random name, then the bytes are written, then fsync,
-rename, fsync of the folder. Every call takes an optional `dir_fd`, so a share is never reached by path.
+rename, fsync of the folder. Where others have a part in a folder a `dir_fd` leads to it, so a share is never reached
+by path.
 """
 
 from __future__ import annotations
@@ -39,12 +40,10 @@ def write_private(
     uid: int = -1,
     gid: int = -1,
     dir_fd: int | None = None,
-    above: Sequence[str | Path] = (),
 ) -> None:
     """Replace `path` with a new file holding `data`, whole or not at all.
 
-    Durable on return, and so are the names in the folders `above`, which may be new. Interrupted, it leaves at most a
-    closed temporary file `.NAME.<random>`. Repeatable.
+    Durable on return. Interrupted, it leaves at most a closed temporary file `.NAME.<random>`. Repeatable.
 
     Raises:
         OSError: the file system said so; the old file still stands.
@@ -52,7 +51,7 @@ def write_private(
     folder, name = os.path.split(os.fspath(path))
     temporary = os.path.join(folder, temporary_name(name))
     try:
-        create(temporary, data, mode=mode, uid=uid, gid=gid, dir_fd=dir_fd, above=above)
+        create(temporary, data, mode=mode, uid=uid, gid=gid, dir_fd=dir_fd)
         os.replace(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -66,6 +65,39 @@ def temporary_name(name: str) -> str:
     return f".{name}.{secrets.token_hex(8)}"
 
 
+def write_new(path: str, data: bytes, *, above: Sequence[str] = ()) -> None:
+    """Write a file for us alone (0600) on which nobody relies before this returns: it waits for the disk but once.
+
+    Durable on return, and so are the names in the folders `above`, which may be new. Whole after a crash of this
+    process; after one of the machine it may be empty or cut short. Raising, it leaves no new file.
+
+    Raises:
+        OSError: the file system said so.
+    """
+    left = temporary = f"{os.path.dirname(path)}/{temporary_name(os.path.basename(path))}"
+    try:
+        os.close(_created(temporary, data))
+        os.rename(temporary, path)
+        left = path
+        make_durable(path, above=above)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(left)
+        raise
+
+
+def make_durable(path: str, *, above: Sequence[str] = ()) -> None:
+    """Wait until a file, its name, and the names in the folders `above` are on the disk, whoever wrote them."""
+    fds: list[int] = []
+    try:
+        for one in (path, os.path.dirname(path), *above):
+            fds.append(os.open(one, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))  # noqa: PERF401 - one that cannot be opened must not leave others open
+        syncing.get()(*fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
 def create(
     path: str | Path,
     data: bytes,
@@ -74,17 +106,31 @@ def create(
     uid: int = -1,
     gid: int = -1,
     dir_fd: int | None = None,
-    above: Sequence[str | Path] = (),
 ) -> None:
-    """Create a file that must not exist yet; its contents and the names in `above` are fsynced on return, its name is not.
+    """Create a file that must not exist yet; its contents are fsynced on return, its name is not.
 
     Raises:
         FileExistsError: something, even a dangling symlink, already has the name.
     """
-    fd = os.open(
-        path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd
-    )
-    fds = [fd]
+    fd = _created(path, data, mode=mode, uid=uid, gid=gid, dir_fd=dir_fd)
+    try:
+        syncing.get()(fd)
+    finally:
+        os.close(fd)
+
+
+def _created(
+    path: str | Path,
+    data: bytes,
+    *,
+    mode: int = 0o600,
+    uid: int = -1,
+    gid: int = -1,
+    dir_fd: int | None = None,
+) -> int:
+    """Return the descriptor of a new file that holds the data."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o600, dir_fd=dir_fd)
     try:
         if uid != -1 or gid != -1:
             os.fchown(fd, uid, gid)
@@ -92,12 +138,10 @@ def create(
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-        for folder in above:
-            fds.append(os.open(folder, _FOLDER))  # noqa: PERF401 - one that cannot be opened must not leave others open
-        syncing.get()(*fds)
-    finally:
-        for fd in fds:
-            os.close(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def open_private(path: str | Path) -> BinaryIO:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -106,8 +106,7 @@ class StateFolder:
 
         A key that exists is reused: a try that was cut off goes on with the same one.
         """
-        folder = self._folder_of(certificate, number)
-        return _kept(folder, "privkey.pem", make, above=self._above(certificate))
+        return self._begun(certificate, number, "privkey.pem", make)
 
     def generation_request(self, certificate: str, number: int, csr_pem: bytes) -> bytes:
         """Return the request (PEM) of the consumer that has the generation's key: the one kept, else this one, durable.
@@ -115,16 +114,29 @@ class StateFolder:
         Raises:
             FileExistsError: the number has a key of the daemon's own.
         """
-        folder = self._folder_of(certificate, number)
-        if Path(folder, "privkey.pem").exists():
+        if Path(self._folder_of(certificate, number), "privkey.pem").exists():
             raise FileExistsError(f"{certificate}@{number} has a key of its own")
-        return _kept(folder, "request.pem", lambda: csr_pem, above=self._above(certificate))
+        return self._begun(certificate, number, "request.pem", lambda: csr_pem)
+
+    def _begun(self, certificate: str, number: int, name: str, make: Callable[[], bytes]) -> bytes:
+        """Return what a generation begins with, made first if it is not there; durable, whoever made it."""
+        folder, above = self._folder_of(certificate, number), self._above(certificate)
+        files.ensure_folder(folder, durable=False)
+        path = f"{folder}/{name}"
+        try:
+            begun = files.read_private(path)
+        except FileNotFoundError:
+            begun = make()
+            files.write_new(path, begun, above=above)
+        else:  # by a process that may have been killed while it waited for the disk
+            files.make_durable(path, above=above)
+        return begun
 
     def save_chain(self, certificate: str, number: int, fullchain: bytes) -> None:
         """Put an issued chain (PEM, leaf first) beside its key; durable on return, repeatable."""
         folder = self._folder_of(certificate, number)
         files.ensure_folder(folder)
-        files.write_private(f"{folder}/fullchain.pem", fullchain)
+        files.write_new(f"{folder}/fullchain.pem", fullchain)
 
     def read_generation(self, certificate: str, number: int) -> dict[str, bytes]:
         """Return the generation's files by name; those that were never written are left out.
@@ -225,15 +237,14 @@ class StateFolder:
             shutil.rmtree(left)
 
 
-def _kept(folder: str | Path, name: str, make: Callable[[], bytes], *, above: Sequence[str] = ()) -> bytes:
-    """Return what a file holds, made first; durable, and so are the names in the folders `above`, whoever made them."""
-    files.ensure_folder(str(folder), durable=not above)
-    path = f"{folder}/{name}"
+def _kept(folder: Path, name: str, make: Callable[[], bytes]) -> bytes:
+    """Return what a file holds, made and durable first."""
+    files.ensure_folder(str(folder))
     try:
-        return files.read_private(path)
+        return files.read_private(folder / name)
     except FileNotFoundError:
         made = make()
-        files.write_private(path, made, above=above)
+        files.write_private(folder / name, made)
         return made
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import stat
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -132,14 +133,29 @@ async def test_cut_off_while_it_waits_it_leaves_the_old_file_and_nothing_else(
 
 
 async def test_several_files_are_synced_beside_each_other(either: Disk, tmp_path: Path) -> None:
-    """A file and the folders above it are on the disk after one wait, and the file has its name."""
+    """A new file and the folders above it are on the disk after one wait; one that is not durable is not there."""
     (tmp_path / "new").mkdir()
     async with asyncio.timeout(60):
-        await either.run(files.write_private, tmp_path / "new/key.pem", b"secret", above=(tmp_path,))
+        await either.run(files.write_new, f"{tmp_path}/new/key.pem", b"secret", above=(f"{tmp_path}",))
     with pytest.raises(FileNotFoundError):
-        await either.run(files.write_private, tmp_path / "new/other.pem", b"", above=(tmp_path / "none",))
+        await either.run(files.write_new, f"{tmp_path}/new/other.pem", b"", above=(f"{tmp_path}/none",))
 
-    assert ["key.pem"] == [path.name for path in (tmp_path / "new").iterdir()]
+    assert {"key.pem": b"secret"} == {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    assert 0o600 == stat.S_IMODE((tmp_path / "new/key.pem").stat().st_mode)
+
+
+async def test_a_new_file_has_its_name_while_it_waits_and_is_gone_when_cut_off(
+    either: Disk, tmp_path: Path
+) -> None:
+    """A process that dies leaves it whole; one that gives up leaves nothing that could be taken for durable."""
+    task = asyncio.create_task(either.run(files.write_new, f"{tmp_path}/key.pem", b"secret"))
+    await asyncio.sleep(0)  # it has written, and waits
+    there = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert {"key.pem": b"secret"} == there and task.cancelled()
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_what_the_kernel_could_not_write_is_told_as_an_error() -> None:
@@ -155,11 +171,13 @@ def test_what_the_kernel_could_not_write_is_told_as_an_error() -> None:
     assert [errno.EIO] == [one.errno for one in told if isinstance(one, OSError)]
 
 
-@pytest.mark.parametrize(("folders", "failing"), [(0, 0), (1, 0), (1, 1)])
+@pytest.mark.parametrize(
+    ("write", "failing"), [(files.write_private, 0), (files.write_new, 0), (files.write_new, 1)]
+)
 async def test_an_error_of_the_disk_reaches_the_code_that_wrote(
-    tmp_path: Path, folders: int, failing: int
+    tmp_path: Path, write: Callable[[str, bytes], None], failing: int
 ) -> None:
-    """It is an OSError there, as it would be without the loop, also of one sync among several; the old file still stands."""
+    """It is an OSError there, as it would be without the loop, also of one sync among several; no new file is left."""
     made = Disk()
 
     def broken(_: object, thens: Sequence[Then]) -> None:
@@ -168,7 +186,7 @@ async def test_an_error_of_the_disk_reaches_the_code_that_wrote(
 
     made._begin = broken  # type: ignore[method-assign]
     with pytest.raises(OSError, match="Input/output"):
-        await made.run(files.write_private, tmp_path / "key.pem", b"new", above=(tmp_path,) * folders)
+        await made.run(write, f"{tmp_path}/key.pem", b"new")
     made.close()
 
     assert [] == list(tmp_path.iterdir())

@@ -185,7 +185,8 @@ class Issuer:
                 going_on = await run(self._stock.begun, certificate, number, spent, csr)
                 if going_on is not None:
                     return open_one, going_on
-            problem = Problem("authority.refused", f"{name}: its definition or its authority has changed")
+            why = f"{name}: its definition or its authority has changed, or its key cannot be read"
+            problem = Problem("authority.refused", why)
             await self._store.abandon_issuance(name, open_one.generation, problem, self._clock())
             await self.open()  # or its tokens would be answered, and its authorizations kept, for ever
         if asked is not None:
