@@ -112,7 +112,7 @@ def _publications(known: Iterable[Outlook], observed: Observed) -> Iterator[Wish
 
 def _withdrawals(desired: Desired, observed: Observed) -> Iterator[Wish]:
     """Wish that consumers are assigned no more what left the config."""
-    return (Withdraw(*where) for where in sorted([w for w in observed.offered if w not in desired.pairs]))
+    return (Withdraw(*where) for where in sorted(observed.offered.keys() - desired.pairs))
 
 
 # Roll-backs

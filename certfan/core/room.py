@@ -1,7 +1,7 @@
 """How many orders each authority may have at once, so that one that stands still, or fails, delays no other.
 
-An order takes a place at its authority from newOrder until its chain has come. As many again are begun: while they
-make their keys ready, or keep what has come, others have the places.
+An order takes a place at its authority from newOrder until its chain has come. Twice as many again are begun: while
+they make their keys ready, or keep what has come, others have the places.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STANDING_STILL = timedelta(
     seconds=5
 )  # without an answer that changed anything; validations take one to three
 MOST_STANDING = 4  # times orders_at_once
-BEGUN = 2  # times orders_at_once
+BEGUN = 3  # times orders_at_once
 
 
 class Room:

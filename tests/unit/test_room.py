@@ -19,7 +19,7 @@ def flying(names: str, *standing: str) -> Observed:
     return Observed(in_flight=frozenset((name,) for name in names), moved=moved)
 
 
-def test_twice_as_many_orders_are_begun_as_may_be_at_the_authority() -> None:
+def test_three_times_as_many_orders_are_begun_as_may_be_at_the_authority() -> None:
     """While some have its places the next are made ready, or the last are kept."""
     assert BEGUN * 2 == len(issues(plan(many("abcdef", cap=2), Observed(), NOW)))
 
@@ -34,18 +34,18 @@ def test_an_order_that_stands_still_leaves_its_place_to_another() -> None:
 
 def test_an_order_that_stands_still_counts_no_more() -> None:
     """It did until then, and whoever comes after it is begun at that very instant."""
-    wanted = many("abcd", cap=1)
-    moving = plan(wanted, flying("ab"), NOW)
+    wanted = many("abcde", cap=1)
+    moving = plan(wanted, flying("abc"), NOW)
 
     assert [] == issues(moving)
     assert NOW + STANDING_STILL == moving.wake_at
-    assert ["c"] == issues(plan(wanted, flying("ab", "a"), NOW))
-    assert ["c", "d"] == issues(plan(wanted, flying("ab", "a", "b"), NOW))
+    assert ["d"] == issues(plan(wanted, flying("abc", "a"), NOW))
+    assert ["d", "e"] == issues(plan(wanted, flying("abc", "a", "b"), NOW))
 
 
 def test_what_is_not_known_to_have_got_any_further_counts() -> None:
     """It has just been begun, and may be asking for the account, or waits for a place."""
-    observed = Observed(in_flight=frozenset({("a",), ("b",)}))
+    observed = Observed(in_flight=frozenset({("a",), ("b",), ("c",)}))
 
     assert [] == issues(plan(many("abcd", cap=1), observed, NOW + MINUTE))
 
@@ -53,9 +53,9 @@ def test_what_is_not_known_to_have_got_any_further_counts() -> None:
 def test_a_clock_that_was_set_back_frees_no_fewer_places() -> None:
     """An order that moved in the future counts as one that stands still."""
     later = NOW + timedelta(hours=1)
-    observed = replace(flying("ab"), moved={"a": later, "b": NOW})
+    observed = replace(flying("abc"), moved={"a": later, "b": NOW, "c": NOW})
 
-    assert ["c"] == issues(plan(many("abcd", cap=1), observed, NOW))
+    assert ["d"] == issues(plan(many("abcde", cap=1), observed, NOW))
     assert 1 == free_places(1, [later], NOW)
 
 
