@@ -74,7 +74,8 @@ def write_new(path: str, data: bytes, *, above: Sequence[str] = ()) -> None:
     Raises:
         OSError: the file system said so.
     """
-    left = temporary = f"{os.path.dirname(path)}/{temporary_name(os.path.basename(path))}"
+    folder, name = os.path.split(path)
+    left = temporary = os.path.join(folder, temporary_name(name))
     try:
         os.close(_created(temporary, data))
         os.rename(temporary, path)
@@ -90,7 +91,7 @@ def make_durable(path: str, *, above: Sequence[str] = ()) -> None:
     """Wait until a file, its name, and the names in the folders `above` are on the disk, whoever wrote them."""
     fds: list[int] = []
     try:
-        for one in (path, os.path.dirname(path), *above):
+        for one in (path, os.path.dirname(path) or ".", *above):
             fds.append(os.open(one, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))  # noqa: PERF401 - one that cannot be opened must not leave others open
         syncing.get()(*fds)
     finally:
