@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -84,13 +85,14 @@ class Configured:
         )
 
     async def _record(self) -> None:
-        now = self._clock()
-        await self._store.record_config(self.config.digest, tuple(p.detail for p in self.problems), now)
-        wanted = self.config.desired
-        await self._store.note_definitions(_definitions(wanted), now)
-        await self._store.keep_wanted(wanted.certificates.keys(), wanted.consumers.keys())
+        now, store, wanted = self._clock(), self._store, self.config.desired
         checked = {i for one in wanted.certificates.values() for i in checked_identifiers(one)}
-        await self._store.keep_checks(checked)
+        await asyncio.gather(  # in this order, and in one commit
+            store.record_config(self.config.digest, tuple(p.detail for p in self.problems), now),
+            store.note_definitions(_definitions(wanted), now),
+            store.keep_wanted(wanted.certificates.keys(), wanted.consumers.keys()),
+            store.keep_checks(checked),
+        )
 
 
 def _definitions(wanted: Desired) -> dict[str, str]:
