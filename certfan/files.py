@@ -2,8 +2,8 @@
 
 Whatever touches a file that holds a key lives here. Nothing is chmod-ed by path: owner and mode are set on the
 descriptor of a file created 0600 with O_EXCL under a random name, then the bytes are written, then fsync,
-rename, fsync of the folder. Where others have a part in a folder a `dir_fd` leads to it, so a share is never reached
-by path.
+rename, fsync of the folder; of what nobody relies on yet, rename and then both at once. Where others have a part in
+a folder a `dir_fd` leads to it, so a share is never reached by path.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def create(
     Raises:
         FileExistsError: something, even a dangling symlink, already has the name.
     """
-    fd = _created(path, data, mode=mode, uid=uid, gid=gid, dir_fd=dir_fd)
+    fd = _created(path, data, mode, uid, gid, dir_fd)
     try:
         syncing.get()(fd)
     finally:
@@ -121,13 +121,7 @@ def create(
 
 
 def _created(
-    path: str | Path,
-    data: bytes,
-    *,
-    mode: int = 0o600,
-    uid: int = -1,
-    gid: int = -1,
-    dir_fd: int | None = None,
+    path: str | Path, data: bytes, mode: int = 0o600, uid: int = -1, gid: int = -1, dir_fd: int | None = None
 ) -> int:
     """Return the descriptor of a new file that holds the data."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

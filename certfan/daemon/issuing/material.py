@@ -121,7 +121,7 @@ class Stock:
         try:
             fit = pki.key_type(key) == certificate.key_type and pki.public_key_hash(key) not in spent
         except PairMismatch:
-            return False  # the machine crashed while it was written: nobody has heard of it
+            return False  # damaged, or the machine crashed while it was written: as above
         return fit and not certificate.holder
 
 
