@@ -104,7 +104,7 @@ class Issuance:
     exempt: bool = field(default=False, kw_only=True)  # a renewal that the authority itself suggested
 
 
-SOONEST = timedelta(milliseconds=10)
+SOONEST = timedelta(milliseconds=4)
 SHORTEST_WAIT = timedelta(seconds=1)
 LONGEST_OWN_WAIT = timedelta(seconds=15)
 LONGEST_WAIT = timedelta(minutes=5)  # what a Retry-After is clamped to

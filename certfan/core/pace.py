@@ -12,7 +12,7 @@ from datetime import timedelta
 from certfan.core.issuance import AuthorizationSeen, AuthorizationStatus, Issuance, OrderSeen, OrderStatus
 
 # A CA validates from several places; ask once none of them has come for this long.
-SHORTEST_QUIET, LONGEST_QUIET = timedelta(milliseconds=10), timedelta(seconds=1)
+SHORTEST_QUIET, LONGEST_QUIET = timedelta(milliseconds=5), timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import ParamSpec, TypeAlias, TypeVar
 
 from caio.abstract import AbstractOperation
@@ -24,6 +25,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Then: TypeAlias = Callable[[BaseException | None], None]  # with the OSError, if one came of it
 AT_ONCE = 256  # syncs that the kernel is asked for; more than that wait in threads
+# Seconds that one who wrote files waits for others to ask along: at each call the kernel's own thread takes the CPU
+# from the loop, and Linux has it sync where it was asked.
+GATHERED_FOR = 0.005
 
 _log = log.get("disk")
 
@@ -37,6 +41,7 @@ class Disk:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._kernel: Context | None = None
+        self._gathered: dict[tuple[int, ...], list[Then]] = {}  # asked for, and not begun
         try:
             self._kernel = Context(AT_ONCE)
         except SystemError as error:  # no AIO in this kernel, for this process, or no more of it
@@ -75,13 +80,21 @@ class Disk:
 
     def _wait(self, *fds: int) -> None:
         syncs: list[asyncio.Future[None]] = [self._loop.create_future() for _ in fds]
-        self._begin(fds, [partial(_settle, sync) for sync in syncs])
+        if not self._gathered:
+            self._loop.call_later(GATHERED_FOR, self._begin_gathered)
+        self._gathered[fds] = [partial(_settle, sync) for sync in syncs]
         try:
             for sync in syncs:
                 await_(sync)
         finally:
+            self._gathered.pop(fds, None)
             for sync in syncs:
                 sync.cancel()  # whoever asked closes the files now
+
+    def _begin_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, {}
+        if gathered:
+            self._begin([*chain(*gathered)], [*chain(*gathered.values())])
 
     def _begin(self, fds: Sequence[int], thens: Sequence[Then], *, contents_only: bool = False) -> None:
         how = Operation.fdsync if contents_only else Operation.fsync

@@ -135,8 +135,8 @@ class Pebble:
 class LoopbackDns:
     """Pebble's own test DNS server: every name is at one address, without AAAA."""
 
-    def __init__(self, rundir: Path, address: str = "127.0.0.1") -> None:
-        self._folder, self._address = rundir / "challtestsrv", address
+    def __init__(self, rundir: Path, address: str = "127.0.0.1", *, prefix_argv: Sequence[str] = ()) -> None:
+        self._folder, self._address, self._prefix = rundir / "challtestsrv", address, list(prefix_argv)
         self._dns_port, self._management = free_port(udp=True), free_port()
         self.server = f"127.0.0.1:{self._dns_port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -153,7 +153,7 @@ class LoopbackDns:
         help_text = machine.run([program, "-help"], check=False).stderr
         listen = "-dnsserver" if "-dnsserver" in help_text else "-dns01"  # renamed after 2.4
         off = [f"-{kind}=" for kind in ("http01", "https01", "tlsalpn01", "doh") if f"-{kind} " in help_text]
-        argv = [program, "-management", f"127.0.0.1:{self._management}", listen, self.server]
+        argv = [*self._prefix, program, "-management", f"127.0.0.1:{self._management}", listen, self.server]
         argv += ["-defaultIPv4", self._address, "-defaultIPv6", "", *off]
         self._process = machine.spawn(argv, self._folder / "log")
         machine.wait_until(self._ready, f"{self.server} to answer")

@@ -113,7 +113,7 @@ def test_while_all_is_on_its_way_one_waits_longer_as_the_order_grows_old() -> No
 
 @pytest.mark.parametrize(
     ("told", "waits"),
-    [(timedelta(0), SECOND_LONG / 100), (30 * SECOND_LONG, 30 * SECOND_LONG), (DAY, 5 * MINUTE)],
+    [(timedelta(0), SECOND_LONG / 250), (30 * SECOND_LONG, 30 * SECOND_LONG), (DAY, 5 * MINUTE)],
 )
 def test_retry_after_is_obeyed_within_bounds(told: timedelta, waits: timedelta) -> None:
     """Never a busy loop, never a day."""
@@ -127,11 +127,11 @@ def test_retry_after_is_obeyed_within_bounds(told: timedelta, waits: timedelta) 
     [
         (timedelta(0), 1, 0.1),
         (timedelta(0), 3600, 1),
-        (None, 0, 0.01),
+        (None, 0, 0.004),
         (None, 1, 0.1),
         (None, 30, 3),
         (None, 3600, 15),
-        (None, -3600, 0.01),
+        (None, -3600, 0.004),
     ],
 )
 def test_what_the_authority_does_by_itself_is_looked_at_soon_and_ever_rarer(

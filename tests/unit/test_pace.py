@@ -121,7 +121,7 @@ def test_the_quiet_finds_what_an_authority_needs(needs: timedelta) -> None:
 
 async def test_the_quiet_is_counted_from_the_last_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fetch that comes amid it has the rest of it waited for, not all of it again; one of another token does not end it."""
-    now, fetches = 100.0, {100.004: "http-01-1", 100.0105: "http-01-1", 100.011: "http-01-2"}
+    now, fetches = 100.0, {100.002: "http-01-1", 100.0055: "http-01-1", 100.006: "http-01-2"}
     order = Order(None, b"", begun(1, 2), Memory(), Tokens(), lambda: NOW)  # type: ignore[arg-type]
     order._tokens = {"http-01-1", "http-01-2"}
 
@@ -139,7 +139,7 @@ async def test_the_quiet_is_counted_from_the_last_fetch(monkeypatch: pytest.Monk
     quiet = await order._fetched_and_quiet()
 
     assert quiet == SHORTEST_QUIET
-    assert now == pytest.approx(100.011 + quiet.total_seconds())
+    assert now == pytest.approx(100.006 + quiet.total_seconds())
 
 
 async def test_an_order_that_waited_for_its_place_is_no_older_than_its_place() -> None:
