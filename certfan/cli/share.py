@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def _set_up(found: Any, user: str) -> dict[str, Any]:
         found.share.path,
         found.desired.consumers.values(),
         uid=uid,
-        lock=_setup_lock(found.state),
+        lock=_setup_lock(found.state, found.share.path),
         share_id=found.share.id,
         require_mount=found.share.require_mount,
     )
@@ -129,10 +130,10 @@ def _line_texts(told: Any) -> Iterator[str]:
     yield from ("", told["custody"])
 
 
-def _setup_lock(state: Path) -> Path:
-    """Return a local file that is not the daemon's own lock: both may work at once."""
+def _setup_lock(state: Path, share: Path) -> Path:
+    """Return a local file for this share that is not the daemon's own lock: both may work at once."""
     if os.geteuid() == 0:
-        return Path("/run/certfan-share-setup.lock")
+        return Path(f"/run/certfan-share-setup-{zlib.crc32(os.fsencode(share)):08x}.lock")
     from certfan import files
 
     return files.private_folder(state) / "share-setup.lock"

@@ -1,7 +1,7 @@
 """How many orders each authority may have at once, so that one that stands still, or fails, delays no other.
 
-An order takes a place at its authority from newOrder until its chain has come. Twice as many again are begun: while
-they make their keys ready, or keep what has come, others have the places.
+An order takes a place at its authority from newOrder until it is issued. Twice as many again are begun: while
+they make their keys ready, or fetch and keep what was issued, others have the places.
 """
 
 from __future__ import annotations

@@ -158,6 +158,29 @@ async def test_a_new_file_has_its_name_while_it_waits_and_is_gone_when_cut_off(
     assert [] == list(tmp_path.iterdir())
 
 
+async def test_what_is_asked_close_together_is_asked_of_the_disk_at_once(
+    either: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whoever was cut off meanwhile nothing is asked: its files are closed."""
+    asked: list[int] = []
+    begin = either._begin
+
+    def noting(fds: Sequence[int], thens: Sequence[Then], **how: bool) -> None:
+        asked.append(len(fds))
+        begin(fds, thens, **how)
+
+    monkeypatch.setattr(either, "_begin", noting)
+    names = [f"{tmp_path}/{number}.pem" for number in range(3)]
+    tasks = [asyncio.create_task(either.run(files.write_new, name, b"secret")) for name in names]
+    await asyncio.sleep(0)  # they have written, and wait
+    tasks[0].cancel()
+    async with asyncio.timeout(60):
+        await asyncio.wait(tasks)
+
+    assert [4] == asked  # a file and its folder each
+    assert names[1:] == sorted(map(str, tmp_path.iterdir()))
+
+
 def test_what_the_kernel_could_not_write_is_told_as_an_error() -> None:
     """Although its own text is all that it tells."""
 

@@ -531,12 +531,31 @@ async def test_a_refusal_over_https_names_the_authority_the_reason_and_the_remed
     assert place.key()
 
 
-async def test_the_next_order_is_made_ready_while_another_has_the_place_and_begins_when_its_chain_has_come(
+async def test_the_next_order_is_made_ready_while_another_has_the_place_and_begins_when_that_is_issued(
     place: Place,
 ) -> None:
-    """With one place: two intents, but no second newOrder before the first is finalized."""
-    gate = Gate()
-    issuer = place.life(gate)
+    """With one place: two intents, but no second newOrder before the first is finalized; its chain is fetched meanwhile."""
+    gate, second = Gate(), asyncio.Event()  # there is a second order
+    real = place.ca.connect
+
+    def connect(*given: Any) -> Any:
+        client = real(*given)
+        ordered, fetched = client.new_order, client.certificate
+
+        async def new_order(*args: Any, **kwargs: Any) -> Any:
+            if place.ca.calls["new_order"]:
+                second.set()
+            return await ordered(*args, **kwargs)
+
+        async def certificate(*args: Any, **kwargs: Any) -> Any:
+            async with asyncio.timeout(10):
+                await second.wait()
+            return await fetched(*args, **kwargs)
+
+        client.new_order, client.certificate = new_order, certificate
+        return client
+
+    issuer = place.life(gate, connect)
     await issuer.open()
     narrow = replace(LAB, orders_at_once=1)
     both = [

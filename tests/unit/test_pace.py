@@ -1,6 +1,7 @@
 """An order is presumed ready only where nothing is left to be done, and asked about as its authority's last ones went."""
 
 import asyncio
+from asyncio import sleep
 from dataclasses import replace
 from datetime import timedelta
 
@@ -119,27 +120,66 @@ def test_the_quiet_finds_what_an_authority_needs(needs: timedelta) -> None:
     assert all(SHORTEST_QUIET <= used <= LONGEST_QUIET for _, used in fared)
 
 
+class Fetching:
+    """An order whose tokens are fetched at instants of the loop's clock, which goes on while it sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fetches: dict[float, str]) -> None:
+        self.now, self._fetches = 100.0, fetches
+        self.order = Order(None, b"", begun(1, 2), Memory(), Tokens(), lambda: NOW)  # type: ignore[arg-type]
+        self.order._tokens, self.order._last = {"http-01-1", "http-01-2"}, ORDER
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now)
+        monkeypatch.setattr(asyncio, "sleep", self._sleep)
+        self.order.note_fetch("http-01-1", "a place")
+
+    async def _sleep(self, seconds: float) -> None:
+        until = self.now + seconds
+        while self._fetches and min(self._fetches) <= until:
+            self.now = min(self._fetches)
+            self.order.note_fetch(self._fetches.pop(self.now), "a place")
+        self.now = until
+        await sleep(0)
+
+    async def waited(self) -> timedelta:
+        before = self.now
+        await self.order._wait(NOW + timedelta(seconds=10))
+        return timedelta(seconds=self.now - before)
+
+
 async def test_the_quiet_is_counted_from_the_last_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fetch that comes amid it has the rest of it waited for, not all of it again; one of another token does not end it."""
-    now, fetches = 100.0, {100.002: "http-01-1", 100.0055: "http-01-1", 100.006: "http-01-2"}
-    order = Order(None, b"", begun(1, 2), Memory(), Tokens(), lambda: NOW)  # type: ignore[arg-type]
-    order._tokens = {"http-01-1", "http-01-2"}
-
-    async def sleep(seconds: float) -> None:
-        nonlocal now
-        until = now + seconds
-        while fetches and min(fetches) <= until:
-            now = min(fetches)
-            order.note_fetch(fetches.pop(now), "a place")
-        now = until
-
-    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    order.note_fetch("http-01-1", "a place")
-    quiet = await order._fetched_and_quiet()
+    fetching = Fetching(monkeypatch, {100.002: "http-01-1", 100.0055: "http-01-1", 100.006: "http-01-2"})
+    quiet = await fetching.order._fetched_and_quiet()
 
     assert quiet == SHORTEST_QUIET
-    assert now == pytest.approx(100.006 + quiet.total_seconds())
+    assert fetching.now == pytest.approx(100.006 + quiet.total_seconds())
+
+
+async def test_an_authority_that_was_asked_too_early_is_asked_again_after_twice_as_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each time, although it fetches no more: an order that needs a little longer holds its place no second longer."""
+    fetching = Fetching(monkeypatch, {100.001: "http-01-2"})
+
+    waited = [round((await fetching.waited()) / SHORTEST_QUIET, 3) for _ in range(4)]
+
+    assert waited == [1.2, 2, 4, 8]
+
+
+async def test_an_authority_that_says_when_to_ask_again_is_not_asked_sooner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless it fetches once more."""
+    fetching = Fetching(monkeypatch, {100.001: "http-01-2"})
+    await fetching.waited()
+    fetching.order._last = replace(ORDER, retry_after=timedelta(seconds=3))
+    again = asyncio.create_task(fetching.waited())
+    for _ in range(5):
+        await sleep(0)
+    waits = not again.done()
+    fetching.order.note_fetch("http-01-1", "a place")
+
+    assert waits
+    assert round((await again) / SHORTEST_QUIET, 3) == 2
 
 
 async def test_an_order_that_waited_for_its_place_is_no_older_than_its_place() -> None:
@@ -160,7 +200,8 @@ async def test_an_order_that_waited_for_its_place_is_no_older_than_its_place() -
     for url in (None, ORDER.url):
         issuance = replace(begun(), order_url=url)
         order = Order(Authority(), b"", issuance, Memory(), Tokens(), lambda: later)  # type: ignore[arg-type]
-        assert b"chain" == await order.carry()
+        await order.carry()
+        assert b"chain" == await order.chain()
         ages.append(later - order.issuance.begun_at)
 
     assert [timedelta(0), timedelta(hours=1)] == ages

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from certfan import files
+from certfan.cli.share import _setup_lock
 from certfan.core.model import Consumer
 from certfan.daemon.share.lines import VolumeName, lines
 from certfan.daemon.share.setup import folder_checks
@@ -74,6 +76,20 @@ def test_setup_as_json_is_what_a_program_needs(config: Path) -> None:
     assert "/web1(192.168.1.5|fd00::5)" in told["commands"][0]
     assert "/mail1(ADDRESS-OF-mail1)" in told["commands"][0]
     assert '"sealed"' in told["custody"]
+
+
+def test_setup_waits_for_no_other_share_and_says_when_its_own_is_being_set_up(
+    config: Path, tmp_path: Path
+) -> None:
+    """Two volumes of one machine have nothing to do with each other."""
+    with files.locked(_setup_lock(tmp_path / "other-state", Path("/srv/another"))):
+        beside = _setup(config)
+    with files.locked(_setup_lock(tmp_path / "state", tmp_path / "share")):
+        twice = _setup(config)
+
+    assert beside.returncode == 0, beside.stderr
+    assert twice.returncode != 0
+    assert f"is held by process {os.getpid()}" in twice.stderr
 
 
 def test_the_lines_can_be_had_before_there_is_a_share(config: Path) -> None:

@@ -104,7 +104,8 @@ class Issuer:
         issuance = Issuance(certificate.name, 0, authority.name, certificate.identifiers, self._clock())
         order = await self._order(certificate, authority, issuance, material, Memory())
         try:
-            chain = material.matched(await order.carry(), certificate)
+            await order.carry()
+            chain = material.matched(await order.chain(), certificate)
         finally:
             self.tokens.drop(order)
         roots = await asyncio.to_thread(_roots, authority) if authority.roots_file else None
@@ -119,7 +120,8 @@ class Issuer:
         self._under_way[certificate.name] = order
         try:
             async with self._places.one(order, authority.orders_at_once):
-                fullchain = await order.carry()
+                await order.carry()
+            fullchain = await order.chain()
             generation = await self._keep(order, certificate, authority, material, fullchain)
             self.tokens.drop(order)
         except (AuthorityMalformed, ChainInvalid) as error:

@@ -151,8 +151,8 @@ class Order:
     _places: dict[str, datetime | None] = field(default_factory=dict)  # None: told
     moved_at: datetime | None = None  # when it last got further
 
-    async def carry(self) -> bytes:
-        """Return the chain (PEM), as it was downloaded; only that it is a chain has been checked.
+    async def carry(self) -> None:
+        """Return when the authority has issued the certificate, and the order takes no place there any more.
 
         Repeatable at any point, in another process too. Cancelled, what was written down stands.
 
@@ -163,6 +163,14 @@ class Order:
         self.moved_at = self.clock()
         if self.issuance.order_url is None:  # it begins now: to wait for a place makes no order old
             self.issuance = replace(self.issuance, begun_at=self.moved_at)
+        while not self.is_issued:
+            await self._advance()
+
+    async def chain(self) -> bytes:
+        """Return the chain (PEM), as it was downloaded; only that it is a chain has been checked.
+
+        For an order that was carried; for the rest as `carry`.
+        """
         while (chain := await self._advance()) is None:
             pass
         return chain
@@ -283,16 +291,27 @@ class Order:
         self._quiet = quiet * 2
 
     async def _fetched_and_quiet(self) -> timedelta:
-        """Return once the authority has come for all that this process told it of, and then not for as long as is returned."""
+        """Return once the authority has come for all that this process told it of, and then not for as long as is returned.
+
+        Where it was asked too early, that is counted from now on, unless it has said when to ask again.
+        """
         quiet, time = self._quiet or self._pace.quiet, asyncio.get_running_loop().time
+        if self._quiet is not None and self._has_come and (self._last is None or not self._last.retry_after):
+            self._fetched_at = time()
+            self._fetch.set()
         while True:
             await self._fetch.wait()
             if (left := self._fetched_at + quiet.total_seconds() - time()) > 0:
                 await asyncio.sleep(left)
                 continue
             self._fetch.clear()
-            if self._tokens <= self._fetched:
+            if self._has_come:
                 return quiet
+
+    @property
+    def _has_come(self) -> bool:
+        """Whether the authority has come for all that this process told it of."""
+        return self._tokens <= self._fetched
 
     async def _after_refusal(self, move: object, error: AuthorityRefused) -> None:
         """Keep the order where waiting may help; else forget it, so that the next try begins anew."""
