@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -107,17 +108,16 @@ def _measure(ca: Ca, here: Path) -> dict[str, dict[str, Run]]:
     with _servers(ca, here) as (daemon, servers):
         found: dict[str, dict[str, Run]] = {}
         print(f"{'':<20}" + "".join(f"{one.name:>36}" for one in servers))
-        for connection, kind in product(("keep-alive", "close"), ("known", "unknown")):
-            runs = [[_wrk(here, one, connection, kind) for one in servers] for _ in range(ROUNDS)]
+        for connection, kind in product(("keep-alive", "close"), ("known", "unknown", "under orders")):
+            asked = partial(_wrk, here, connection=connection, kind=kind)
+            if kind == "under orders":
+                asked = partial(_under_orders, here, daemon, connection=connection)
+            runs = [[asked(one) for one in servers] for _ in range(ROUNDS)]
             title = f"{connection} {kind}"
             found[title] = {
                 one.name: _median(column)
                 for one, column in zip(servers, zip(*runs, strict=True), strict=True)
             }
-            _print(title, found[title])
-        for connection in ("keep-alive", "close"):
-            title = f"{connection} under orders"
-            found[title] = {one.name: _under_orders(here, daemon, one, connection) for one in servers}
             _print(title, found[title])
         return found
 
@@ -208,7 +208,7 @@ def _found(pattern: str, said: str) -> str:
 def _under_orders(here: Path, daemon: Daemon, server: Server, connection: str) -> Run:
     """Measure while the daemon carries its orders."""
     before = daemon.issued()
-    daemon.want(f"n{n}.{connection}.{server.name.lower()}.example.test" for n in range(ORDERS))
+    daemon.want(f"n{before + n}.{connection}.{server.name.lower()}.example.test" for n in range(ORDERS))
     wait_while_it_grows(daemon.issued, before + 2)
     run = _wrk(here, server, connection, "known")
     done = daemon.issued() - before
