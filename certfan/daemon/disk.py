@@ -25,8 +25,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Then: TypeAlias = Callable[[BaseException | None], None]  # with the OSError, if one came of it
 AT_ONCE = 256  # syncs that the kernel is asked for; more than that wait in threads
-# Seconds that one who wrote files waits for others to ask along: at each call the kernel's own thread takes the CPU
-# from the loop, and Linux has it sync where it was asked.
+# Seconds that syncs of files are gathered for, to be asked for in one call: after each call Linux syncs on the CPU that
+# asked, and takes it from the loop at once.
 GATHERED_FOR = 0.005
 
 _log = log.get("disk")
