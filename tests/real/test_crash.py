@@ -115,7 +115,8 @@ class Watch:
             case _:
                 return self.stage() >= aim
 
-    def _is_finalized(self) -> bool:
+    def is_finalized(self) -> bool:
+        """Whether the authority has begun to make the certificate."""
         if not self._finalized:
             with self._ca_log.open("rb") as log:
                 log.seek(self._told)
