@@ -17,7 +17,7 @@ LONGEST_NAP = timedelta(minutes=1)  # level, not edge: look again even when nobo
 PACE = 5  # between two ticks at least this many times what was weighed of the last one,
 LEAST_PAUSE, LONGEST_PAUSE = 0.005, 1.0  # but neither fewer nor more seconds than this
 # Where many are under way the next end is near: what follows from several is begun at one tick.
-PAUSE_EACH, LONGEST_FOR_MANY = 0.0015, 0.03
+PAUSE_EACH, LONGEST_FOR_MANY = 0.0025, 0.06
 
 Key = tuple[str, ...]
 Tick = Callable[[asyncio.TaskGroup], Awaitable[datetime | None]]  # returns when to tick again at the latest

@@ -192,8 +192,7 @@ class Reconciler:
             case Publish():
                 await self._publish(step)
             case Offer():
-                await self._is.store.offer(step.certificate, step.consumer, step.generation, self._is.clock())
-                self._told(step.consumer, "generation.offered", f"{step.certificate}@{step.generation}")
+                await self._offer(step)
             case Withdraw():
                 await self._is.store.withdraw(step.certificate, step.consumer, self._is.clock())
                 self._told(step.consumer, "certificate.withdrawn", step.certificate)
@@ -263,6 +262,13 @@ class Reconciler:
         await self._is.journal.note(
             "generation.retired", subject, consumer=step.consumer, bundle=step.bundle or ""
         )
+
+    async def _offer(self, step: Offer) -> None:
+        await self._is.store.offer(step.certificate, step.consumer, step.generation, self._is.clock())
+        if step.generation:
+            self._told(step.consumer, "generation.offered", f"{step.certificate}@{step.generation}")
+        else:  # nothing was issued yet: only its consumer has to know
+            self._is.announce(step.consumer)
 
     def _told(self, consumer: str, event: str, subject: str) -> None:
         self._is.announce(consumer)

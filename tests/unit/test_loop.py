@@ -161,4 +161,4 @@ def test_the_pause_for_many_has_an_end() -> None:
     loop = Loop(now)
     loop._tasks = {(str(number),): None for number in range(1000)}  # type: ignore[misc]
 
-    assert 0.03 == loop._pause
+    assert 0.06 == loop._pause

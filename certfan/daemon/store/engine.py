@@ -26,7 +26,7 @@ KEPT = 3  # copies of before a migration
 REVISION = "0005"  # the newest file in migrations/versions; revisions are numbers of four digits
 BUSY_TIMEOUT = 5000  # milliseconds; only an admin with a shell can hold this database
 _BEGIN = "BEGIN IMMEDIATE"  # waits for a foreign writer; a read that becomes a write later would fail at once
-LONG = 1000  # rows written since the log's contents were last brought into the database: then it is time to
+LONG = 4000  # rows written since the log's contents were last brought into the database: then it is time to
 
 insert = sqlite.insert  # can say what becomes of a row that is there already, as PostgreSQL's can
 
