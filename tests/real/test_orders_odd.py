@@ -9,7 +9,7 @@ from certfan import pki
 from tests.lab.faulty import FaultyAuthority
 from tests.lab.faulty.answers import problem
 from tests.lab.faulty.faults import Instead, Reset, Turn
-from tests.real.daemon_place import Place, authority, certificate
+from tests.real.daemon_place import Daemon, Place, authority, certificate
 
 pytestmark = pytest.mark.real
 
@@ -85,6 +85,20 @@ def test_an_order_at_a_prompt_authority_is_looked_at_only_while_its_certificate_
 
     assert {2: (*begins, *ends), 3: (*begins, "order", "order", *ends)} == told
     assert 3 == len(fetched)
+
+
+def test_an_offer_is_told_of_only_once_there_is_a_generation(daemons: Place, ca: FaultyAuthority) -> None:
+    """That a consumer was assigned a certificate before it was issued is none."""
+    with daemons.running(authority("ca", ca), certificate("offered.test")) as daemon:
+        daemon.issued("offered.test")
+        daemon.wait(lambda: "offered.test@1" in offered(daemon), "the offer")
+        told = offered(daemon)
+
+    assert ["offered.test@1"] == told
+
+
+def offered(daemon: Daemon) -> list[str]:
+    return [one["subject"] for one in daemon.events("generation.offered")]
 
 
 def test_a_connection_that_breaks_costs_a_moment_and_never_an_order_too_many(
