@@ -13,7 +13,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
@@ -65,38 +65,37 @@ def temporary_name(name: str) -> str:
     return f".{name}.{secrets.token_hex(8)}"
 
 
-def write_new(path: str, data: bytes, *, above: Sequence[str] = ()) -> None:
+def write_new(name: str, data: bytes, folder: int) -> None:
     """Write a file for us alone (0600) on which nobody relies before this returns: it waits for the disk but once.
 
-    Durable on return, and so are the names in the folders `above`, which may be new. Whole after a crash of this
-    process; after one of the machine it may be empty or cut short. Raising, it leaves no new file.
+    `folder` is the descriptor of the one that it is in. Durable on return. Whole after a crash of this process; after one
+    of the machine it may be empty or cut short. Raising, it leaves no new file.
 
     Raises:
         OSError: the file system said so.
     """
-    folder, name = os.path.split(path)
-    left = temporary = os.path.join(folder, temporary_name(name))
+    left = temporary = temporary_name(name)
     try:
-        os.close(_created(temporary, data))
-        os.rename(temporary, path)
-        left = path
-        make_durable(path, above=above)
+        fd = _created(temporary, data, dir_fd=folder)
+        try:
+            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            left = name
+            syncing.get()(fd, folder)
+        finally:
+            os.close(fd)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(left)
+            os.unlink(left, dir_fd=folder)
         raise
 
 
-def make_durable(path: str, *, above: Sequence[str] = ()) -> None:
-    """Wait until a file, its name, and the names in the folders `above` are on the disk, whoever wrote them."""
-    fds: list[int] = []
+def make_durable(name: str, folder: int) -> None:
+    """Wait until a file and its name in a folder, a descriptor, are on the disk, whoever wrote them."""
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
-        for one in (path, os.path.dirname(path) or ".", *above):
-            fds.append(os.open(one, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))  # noqa: PERF401 - one that cannot be opened must not leave others open
-        syncing.get()(*fds)
+        syncing.get()(fd, folder)
     finally:
-        for fd in fds:
-            os.close(fd)
+        os.close(fd)
 
 
 def create(
@@ -186,10 +185,20 @@ def private_folder(path: str | Path) -> Path:
     return folder
 
 
-def ensure_folder(folder: str, *, durable: bool = True) -> None:
+@contextlib.contextmanager
+def opened_folder(path: str | Path) -> Iterator[int]:
+    """Yield a folder's descriptor: what is read and written by it stays there, whatever becomes of the path."""
+    fd = os.open(path, _FOLDER)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def ensure_folder(folder: str) -> None:
     """Make sure a folder exists that is ours alone (0700), parents included; repeatable.
 
-    Unless `durable`, its name is so once the folder above it was synced. No slash ends its path.
+    No slash ends its path.
 
     Raises:
         StateTooOpen: it exists, and others may look into it.
@@ -197,7 +206,7 @@ def ensure_folder(folder: str, *, durable: bool = True) -> None:
     try:
         about = os.stat(folder)
     except FileNotFoundError:
-        _make_folder(folder, durable=durable)
+        _make_folder(folder)
         about = os.stat(folder)
     if about.st_uid != os.geteuid() or about.st_mode & 0o077:
         raise StateTooOpen(
@@ -207,17 +216,16 @@ def ensure_folder(folder: str, *, durable: bool = True) -> None:
         )
 
 
-def _make_folder(folder: str, *, durable: bool) -> None:
+def _make_folder(folder: str) -> None:
     # mkdir(parents=True) would give the parents whatever the umask leaves.
     above = os.path.dirname(folder) or "."
     with contextlib.suppress(FileExistsError):
         try:
             os.mkdir(folder, 0o700)
         except FileNotFoundError:
-            _make_folder(above, durable=durable)
+            _make_folder(above)
             os.mkdir(folder, 0o700)
-    if durable:
-        sync_folder(above)
+    sync_folder(above)
 
 
 def sync_folder(path: str | Path, *, dir_fd: int | None = None) -> None:

@@ -31,7 +31,7 @@ FORMAT = 1
 ABOUT, SUMS, DATABASE, LOCK = "certfan-backup.json", "SHA256SUMS", "certfan.db", "certfan.lock"
 FOLDERS = ("accounts", "ca", "generations")
 _MOST_BYTES = 1 << 20  # of a file that is not the database
-_PART = re.compile(r"[a-z0-9][A-Za-z0-9._-]{0,199}")
+_PART = re.compile(r"[a-z0-9][A-Za-z0-9._@-]{0,199}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain
 from typing import ParamSpec, TypeAlias, TypeVar
 
 from caio.abstract import AbstractOperation
@@ -93,8 +92,12 @@ class Disk:
 
     def _begin_gathered(self) -> None:
         gathered, self._gathered = self._gathered, {}
-        if gathered:
-            self._begin([*chain(*gathered)], [*chain(*gathered.values())])
+        thens: dict[int, list[Then]] = {}  # a folder that many files are in is synced once for all
+        for fds, waiting in gathered.items():
+            for fd, then in zip(fds, waiting, strict=True):
+                thens.setdefault(fd, []).append(then)
+        if thens:
+            self._begin([*thens], [partial(_tell, told) for told in thens.values()])
 
     def _begin(self, fds: Sequence[int], thens: Sequence[Then], *, contents_only: bool = False) -> None:
         how = Operation.fdsync if contents_only else Operation.fsync
@@ -137,6 +140,11 @@ def _end(operation: AbstractOperation, then: Then, _result: int) -> None:
 
 def _end_in_thread(then: Then, threaded: asyncio.Future[None]) -> None:
     then(threaded.exception())
+
+
+def _tell(thens: Sequence[Then], error: BaseException | None) -> None:
+    for then in thens:
+        then(error)
 
 
 def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:

@@ -1,8 +1,9 @@
 """The local state folder: who holds it, where what lies, and keys that exist before anyone hears of them.
 
     certfan.lock  certfan.db  share-worker.lock  accounts/AUTHORITY{,.next,.before-TIME}.pem  ca/
-    generations/CERTIFICATE/NUMBER/{privkey,fullchain}.pem  CONSUMER.SEALED_TO.hpke
-    generations/CERTIFICATE/NUMBER/request.pem  in the place of privkey.pem where a consumer alone has the key
+    generations/CERTIFICATE@NUMBER.{privkey,fullchain}.pem
+    generations/CERTIFICATE@NUMBER.request.pem  in the place of privkey.pem where a consumer alone has the key
+    generations/CERTIFICATE@NUMBER.sealed/CONSUMER.SEALED_TO.hpke
 
 Every folder is 0700 and every file 0600, whatever the umask. Names are checked before a path is made of them.
 """
@@ -18,11 +19,18 @@ from datetime import datetime
 from pathlib import Path
 
 from certfan import files
-from certfan.core.model import CERTIFICATE_NAME, CONSUMER_NAME
+from certfan.core.model import CONSUMER_NAME
+from certfan.daemon.pair_files import (
+    PAIR_FILES,
+    SEALED,
+    SEALED_SUFFIX,
+    checked,
+    numbers,
+    pair_file,
+    rename_old,
+)
 
-_SEALED, _SEALED_TO = ".hpke", re.compile(r"[0-9a-f]{8}")
-PAIR_FILES = ("privkey.pem", "request.pem", "fullchain.pem")
-_ONCE_WRITTEN = ("cert.pem", "chain.pem")  # parts of fullchain.pem, which releases up to 0.1 kept beside it
+_SEALED_TO = re.compile(r"[0-9a-f]{8}")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # what files.write_private names its own
 
 
@@ -43,6 +51,9 @@ class StateFolder:
             self._generations = files.private_folder(self.path / "generations")
             self.ca = files.private_folder(self.path / "ca")
             self._sweep()
+            rename_old(self._generations)
+            self._pairs = self._open.enter_context(files.opened_folder(self._generations))
+            self._numbers = numbers(self._generations)
         except BaseException:
             self._open.close()
             raise
@@ -69,7 +80,7 @@ class StateFolder:
 
     def account_key(self, authority: str, make: Callable[[], bytes]) -> bytes:
         """Return the account's key (PEM), made and durable first if there is none; repeatable."""
-        return _kept(self._accounts, f"{_checked(authority)}.pem", make)
+        return _kept(self._accounts, f"{checked(authority)}.pem", make)
 
     def next_account_key(self, authority: str, make: Callable[[], bytes]) -> bytes:
         """Return the key (PEM) that the account is to get, made and durable first if there is none; repeatable."""
@@ -85,12 +96,12 @@ class StateFolder:
     def promote_account_key(self, authority: str) -> None:
         """Make the next key the account's key; durable on return. The one before is gone. Repeatable."""
         with contextlib.suppress(FileNotFoundError):
-            self._next_key(authority).rename(self._accounts / f"{_checked(authority)}.pem")
+            self._next_key(authority).rename(self._accounts / f"{checked(authority)}.pem")
         files.sync_folder(self._accounts)
 
     def replace_account_key(self, authority: str, key: bytes, now: datetime) -> None:
         """Make `key` (PEM) the account's key; another one that was there is kept beside it. Durable, repeatable."""
-        path = self._accounts / f"{_checked(authority)}.pem"
+        path = self._accounts / f"{checked(authority)}.pem"
         with contextlib.suppress(FileNotFoundError):
             before = files.read_private(path)
             if before == key:
@@ -99,7 +110,7 @@ class StateFolder:
         files.write_private(path, key)
 
     def _next_key(self, authority: str) -> Path:
-        return self._accounts / f"{_checked(authority)}.next.pem"
+        return self._accounts / f"{checked(authority)}.next.pem"
 
     def generation_key(self, certificate: str, number: int, make: Callable[[], bytes]) -> bytes:
         """Return the generation's private key (PEM), made and durable first if there is none; repeatable.
@@ -114,41 +125,43 @@ class StateFolder:
         Raises:
             FileExistsError: the number has a key of the daemon's own.
         """
-        if Path(self._folder_of(certificate, number), "privkey.pem").exists():
+        if (self._generations / pair_file(certificate, number, "privkey.pem")).exists():
             raise FileExistsError(f"{certificate}@{number} has a key of its own")
         return self._begun(certificate, number, "request.pem", lambda: csr_pem)
 
-    def _begun(self, certificate: str, number: int, name: str, make: Callable[[], bytes]) -> bytes:
+    def _begun(self, certificate: str, number: int, kind: str, make: Callable[[], bytes]) -> bytes:
         """Return what a generation begins with, made first if it is not there; durable, whoever made it."""
-        folder, above = self._folder_of(certificate, number), self._above(certificate)
-        files.ensure_folder(folder, durable=False)
-        path = f"{folder}/{name}"
         try:
-            begun = files.read_private(path)
+            begun = self._read(certificate, number, kind)
         except FileNotFoundError:
             begun = make()
-            files.write_new(path, begun, above=above)
+            self._write(certificate, number, kind, begun)
         else:  # by a process that may have been killed while it waited for the disk
-            files.make_durable(path, above=above)
+            files.make_durable(pair_file(certificate, number, kind), self._pairs)
         return begun
 
     def save_chain(self, certificate: str, number: int, fullchain: bytes) -> None:
         """Put an issued chain (PEM, leaf first) beside its key; durable on return, repeatable."""
-        folder = self._folder_of(certificate, number)
-        files.ensure_folder(folder)
-        files.write_new(f"{folder}/fullchain.pem", fullchain)
+        self._write(certificate, number, "fullchain.pem", fullchain)
+
+    def _write(self, certificate: str, number: int, kind: str, data: bytes) -> None:
+        name = pair_file(certificate, number, kind)
+        self._numbers.setdefault(certificate, set()).add(number)
+        files.write_new(name, data, self._pairs)
+
+    def _read(self, certificate: str, number: int, kind: str) -> bytes:
+        return files.read_private(f"{self._generations}/{pair_file(certificate, number, kind)}")
 
     def read_generation(self, certificate: str, number: int) -> dict[str, bytes]:
-        """Return the generation's files by name; those that were never written are left out.
+        """Return the generation's files by kind; those that were never written are left out.
 
         Raises:
             StateTooOpen: one of them may be read by others.
         """
-        folder = self._folder_of(certificate, number)
         found = {}
-        for name in PAIR_FILES:
+        for kind in PAIR_FILES:
             with contextlib.suppress(FileNotFoundError):
-                found[name] = files.read_private(f"{folder}/{name}")
+                found[kind] = self._read(certificate, number, kind)
         return found
 
     def read_chain(self, certificate: str, number: int) -> bytes | None:
@@ -158,7 +171,7 @@ class StateFolder:
             StateTooOpen: it may be read by others.
         """
         try:
-            return files.read_private(f"{self._folder_of(certificate, number)}/fullchain.pem")
+            return self._read(certificate, number, "fullchain.pem")
         except FileNotFoundError:
             return None
 
@@ -171,7 +184,7 @@ class StateFolder:
         """
         kept = self._sealed_path(certificate, number, consumer, sealed_to)
         made = _kept(kept.parent, kept.name, make)
-        for earlier in kept.parent.glob(f"{consumer}.*{_SEALED}"):
+        for earlier in kept.parent.glob(f"{consumer}.*{SEALED_SUFFIX}"):
             # A consumer's name may be the beginning of another's.
             if earlier != kept and _SEALED_TO.fullmatch(earlier.stem.removeprefix(f"{consumer}.")):
                 earlier.unlink(missing_ok=True)
@@ -187,26 +200,25 @@ class StateFolder:
     def _sealed_path(self, certificate: str, number: int, consumer: str, sealed_to: str) -> Path:
         if not CONSUMER_NAME.fullmatch(consumer) or not _SEALED_TO.fullmatch(sealed_to):
             raise ValueError(f"{consumer}.{sealed_to} cannot be a file name here")
-        return Path(self._folder_of(certificate, number), f"{consumer}.{sealed_to}{_SEALED}")
+        return (
+            self._generations
+            / pair_file(certificate, number, SEALED)
+            / f"{consumer}.{sealed_to}{SEALED_SUFFIX}"
+        )
 
     def generation_numbers(self, certificate: str) -> frozenset[int]:
-        """Return every number that has a folder here, complete or not."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._parent_of(certificate)) as there:
-            return frozenset(int(entry.name) for entry in there if entry.name.isdecimal())
-        return frozenset()
+        """Return every number that has a file here, complete or not."""
+        return frozenset(self._numbers.get(checked(certificate), ()))
 
     def remove_generations(self, certificate: str) -> None:
         """Remove every generation of a certificate, each with its key last; durable on return, repeatable."""
-        folder = self._generations / _checked(certificate)
         for number in sorted(self.generation_numbers(certificate)):
-            for sealed in (folder / str(number)).glob(f"*{_SEALED}"):
-                sealed.unlink(missing_ok=True)
-            for name in (*_ONCE_WRITTEN, *reversed(PAIR_FILES)):
-                (folder / str(number) / name).unlink(missing_ok=True)
-            (folder / str(number)).rmdir()
-        with contextlib.suppress(FileNotFoundError):
-            folder.rmdir()
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self._generations / pair_file(certificate, number, SEALED))
+            for kind in reversed(PAIR_FILES):
+                (self._generations / pair_file(certificate, number, kind)).unlink(missing_ok=True)
         files.sync_folder(self._generations)
+        self._numbers.pop(certificate, None)
 
     def files(self) -> list[tuple[Path, os.stat_result]]:
         """Return everything in the folder, and the folder itself, with what the file system says of it."""
@@ -215,17 +227,6 @@ class StateFolder:
             with contextlib.suppress(FileNotFoundError):
                 found.append((path, path.lstat()))
         return found
-
-    def _folder_of(self, certificate: str, number: int) -> str:
-        if number < 1:
-            raise ValueError(f"{certificate}@{number} is no generation")
-        return f"{self._parent_of(certificate)}/{number}"
-
-    def _parent_of(self, certificate: str) -> str:
-        return f"{self._generations}/{_checked(certificate)}"
-
-    def _above(self, certificate: str) -> tuple[str, ...]:
-        return str(self._generations), self._parent_of(certificate)
 
     def _sweep(self) -> None:
         """Remove what an interrupted write left behind: it may hold a key that nobody will ever use."""
@@ -246,9 +247,3 @@ def _kept(folder: Path, name: str, make: Callable[[], bytes]) -> bytes:
         made = make()
         files.write_private(folder / name, made)
         return made
-
-
-def _checked(name: str) -> str:
-    if not CERTIFICATE_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} cannot be a file name here")
-    return name

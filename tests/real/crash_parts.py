@@ -180,11 +180,11 @@ class Ledger:
             return False
 
     def _holds(self, name: str, number: object, fingerprint: object) -> bool:
-        folder = self.state / "generations" / name / str(number)
+        key, chain = (
+            self.state / f"generations/{name}@{number}.{kind}" for kind in ("privkey.pem", "fullchain.pem")
+        )
         try:
-            pair = pki.load_pair(
-                (folder / "privkey.pem").read_bytes(), (folder / "fullchain.pem").read_bytes()
-            )
+            pair = pki.load_pair(key.read_bytes(), chain.read_bytes())
         except Exception:  # whatever is wrong with it: it is lost
             return False
         return pair.leaf.fingerprint == fingerprint

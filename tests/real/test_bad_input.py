@@ -71,7 +71,7 @@ def well(fleet: Fleet) -> Iterator[None]:
 def _keys(fleet: Fleet) -> dict[str, str]:
     """The hash of every private key in the daemon's state, by path."""
     shown = fleet.cert.run(
-        ["sh", "-c", f"sha256sum {STATE}/accounts/*.pem {STATE}/generations/*/*/privkey.pem"]
+        ["sh", "-c", f"sha256sum {STATE}/accounts/*.pem {STATE}/generations/*.privkey.pem"]
     )
     return {path: digest for digest, path in (line.split() for line in shown.stdout.splitlines())}
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 
 import pytest
 
@@ -91,7 +92,7 @@ class Watch:
 
     def __init__(self, books: Books, db: sqlite3.Connection, number: int) -> None:
         self._db = db
-        self._folder = books.state / "generations" / NAME / str(number)
+        self._pair = f"{books.state}/generations/{NAME}@{number}"
         self._pointers = [books.brick / consumer / "live" / NAME for consumer in ("web1", "mail1")]
         self._number = number
         self._ca_log, self._told = books.ca_log, books.ca_log.stat().st_size
@@ -107,9 +108,9 @@ class Watch:
         """Whether the aimed stage is reached, or was passed; the file system answers quicker than the database."""
         match aim:
             case Stage.KEY:
-                return (self._folder / "privkey.pem").exists()
+                return Path(f"{self._pair}.privkey.pem").exists()
             case Stage.CHAIN:
-                return (self._folder / "fullchain.pem").exists()
+                return Path(f"{self._pair}.fullchain.pem").exists()
             case Stage.PUBLISHED:
                 return self._is_published()
             case _:
@@ -131,13 +132,13 @@ class Watch:
         seen, tries, orders, tokens, answered, fetched, recorded, offered, deployed, proven = row
         return {
             Stage.SEEN: seen > 0,
-            Stage.KEY: (self._folder / "privkey.pem").exists(),
+            Stage.KEY: Path(f"{self._pair}.privkey.pem").exists(),
             Stage.INTENT: tries > 0,
             Stage.ORDER: orders > 0,
             Stage.TOKEN: tokens > answered,
             Stage.ANSWERED: 0 < tokens <= answered,
             Stage.FINALIZE: fetched > 0 or self.is_finalized(),
-            Stage.CHAIN: (self._folder / "fullchain.pem").exists(),
+            Stage.CHAIN: Path(f"{self._pair}.fullchain.pem").exists(),
             Stage.GENERATION: recorded > 0,
             Stage.PUBLISHED: self._is_published(),
             Stage.OFFERED: offered > 0,

@@ -39,7 +39,7 @@ def test_an_order_that_turns_bad_is_told_and_the_next_one_is_good(
     with daemons.running(authority("ca", ca), *map(certificate, TURNED)) as daemon:
         problems = {name: daemon.failure(name)["detail"] for name in TURNED}
         keys = {
-            name: (daemon.here / f"state/generations/{name}/1/privkey.pem").read_bytes() for name in TURNED
+            name: (daemon.here / f"state/generations/{name}@1.privkey.pem").read_bytes() for name in TURNED
         }
         for name in TURNED:
             daemon.renew(name)

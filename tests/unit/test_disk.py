@@ -133,26 +133,27 @@ async def test_cut_off_while_it_waits_it_leaves_the_old_file_and_nothing_else(
 
 
 async def test_several_files_are_synced_beside_each_other(either: Disk, tmp_path: Path) -> None:
-    """A new file and the folders above it are on the disk after one wait; one that is not durable is not there."""
-    (tmp_path / "new").mkdir()
+    """A new file and its folder are on the disk after one wait; one that is not durable is not there."""
     async with asyncio.timeout(60):
-        await either.run(files.write_new, f"{tmp_path}/new/key.pem", b"secret", above=(f"{tmp_path}",))
-    with pytest.raises(FileNotFoundError):
-        await either.run(files.write_new, f"{tmp_path}/new/other.pem", b"", above=(f"{tmp_path}/none",))
+        with files.opened_folder(tmp_path) as folder:
+            await either.run(files.write_new, "key.pem", b"secret", folder)
+        with pytest.raises(OSError, match="descriptor"):
+            await either.run(files.write_new, "other.pem", b"", folder)
 
-    assert {"key.pem": b"secret"} == {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
-    assert 0o600 == stat.S_IMODE((tmp_path / "new/key.pem").stat().st_mode)
+    assert {"key.pem": b"secret"} == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert 0o600 == stat.S_IMODE((tmp_path / "key.pem").stat().st_mode)
 
 
 async def test_a_new_file_has_its_name_while_it_waits_and_is_gone_when_cut_off(
     either: Disk, tmp_path: Path
 ) -> None:
     """A process that dies leaves it whole; one that gives up leaves nothing that could be taken for durable."""
-    task = asyncio.create_task(either.run(files.write_new, f"{tmp_path}/key.pem", b"secret"))
-    await asyncio.sleep(0)  # it has written, and waits
-    there = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    task.cancel()
-    await asyncio.wait([task])
+    with files.opened_folder(tmp_path) as folder:
+        task = asyncio.create_task(either.run(files.write_new, "key.pem", b"secret", folder))
+        await asyncio.sleep(0)  # it has written, and waits
+        there = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        task.cancel()
+        await asyncio.wait([task])
 
     assert {"key.pem": b"secret"} == there and task.cancelled()
     assert [] == list(tmp_path.iterdir())
@@ -161,7 +162,7 @@ async def test_a_new_file_has_its_name_while_it_waits_and_is_gone_when_cut_off(
 async def test_what_is_asked_close_together_is_asked_of_the_disk_at_once(
     either: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of whoever was cut off meanwhile nothing is asked: its files are closed."""
+    """The folder that several are in once for all; of whoever was cut off meanwhile nothing, as its file is closed."""
     asked: list[int] = []
     begin = either._begin
 
@@ -170,15 +171,17 @@ async def test_what_is_asked_close_together_is_asked_of_the_disk_at_once(
         begin(fds, thens, **how)
 
     monkeypatch.setattr(either, "_begin", noting)
-    names = [f"{tmp_path}/{number}.pem" for number in range(3)]
-    tasks = [asyncio.create_task(either.run(files.write_new, name, b"secret")) for name in names]
-    await asyncio.sleep(0)  # they have written, and wait
-    tasks[0].cancel()
-    async with asyncio.timeout(60):
-        await asyncio.wait(tasks)
+    names = [f"{number}.pem" for number in range(3)]
+    with files.opened_folder(tmp_path) as folder:
+        tasks = [asyncio.create_task(either.run(files.write_new, name, b"secret", folder)) for name in names]
+        await asyncio.sleep(0)  # they have written, and wait
+        tasks[0].cancel()
+        async with asyncio.timeout(60):
+            await asyncio.wait(tasks)
 
-    assert [4] == asked  # a file and its folder each
-    assert names[1:] == sorted(map(str, tmp_path.iterdir()))
+    assert [3] == asked  # two files and their folder
+    assert [False, False] == [task.cancelled() for task in tasks[1:]]
+    assert names[1:] == sorted(path.name for path in tmp_path.iterdir())
 
 
 def test_what_the_kernel_could_not_write_is_told_as_an_error() -> None:
@@ -194,11 +197,9 @@ def test_what_the_kernel_could_not_write_is_told_as_an_error() -> None:
     assert [errno.EIO] == [one.errno for one in told if isinstance(one, OSError)]
 
 
-@pytest.mark.parametrize(
-    ("write", "failing"), [(files.write_private, 0), (files.write_new, 0), (files.write_new, 1)]
-)
+@pytest.mark.parametrize(("write", "failing"), [("old", 0), ("new", 0), ("new", 1)])
 async def test_an_error_of_the_disk_reaches_the_code_that_wrote(
-    tmp_path: Path, write: Callable[[str, bytes], None], failing: int
+    tmp_path: Path, write: str, failing: int
 ) -> None:
     """It is an OSError there, as it would be without the loop, also of one sync among several; no new file is left."""
     made = Disk()
@@ -208,8 +209,11 @@ async def test_an_error_of_the_disk_reaches_the_code_that_wrote(
             then(OSError(errno.EIO, "Input/output error") if number == failing else None)
 
     made._begin = broken  # type: ignore[method-assign]
-    with pytest.raises(OSError, match="Input/output"):
-        await made.run(write, f"{tmp_path}/key.pem", b"new")
+    with files.opened_folder(tmp_path) as folder, pytest.raises(OSError, match="Input/output"):
+        if write == "new":
+            await made.run(files.write_new, "key.pem", b"new", folder)
+        else:
+            await made.run(files.write_private, tmp_path / "key.pem", b"new")
     made.close()
 
     assert [] == list(tmp_path.iterdir())

@@ -227,7 +227,7 @@ async def test_a_key_that_was_cut_short_is_passed_over(place: Place, left: bytes
 async def test_an_open_order_whose_key_is_damaged_is_given_up(place: Place) -> None:
     """It says so, and the next one has a key of its own."""
     await place.cut_after("record_order_url")
-    (place.state.path / f"generations/{NAME}/1/privkey.pem").write_bytes(b"")
+    (place.state.path / f"generations/{NAME}@1.privkey.pem").write_bytes(b"")
 
     generation = await place.issue()
 

@@ -1,5 +1,6 @@
 """The state folder: one holder, keys before anyone hears of them, closed to others under any umask."""
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -108,11 +109,9 @@ def test_a_key_is_made_once(tmp_path: Path) -> None:
     assert [b"second"] * 2 == accounts
 
 
-def test_a_key_is_durable_with_every_name_on_its_way(tmp_path: Path) -> None:
-    """In one wait, also where a process that was killed has made the folders, or even the key, and synced none."""
+def test_a_key_is_durable_with_its_name(tmp_path: Path) -> None:
+    """In one wait, also where a process that was killed has made the key, and synced nothing."""
     with StateFolder(tmp_path / "state") as state:
-        (state.path / "generations/www/1").mkdir(mode=0o700, parents=True)
-        (state.path / "generations/www").chmod(0o700)
         synced: list[list[str]] = []
         token = files.syncing.set(
             lambda *fds: synced.append([os.readlink(f"/proc/self/fd/{fd}") for fd in fds])
@@ -124,16 +123,17 @@ def test_a_key_is_durable_with_every_name_on_its_way(tmp_path: Path) -> None:
             files.syncing.reset(token)
 
     at = f"{tmp_path}/state/generations"
-    assert [[f"{at}/www/1/privkey.pem", f"{at}/www/1", at, f"{at}/www"]] * 2 == synced
+    assert [[f"{at}/www@1.privkey.pem", at]] * 2 == synced
 
 
 def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     """Somebody opened a key: certfan says so instead of going on with it."""
     with StateFolder(tmp_path / "state") as state:
         state.generation_key("www", 1, lambda: b"key")
-        (state.path / "generations/www/1/privkey.pem").chmod(0o640)
+        key = state.path / "generations/www@1.privkey.pem"
+        key.chmod(0o640)
 
-        with pytest.raises(StateTooOpen, match="privkey"):
+        with pytest.raises(StateTooOpen, match=f"^{key} holds"):
             state.generation_key("www", 1, lambda: b"other")
 
 
@@ -162,23 +162,111 @@ def test_a_chain_is_read_without_its_key(tmp_path: Path) -> None:
         state.generation_key("www", 1, lambda: b"key")
         unfinished = state.read_chain("www", 1)
         state.save_chain("www", 1, b"ci")
-        (state.path / "generations" / "www" / "1" / "privkey.pem").chmod(0o644)
+        (state.path / "generations/www@1.privkey.pem").chmod(0o644)
 
         assert (None, b"ci", None) == (unfinished, state.read_chain("www", 1), state.read_chain("www", 2))
 
 
-def test_a_generation_of_an_earlier_release_is_removed_whole(tmp_path: Path) -> None:
-    """It has two more files, which are parts of its chain: they go too, and the folder with them."""
-    with StateFolder(tmp_path / "state") as state:
-        state.generation_key("www", 1, lambda: b"key")
-        state.save_chain("www", 1, b"ci")
-        for name in ("cert.pem", "chain.pem"):
-            files.write_private(state.path / "generations/www/1" / name, b"c")
-        read = state.read_generation("www", 1)
-        state.remove_generations("www")
+OLD = {
+    "www/1/privkey.pem": b"key",
+    "www/1/fullchain.pem": b"ci",
+    "www/1/cert.pem": b"c",
+    "www/1/chain.pem": b"i",
+    "www/1/web1.01234567.hpke": b"sealed",
+    "www/12/request.pem": b"request",
+    "other/3/privkey.pem": b"another key",
+}
+NEW = {
+    "www@1.privkey.pem": b"key",
+    "www@1.fullchain.pem": b"ci",
+    "www@1.sealed/web1.01234567.hpke": b"sealed",
+    "www@12.request.pem": b"request",
+    "other@3.privkey.pem": b"another key",
+}
 
-        assert {"privkey.pem", "fullchain.pem"} == read.keys()
-        assert [] == [*(state.path / "generations").iterdir()]
+
+def laid_by_an_earlier_release(generations: Path) -> None:
+    for name, data in OLD.items():
+        files.private_folder((generations / name).parent)
+        files.write_private(generations / name, data)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_an_earlier_release_has_laid_is_taken_over(tmp_path: Path) -> None:
+    """There each generation had a folder; all of it has its name of today, closed, and nothing else is left."""
+    generations = tmp_path / "state/generations"
+    laid_by_an_earlier_release(generations)
+    with StateFolder(tmp_path / "state") as state:
+        assert NEW == contents(generations)
+        assert {"www@1.sealed"} == {path.name for path in generations.iterdir() if path.is_dir()}
+        assert 0o700 == stat.S_IMODE((generations / "www@1.sealed").stat().st_mode)
+        assert b"sealed" == state.read_sealed_key("www", 1, "web1", "01234567")
+        assert ({1, 12}, {3}) == (state.generation_numbers("www"), state.generation_numbers("other"))
+
+
+@pytest.mark.parametrize("call", ["link", "sync_folder", "unlink", "rmdir"])
+@pytest.mark.parametrize("after", range(8))
+def test_a_take_over_that_is_cut_off_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, after: int
+) -> None:
+    """Whichever step is the last, each file is there under a name, and the next start goes on."""
+
+    class Cut(BaseException):
+        pass
+
+    where = {"link": os, "sync_folder": files, "unlink": Path, "rmdir": Path}[call]
+    step, left = getattr(where, call), iter(range(after))
+
+    def until_cut(*args: object, **kwargs: object) -> object:
+        if next(left, None) is None:
+            raise Cut
+        return step(*args, **kwargs)
+
+    generations = tmp_path / "state/generations"
+    laid_by_an_earlier_release(generations)
+    monkeypatch.setattr(where, call, until_cut)
+    with contextlib.suppress(Cut):
+        StateFolder(tmp_path / "state").close()
+    monkeypatch.undo()
+
+    assert set(NEW.values()) <= set(contents(generations).values())
+    StateFolder(tmp_path / "state").close()
+    assert NEW == contents(generations)
+
+
+def test_a_take_over_replaces_nothing_and_leaves_what_is_not_ours(tmp_path: Path) -> None:
+    """Where a name of today is another file's, both stay, as does what somebody else has put there."""
+    generations = tmp_path / "state/generations"
+    laid_by_an_earlier_release(generations)
+    files.write_private(generations / "www@1.privkey.pem", b"newer")
+    (generations / "other/3/note.txt").write_bytes(b"mine")
+    for _ in range(2):
+        StateFolder(tmp_path / "state").close()
+
+        assert {
+            **NEW,
+            "www@1.privkey.pem": b"newer",
+            "www/1/privkey.pem": b"key",
+            "other/3/note.txt": b"mine",
+        } == contents(generations)
+
+
+def test_generations_are_removed_whole(tmp_path: Path) -> None:
+    """With what was sealed, and those of no other certificate."""
+    with StateFolder(tmp_path / "state") as state:
+        for number in (1, 2):
+            state.generation_key("www", number, lambda: b"key")
+            state.save_chain("www", number, b"ci")
+        state.sealed_key("www", 2, "web1", "01234567", lambda: b"sealed")
+        state.generation_key("www.other", 1, lambda: b"key")
+        for _ in range(2):
+            state.remove_generations("www")
+
+            assert frozenset() == state.generation_numbers("www")
+            assert ["www.other@1.privkey.pem"] == [p.name for p in (state.path / "generations").iterdir()]
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "..", "a..b", "A", "x\n", "/etc"])
@@ -199,10 +287,10 @@ def test_what_an_interrupted_write_left_is_removed(tmp_path: Path) -> None:
     """A half-written key is gone at the next start; whole ones and foreign files stay."""
     with StateFolder(tmp_path / "state") as state:
         state.generation_key("www", 1, lambda: b"key")
-        folder = state.path / "generations/www/1"
-        left = folder / ".privkey.pem.0123456789abcdef"
+        folder = state.path / "generations"
+        left = folder / ".www@1.privkey.pem.0123456789abcdef"
         left.write_bytes(b"half a key")
         (folder / ".keep").write_bytes(b"")
     StateFolder(tmp_path / "state").close()
 
-    assert [".keep", "privkey.pem"] == sorted(path.name for path in folder.iterdir())
+    assert [".keep", "www@1.privkey.pem"] == sorted(path.name for path in folder.iterdir())
