@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -56,14 +56,15 @@ class Loop:
         yield
         self._weight += time.thread_time() - began
 
-    def start(self, group: asyncio.TaskGroup, key: Key, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` as the one task of its key; when it ends, the bell rings."""
-        assert key not in self._tasks, key
-        task = group.create_task(work, name="/".join(key))
-        self._tasks[key] = task
+    def start(self, group: asyncio.TaskGroup, keys: Sequence[Key], work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` as the one task of each of its keys; when it ends, the bell rings."""
+        assert not self._tasks.keys() & keys, keys
+        task = group.create_task(work, name=" ".join(map("/".join, keys[:3])))
+        self._tasks.update(dict.fromkeys(keys, task))
 
         def ended(_: asyncio.Task[None]) -> None:
-            del self._tasks[key]
+            for key in keys:
+                del self._tasks[key]
             self.ring()
 
         task.add_done_callback(ended)

@@ -111,7 +111,7 @@ class Reconciler:
         facts = self.facts(now)
         planned = plan(facts, now)
         for step in planned.steps:
-            self._loop.start(group, step.key, self._carry_out(step, facts))
+            self._loop.start(group, [step.key], self._carry_out(step, facts))
         return planned.wake_at
 
     def facts(self, now: datetime) -> AgentFacts:

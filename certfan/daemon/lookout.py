@@ -141,13 +141,13 @@ class Lookout:
         if not self.share_up:  # a publish may have found that out, long before the next look was due
             self._share_at = min(self._share_at, now + SHARE_DOWN)
         if not holds(self._share_at, now, SHARE_UP) and AT_SHARE not in self._loop.in_flight:
-            self._loop.start(group, AT_SHARE, self._see_share())
+            self._loop.start(group, [AT_SHARE], self._see_share())
         silent = silent_authorities(desired, attempts, self._answered)
         self._authority_at = {name: self._authority_at.get(name, now + AUTHORITY_DOWN) for name in silent}
         for name, at in self._authority_at.items():
             key = ("look", name, "authority")
             if not holds(at, now, AUTHORITY_DOWN) and key not in self._loop.in_flight:
-                self._loop.start(group, key, self._see_authority(desired.authorities[name]))
+                self._loop.start(group, [key], self._see_authority(desired.authorities[name]))
         self._ask_the_time(group, desired)
         ahead = [at for at in (self._share_at, *self._authority_at.values()) if at > now]
         if (wait := self._timekeeper.ask_in) is not None:
@@ -162,7 +162,7 @@ class Lookout:
         for name, authority in desired.authorities.items():
             key = ("look", name, "clock")
             if key not in self._loop.in_flight:
-                self._loop.start(group, key, self._see_date(authority))
+                self._loop.start(group, [key], self._see_date(authority))
 
     async def _see_date(self, authority: Authority) -> None:
         with contextlib.suppress(CertfanError):  # whether it answers is said elsewhere

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -124,10 +124,13 @@ class Reconciler:
         for name in outdated(desired, observed, now):
             self._loop.cancel((name,))
         self._steps = {key: step for key, step in self._steps.items() if key in in_flight}
+        self._steps |= {step.key: step for step in planned.steps}
+        if offers := [step for step in planned.steps if isinstance(step, Offer)]:
+            self._loop.start(group, [step.key for step in offers], self._carry_out_offers(offers))
         for step in planned.steps:
-            self._steps[step.key] = step
-            known = Known.of(facts, step.certificate) if isinstance(step, Issue) else None
-            self._loop.start(group, step.key, self._carry_out(step, known))
+            if not isinstance(step, Offer):
+                known = Known.of(facts, step.certificate) if isinstance(step, Issue) else None
+                self._loop.start(group, [step.key], self._carry_out(step, known))
         self._is.issuer.let_in(desired)
         await self._is.timekeeper.tell(self._is.journal)
         next_look = self._out.look_where_due(group, desired, facts.attempts, now)
@@ -180,6 +183,14 @@ class Reconciler:
             bug = InternalError(f"{type(error).__name__}: {error}", hint="run: journalctl -u certfan")
             await self._record_failure(step, bug)
 
+    async def _carry_out_offers(self, offers: Sequence[Offer]) -> None:
+        """Carry out all that were planned together at once: they are rows, and thousands may come of one generation."""
+        try:
+            await self._offer(offers)
+        except Exception:  # noqa: BLE001 - one of them must not hold up the others: each tells for itself what it is
+            for step in offers:
+                await self._carry_out(step, None)
+
     async def _do(self, step: Step, known: Known | None) -> None:
         match step:
             case Issue():
@@ -192,7 +203,7 @@ class Reconciler:
             case Publish():
                 await self._publish(step)
             case Offer():
-                await self._offer(step)
+                await self._offer([step])
             case Withdraw():
                 await self._is.store.withdraw(step.certificate, step.consumer, self._is.clock())
                 self._told(step.consumer, "certificate.withdrawn", step.certificate)
@@ -263,12 +274,15 @@ class Reconciler:
             "generation.retired", subject, consumer=step.consumer, bundle=step.bundle or ""
         )
 
-    async def _offer(self, step: Offer) -> None:
-        await self._is.store.offer(step.certificate, step.consumer, step.generation, self._is.clock())
-        if step.generation:
-            self._told(step.consumer, "generation.offered", f"{step.certificate}@{step.generation}")
-        else:  # nothing was issued yet: only its consumer has to know
-            self._is.announce(step.consumer)
+    async def _offer(self, steps: Sequence[Offer]) -> None:
+        offers = [(step.certificate, step.consumer, step.generation) for step in steps]
+        await self._is.store.offer_many(offers, self._is.clock())
+        for consumer in {step.consumer for step in steps}:
+            self._is.announce(consumer)
+        for step in steps:
+            if step.generation:  # while nothing was issued, only its consumer has to know
+                subject = f"{step.certificate}@{step.generation}"
+                self._is.journal.tell("generation.offered", subject, consumer=step.consumer)
 
     def _told(self, consumer: str, event: str, subject: str) -> None:
         self._is.announce(consumer)

@@ -148,7 +148,7 @@ class Small:
             store=self.fleet.store,
             state=self.fleet.state,
             share=self.share,
-            issuer=SimpleNamespace(moved={}, let_in=self.let_in.append),  # type: ignore[arg-type]
+            issuer=SimpleNamespace(moved={}, let_in=self.let_in.append, issue=_in_vain),  # type: ignore[arg-type]
             upkeep=None,  # type: ignore[arg-type]
             self_check=lambda: False,
             timekeeper=timekeeper,
@@ -170,6 +170,10 @@ class Small:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+async def _in_vain(*_: object, **__: object) -> None:
+    await asyncio.Event().wait()
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ class Ticks:
         self.count += 1
         for key, gate in self.todo:
             if key not in self.loop.in_flight:
-                self.loop.start(group, key, self._work(gate))
+                self.loop.start(group, [key], self._work(gate))
         self._ticked.set()
         return self.wake_at
 
@@ -45,6 +45,22 @@ class Ticks:
         async with asyncio.timeout(5):
             await self._ticked.wait()
         self._ticked.clear()
+
+
+async def test_a_task_is_in_flight_under_each_of_its_keys() -> None:
+    """None of them is started again until it ends, and then all of them may be."""
+    loop, gate = Loop(now), asyncio.Event()
+    keys = [("a",), ("b", "offer")]
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        loop.start(group, keys, gate.wait())  # type: ignore[arg-type]
+        flying = loop.in_flight
+        again = gate.wait()
+        with pytest.raises(AssertionError):
+            loop.start(group, keys[1:], again)  # type: ignore[arg-type]
+        again.close()
+        gate.set()
+
+    assert (frozenset(keys), frozenset()) == (flying, loop.in_flight)
 
 
 async def test_it_ticks_when_rung_and_rings_in_between_are_one() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from certfan.core.model import Deployment, DeploymentState, Endpoint, Health, Problem, Proof
 from certfan.daemon.store import Heard, PublishedFact, Store, deploying
+from certfan.daemon.store.batches import MOST_BRIEF
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
@@ -51,6 +52,20 @@ async def test_only_a_change_moves_the_revision(store: Store) -> None:
     lists = await store.lists(("web1", "mail1", "web2"))
     assert {"web1": 3, "mail1": 1, "web2": 0} == lists.revisions
     assert {"mail1": ((WWW, 1),)} == lists.offered
+
+
+@pytest.mark.parametrize("count", [3, MOST_BRIEF + 1])
+async def test_offers_that_are_written_together(store: Store, count: int) -> None:
+    """Each is there, few or many, and a consumer's revision counts up once for all of its own that are new."""
+    names = [f"{number}.example" for number in range(count)]
+    await store.offer(names[0], "web1", 1, NOW)
+    await store.facts()  # what follows is then not read, but told by what is written
+    for number, revision in ((0, 2), (1, 3), (1, 3)):
+        await store.offer_many([(name, "web1", number) for name in names], LATER)
+        offers = {(name, "web1"): number for name in names}
+
+        assert offers == (await store.facts()).offered == await store.offered()
+        assert {"web1": revision, "web2": 0} == (await store.lists(("web1", "web2"))).revisions
 
 
 @pytest.mark.parametrize("count", [7, deploying.NAMED + 1])

@@ -48,8 +48,15 @@ def offer(db: Connection, certificate: str, consumer: str, generation: int, now:
 
     The revision counts up when this changes anything; offering the same again changes nothing.
     """
-    row = {"certificate": certificate, "consumer": consumer, "generation": generation, "offered_at": now}
-    return _count_up(db, consumer) if run(db, _OFFER, row) else _revision(db, consumer)
+    is_new = _assign(db, certificate, consumer, generation, now)
+    return _count_up(db, consumer) if is_new else _revision(db, consumer)
+
+
+def offer_many(db: Connection, offers: Iterable[tuple[str, str, int]], now: datetime) -> None:
+    """Offer as `offer` does, each (certificate, consumer, generation); a consumer's revision counts up once for all."""
+    changed = {consumer for name, consumer, number in offers if _assign(db, name, consumer, number, now)}
+    for consumer in sorted(changed):
+        _count_up(db, consumer)
 
 
 def withdraw(db: Connection, certificate: str, consumer: str, now: datetime) -> int:
@@ -177,6 +184,12 @@ def all_heard(db: Connection) -> dict[str, Heard]:
 def _among(consumer: Column[Any], names: Collection[str]) -> ColumnElement[bool]:
     """Say whose rows are read: everybody's when so many are asked for that naming them would cost more."""
     return consumer.in_(names) if len(names) <= NAMED else true()
+
+
+def _assign(db: Connection, certificate: str, consumer: str, generation: int, now: datetime) -> bool:
+    """Return whether that is not what the consumer was offered last."""
+    row = {"certificate": certificate, "consumer": consumer, "generation": generation, "offered_at": now}
+    return run(db, _OFFER, row) > 0
 
 
 def _revision(db: Connection, consumer: str) -> int:

@@ -31,7 +31,7 @@ from certfan.daemon.store import (
     telling,
     wishes,
 )
-from certfan.daemon.store.batches import Batches
+from certfan.daemon.store.batches import MOST_BRIEF, Batches
 from certfan.daemon.store.facts import Event, Lists, Standing, StoreFacts
 from certfan.daemon.store.snapshot import Snapshot
 from certfan.errors import StoreFailed
@@ -154,6 +154,11 @@ class Store:
                 challenge_url=challenge_url,
             )
         )
+
+    async def offer_many(self, offers: Collection[tuple[str, str, int]], now: datetime) -> None:
+        """Offer many generations, (certificate, consumer, generation), at once; all of it or nothing."""
+        how = brief if len(offers) <= MOST_BRIEF else transaction
+        await how(deploying.offer_many)(self, offers, now)
 
     begin_run = transaction(process.begin_run)
     end_run = transaction(process.end_run)
