@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -36,6 +37,7 @@ _PKCS8 = re.compile(
 _ENCODED = ("PRIVATE KEY", "IBADANBgkq", "GByqGSM49", "C4CAQAwBQYDK2V")
 _SIGNS = (*(sign.encode() for sign in _ENCODED), b'"d"', b"'d'", b'\\"d\\"')
 _SIGNS_IN_TEXT = (*_ENCODED, '"', "'")
+_NOW = structlog.processors.TimeStamper(fmt="iso", utc=True)
 _ENCODER = json.JSONEncoder(default=str)
 _SECRET_FIELDS = frozenset({"key_pem", "private_key", "privkey", "token", "password", "secret"})
 
@@ -106,7 +108,7 @@ def set_up(
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _stamped,
             structlog.processors.format_exc_info,
             refuse_key_material,
             *([_hand_over(remote)] if remote else []),
@@ -133,6 +135,15 @@ class _Libraries(logging.Handler):
             detail = str(record.msg)
         level = logging.ERROR if record.levelno >= logging.ERROR else logging.WARNING  # some have their own
         logger.log(level, "library.warned", detail=detail, exc_info=record.exc_info)
+
+
+def _stamped(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return event if "timestamp" in event else _NOW(logger, method, event)
+
+
+def timestamp(at: datetime) -> str:
+    """Return what an event that is told late has as its field `timestamp`; `at` is aware UTC."""
+    return at.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def _as_json(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:

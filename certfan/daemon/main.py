@@ -51,8 +51,8 @@ async def serve(config: Config, sender: LogSender) -> None:
         asyncio.get_running_loop().add_signal_handler(number, event.set)
     with StateFolder(config.state) as state:
         store = await Store.open(state.database, now)
+        journal = Journal(store, now)
         try:
-            journal = Journal(store, now)
             timekeeper = await _begin_run(store, journal)
             parts = Wiring(
                 config=config,
@@ -69,6 +69,7 @@ async def serve(config: Config, sender: LogSender) -> None:
             await journal.note("run.ended", "daemon")
             await store.end_run(now())
         finally:
+            journal.flush()
             await store.close()
             await sender.farewell()
 
