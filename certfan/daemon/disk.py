@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,6 +26,7 @@ AT_ONCE = 256  # syncs that the kernel is asked for; more than that wait in thre
 # Seconds that syncs of files are gathered for, to be asked for in one call: after each call Linux syncs on the CPU that
 # asked, and takes it from the loop at once.
 GATHERED_FOR = 0.005
+_MODULUS = 1 << 64
 
 _log = log.get("disk")
 
@@ -112,7 +112,7 @@ class Disk:
         operations = []
         for fd, then in zip(fds, thens, strict=True):
             operation = how(fd)
-            operation.set_callback(partial(_end, operation, then))
+            operation.set_callback(partial(_end, then))  # without itself: only the collector would free them
             operations.append(operation)
         try:
             return self._kernel.submit(*operations)
@@ -129,13 +129,10 @@ class Disk:
             pass
 
 
-def _end(operation: AbstractOperation, then: Then, _result: int) -> None:
-    try:
-        operation.get_value()
-    except SystemError as error:  # it tells the text, not the number
-        then(OSError(errno.EIO, str(error)))
-    else:
-        then(None)
+def _end(then: Then, result: int) -> None:
+    """Tell what the kernel said: 0, or an error's number below zero, which arrives as one of 64 bits without a sign."""
+    number = _MODULUS - result
+    then(OSError(number, os.strerror(number)) if result >= _MODULUS // 2 else None)
 
 
 def _end_in_thread(then: Then, threaded: asyncio.Future[None]) -> None:
