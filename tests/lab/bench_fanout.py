@@ -39,7 +39,7 @@ _ROWS = {
     "storm_s": "all reconnect at once, s",
     "storm_again": "connections that were tried again then",
     "storm_cpu_us": "CPU per reconnect, us",
-    "offers_s": "the offers before, a transaction each, s",
+    "offers_s": "the offers before, s",
 }
 
 
@@ -90,17 +90,15 @@ def _rounds(kind: str, load: Talker, port: int, pid: int, publisher: Talker) -> 
     """Connect ever more peers and publish to them again and again; medians by size."""
     load.ask("connect", kind, port, min(SIZES), "gently")
     when_quiet(pid)
-    _publish(publisher, pid, kind, min(SIZES), "at-once")  # what is loaded late is no agent's memory
+    _publish(publisher, pid, kind, min(SIZES))  # what is loaded late is no agent's memory
     load.ask("drop")
     empty = when_quiet(pid)
     found: Found = {}
     for size in SIZES:
         load.ask("connect", kind, port, size, "gently")
         when_quiet(pid)
-        offers = _publish(publisher, pid, kind, size, "one-by-one")["offers_s"]
-        runs = [_publish(publisher, pid, kind, size, "at-once") for _ in range(ROUNDS)]
+        runs = [_publish(publisher, pid, kind, size) for _ in range(ROUNDS)]
         found[size] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-        found[size]["offers_s"] = offers
         found[size]["kib_each"] = (when_quiet(pid) - empty) / size
         before = cpu_seconds(pid)
         time.sleep(IDLE)
@@ -117,9 +115,9 @@ def _rounds(kind: str, load: Talker, port: int, pid: int, publisher: Talker) -> 
     return found
 
 
-def _publish(publisher: Talker, pid: int, kind: str, size: int, how: str) -> dict[str, float]:
+def _publish(publisher: Talker, pid: int, kind: str, size: int) -> dict[str, float]:
     if kind == "agents":
-        return dict(publisher.ask("publish", size, how))
+        return dict(publisher.ask("publish", size))
     before = cpu_seconds(pid)
     seconds = publisher.ask("publish", BODY)["seconds"]
     return {"offers_s": 0.0, "last_ack_s": seconds, "cpu_us": (cpu_seconds(pid) - before) / size * 1e6}

@@ -9,10 +9,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-
-from sqlalchemy import Connection
 
 from certfan import log, tls
 from certfan.core.model import NOTHING_DESIRED, Generation, Identifier, KeyType
@@ -25,8 +23,7 @@ from certfan.daemon.listeners import Listener
 from certfan.daemon.main import calm_collector
 from certfan.daemon.publishing.bundles import Bundles
 from certfan.daemon.state import StateFolder
-from certfan.daemon.store import Store, deploying
-from certfan.daemon.store.store import transaction
+from certfan.daemon.store import Store
 from certfan.daemon.wiring import now
 
 FLEET, CERTIFICATE = "bench", "www.example.org"
@@ -82,24 +79,20 @@ class Bench:
     async def obey(self, command: str, *words: str) -> Mapping[str, float | str]:
         """Do one thing and say what came of it."""
         match command, *words:
-            case ["publish", count, how]:
-                return await self._publish(int(count), one_by_one=how == "one-by-one")
+            case ["publish", count]:
+                return await self._publish(int(count))
             case ["enrol", name]:
                 self._enroller._address = f"127.0.0.1:{self.channel.ports[0]}"
                 return {"line": await self._enroller.add(name)}
             case _:
                 return {"port": self.channel.ports[0], "pid": os.getpid()}
 
-    async def _publish(self, count: int, *, one_by_one: bool) -> Mapping[str, float]:
-        """Offer the next generation to the first `count` consumers, then announce it to all of them.
-
-        One by one is how the reconciler offers: a transaction each.
-        """
+    async def _publish(self, count: int) -> Mapping[str, float]:
+        """Offer the next generation to the first `count` consumers, in one call, then announce it to all of them."""
         self._number += 1
         everybody = [consumer(number) for number in range(count)]
         began = time.monotonic()
-        for names in [[name] for name in everybody] if one_by_one else [everybody]:
-            await transaction(_offer)(self._store, names, self._number)
+        await self._store.offer_many([(CERTIFICATE, name, self._number) for name in everybody], now())
         offered, cpu = time.monotonic(), time.process_time()
         everyone = self._board.expect(count)
         for name in everybody:
@@ -111,11 +104,6 @@ class Bench:
             "last_ack_s": time.monotonic() - offered,
             "cpu_us": (time.process_time() - cpu) / count * 1e6,
         }
-
-
-def _offer(db: Connection, names: Sequence[str], number: int) -> None:
-    for name in names:
-        deploying.offer(db, CERTIFICATE, name, number, now())
 
 
 async def serve(folder: Path) -> None:
