@@ -40,7 +40,7 @@ class Disk:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._kernel: Context | None = None
-        self._gathered: dict[tuple[int, ...], list[Then]] = {}  # asked for, and not begun
+        self._gathered: list[tuple[tuple[int, ...], Sequence[Then]]] = []  # asked for, and not begun
         try:
             self._kernel = Context(AT_ONCE)
         except SystemError as error:  # no AIO in this kernel, for this process, or no more of it
@@ -81,19 +81,21 @@ class Disk:
         syncs: list[asyncio.Future[None]] = [self._loop.create_future() for _ in fds]
         if not self._gathered:
             self._loop.call_later(GATHERED_FOR, self._begin_gathered)
-        self._gathered[fds] = [partial(_settle, sync) for sync in syncs]
+        asked = fds, [partial(_settle, sync) for sync in syncs]
+        self._gathered.append(asked)
         try:
             for sync in syncs:
                 await_(sync)
         finally:
-            self._gathered.pop(fds, None)
+            with contextlib.suppress(ValueError):  # it has begun
+                self._gathered.remove(asked)
             for sync in syncs:
                 sync.cancel()  # whoever asked closes the files now
 
     def _begin_gathered(self) -> None:
-        gathered, self._gathered = self._gathered, {}
+        gathered, self._gathered = self._gathered, []
         thens: dict[int, list[Then]] = {}  # a folder that many files are in is synced once for all
-        for fds, waiting in gathered.items():
+        for fds, waiting in gathered:
             for fd, then in zip(fds, waiting, strict=True):
                 thens.setdefault(fd, []).append(then)
         if thens:

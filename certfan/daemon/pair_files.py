@@ -16,7 +16,8 @@ from certfan.core.model import CERTIFICATE_NAME
 
 PAIR_FILES = ("privkey.pem", "request.pem", "fullchain.pem")
 SEALED, SEALED_SUFFIX = "sealed", ".hpke"  # the one folder that a generation may have, and what is in it
-_NAMED = re.compile(rf"({CERTIFICATE_NAME.pattern})@([1-9][0-9]*)\.")
+_NUMBER = re.compile("[1-9][0-9]*")
+_NAMED = re.compile(rf"({CERTIFICATE_NAME.pattern})@({_NUMBER.pattern})\.")
 _PARTS = ("cert.pem", "chain.pem")  # of fullchain.pem, which were kept beside it
 
 
@@ -81,7 +82,8 @@ def _old_folders(generations: Path) -> Iterator[Path]:
     with os.scandir(generations) as there:
         named = [one.name for one in there if CERTIFICATE_NAME.fullmatch(one.name) and one.is_dir()]
     for certificate in named:
-        yield from (one for one in (generations / certificate).iterdir() if one.name.isdecimal())
+        below = (generations / certificate).iterdir()
+        yield from (one for one in below if _NUMBER.fullmatch(one.name) and one.is_dir())
 
 
 def _names(folder: Path, generations: Path) -> Iterator[tuple[Path, Path]]:

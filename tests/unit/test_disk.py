@@ -185,6 +185,14 @@ async def test_what_is_asked_close_together_is_asked_of_the_disk_at_once(
     assert names[1:] == sorted(path.name for path in tmp_path.iterdir())
 
 
+async def test_two_may_wait_for_the_same_folder(either: Disk, tmp_path: Path) -> None:
+    """Each of them hears of it, though it is asked for once."""
+    with files.opened_folder(tmp_path) as folder:
+        waiting = [either.run(files.sync_folder, ".", dir_fd=folder) for _ in range(2)]
+        async with asyncio.timeout(60):
+            assert [None, None] == await asyncio.gather(*waiting)
+
+
 def test_what_the_kernel_could_not_write_is_told_as_an_error() -> None:
     """With its number, which comes without a sign."""
     told: list[BaseException | None] = []

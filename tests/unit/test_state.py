@@ -242,16 +242,15 @@ def test_a_take_over_replaces_nothing_and_leaves_what_is_not_ours(tmp_path: Path
     generations = tmp_path / "state/generations"
     laid_by_an_earlier_release(generations)
     files.write_private(generations / "www@1.privkey.pem", b"newer")
-    (generations / "other/3/note.txt").write_bytes(b"mine")
+    others = {"other/3/note.txt": b"mine", "www/7": b"no folder", "www/0/privkey.pem": b"no number"}
+    (generations / "www/0").mkdir()
+    for name, data in others.items():
+        (generations / name).write_bytes(data)
     for _ in range(2):
         StateFolder(tmp_path / "state").close()
 
-        assert {
-            **NEW,
-            "www@1.privkey.pem": b"newer",
-            "www/1/privkey.pem": b"key",
-            "other/3/note.txt": b"mine",
-        } == contents(generations)
+        both = {"www@1.privkey.pem": b"newer", "www/1/privkey.pem": b"key"}
+        assert {**NEW, **both, **others} == contents(generations)
 
 
 def test_generations_are_removed_whole(tmp_path: Path) -> None:
