@@ -114,8 +114,8 @@ def settled(fleet: Fleet) -> int:
 
 def issued_here(fleet: Fleet, number: int) -> bool:
     """Whether a generation is complete in the daemon's own state folder."""
-    folder = f"/var/lib/certfan/generations/{NAME}/{number}"
-    return fleet.cert.run(["test", "-s", f"{folder}/fullchain.pem"], check=False).returncode == 0
+    chain = f"/var/lib/certfan/generations/{NAME}@{number}.fullchain.pem"
+    return fleet.cert.run(["test", "-s", chain], check=False).returncode == 0
 
 
 def gluster(fleet: Fleet, *words: str) -> str:

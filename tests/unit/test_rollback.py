@@ -225,8 +225,8 @@ async def test_a_copy_is_a_generation_like_any_other(fleet: Fleet) -> None:
     assert old == back
     assert replace(old, number=3, issued_at=fleet.now, copy_of=1) == copy == (await fleet.known())[-1]
     assert fleet.state.read_generation(WWW, 1) == fleet.state.read_generation(WWW, 3)
-    folder = fleet.state.path / "generations" / WWW / "3"
-    assert {0o600} == {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    copied = list((fleet.state.path / "generations").glob(f"{WWW}@3.*"))
+    assert (2, {0o600}) == (len(copied), {stat.S_IMODE(path.stat().st_mode) for path in copied})
     assert {} == (await fleet.store.facts()).rolled_back
     assert [{"uid": 7, "to": 1}] == [dict(e.fields) for e in await fleet.happened("rollback.asked")]
     (told,) = await fleet.happened("generation.rolled_back")
@@ -318,7 +318,7 @@ async def test_a_damaged_pair_is_no_generation(fleet: Fleet) -> None:
     await fleet.issue(1)
     await fleet.issue(2)
     await fleet.actions.rollback(WWW, 1, uid=0)
-    (fleet.state.path / "generations" / WWW / "1" / "privkey.pem").write_bytes(PAIRS[2][0])
+    (fleet.state.path / f"generations/{WWW}@1.privkey.pem").write_bytes(PAIRS[2][0])
 
     with pytest.raises(PairMismatch):
         await roll_back(fleet)
