@@ -10,8 +10,8 @@ from typing import Any
 from certfan import log
 from certfan.daemon.store import Event, Store
 
-# Seconds that the log may be behind with what nobody waits for: a line alone, between all else, takes five times as long as
-# one of several.
+# Seconds that the log may be behind with what nobody waits for: a line between all else takes several times as long as one
+# of several.
 TOLD_WITHIN = 0.05
 
 
