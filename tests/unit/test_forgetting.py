@@ -132,6 +132,7 @@ class Small:
         set_up_at(self.root)
         self.share = Share(self.root, folder / "share.lock", fleet.clock)
         self.cut_before: str | None = None
+        self.announced: list[str] = []
         self.let_in: list[
             object
         ] = []  # each time that orders were let in to their authorities: by what config
@@ -155,7 +156,7 @@ class Small:
             journal=self.fleet.journal,
             bundles=Bundles(self.fleet.state, lambda: None, "home", lambda: self.fleet.desired),  # type: ignore[arg-type, return-value]
             desired=lambda: self.fleet.desired,
-            announce=lambda _: None,
+            announce=self.announced.append,
             clock=self.fleet.clock,
             probe_interval=lambda: timedelta(minutes=5),
         )

@@ -1,5 +1,6 @@
 """What is offered at once is written at once, and what cannot be written holds up nothing else."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,29 @@ async def new(tmp_path: Path) -> AsyncIterator[Small]:
         fleet.desired = make_desired(*wanted)
         yield found
         await found.share.stop()
+
+
+async def test_offers_of_one_plan_are_one_write_and_each_consumer_hears_once(
+    new: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of them are its own."""
+    store, asked = new.fleet.store, list[int]()
+    write = store.offer_many
+
+    async def noting(offers: Sequence[tuple[str, str, int]], now: datetime) -> None:
+        asked.append(len(offers))
+        await write(offers, now)
+
+    monkeypatch.setattr(store, "offer_many", noting)
+    task = asyncio.create_task(new.run("never"))
+    async with asyncio.timeout(10):
+        while not new.announced:
+            await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert ([3], [WEB1]) == (asked, new.announced)
+    assert dict.fromkeys([(name, WEB1) for name in NAMES], 0) == await store.offered()
 
 
 async def test_one_that_fails_takes_no_other_along(new: Small, monkeypatch: pytest.MonkeyPatch) -> None:

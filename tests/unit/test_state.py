@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from certfan import files
+from certfan.daemon.pair_files import rename_old
 from certfan.daemon.state import StateFolder
 from certfan.daemon.store import Store
 from certfan.errors import StateLocked, StateTooOpen
@@ -237,6 +238,23 @@ def test_a_take_over_that_is_cut_off_loses_nothing(
     assert NEW == contents(generations)
 
 
+def test_a_take_over_lets_go_of_no_name_before_the_other_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may undo what was not synced: the folders with the new names are, before an old one goes."""
+    generations = tmp_path / "state/generations"
+    laid_by_an_earlier_release(generations)
+    done: list[str] = []
+    sync, unlink = files.sync_folder, Path.unlink
+    monkeypatch.setattr(files, "sync_folder", lambda path: (done.append(Path(path).name), sync(path)))
+    monkeypatch.setattr(Path, "unlink", lambda path, **kw: (done.append("unlink"), unlink(path, **kw)))
+    rename_old(generations)
+
+    made, *rest = done  # the folder of what is sealed is new itself
+    assert ("generations", {"generations", "www@1.sealed"}) == (made, set(rest[: rest.index("unlink")]))
+    assert "generations" == done[-1]
+
+
 def test_a_take_over_replaces_nothing_and_leaves_what_is_not_ours(tmp_path: Path) -> None:
     """Where a name of today is another file's, both stay, as does what somebody else has put there."""
     generations = tmp_path / "state/generations"
@@ -253,17 +271,21 @@ def test_a_take_over_replaces_nothing_and_leaves_what_is_not_ours(tmp_path: Path
         assert {**NEW, **both, **others} == contents(generations)
 
 
-def test_generations_are_removed_whole(tmp_path: Path) -> None:
-    """With what was sealed, and those of no other certificate."""
+def test_generations_are_removed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what was sealed, each with its key last, and those of no other certificate."""
     with StateFolder(tmp_path / "state") as state:
         for number in (1, 2):
             state.generation_key("www", number, lambda: b"key")
             state.save_chain("www", number, b"ci")
         state.sealed_key("www", 2, "web1", "01234567", lambda: b"sealed")
         state.generation_key("www.other", 1, lambda: b"key")
+        gone: list[str] = []
+        unlink = Path.unlink
+        monkeypatch.setattr(Path, "unlink", lambda path, **kw: (gone.append(path.name), unlink(path, **kw)))
         for _ in range(2):
             state.remove_generations("www")
 
+            assert ["www@1.privkey.pem", "www@2.privkey.pem"] == gone[2::3]
             assert frozenset() == state.generation_numbers("www")
             assert ["www.other@1.privkey.pem"] == [p.name for p in (state.path / "generations").iterdir()]
 
