@@ -6,6 +6,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
+from statistics import median
 
 import pytest
 
@@ -100,14 +102,19 @@ def race(daemons: Place, ca: FaultyAuthority) -> Iterator[Race]:
 
 
 def ratio(race: Race, broken: Callable[[int], Sequence[str]]) -> float:
-    """Return how many times as long 20 certificates take beside broken ones, each at its best of some rounds in turns."""
+    """Return how many times as long 20 certificates take beside broken ones, in some rounds in turns.
+
+    By the best rounds of both, or by their medians: what holds the others up shows in both, a lucky round in one only.
+    """
     without, beside = list[float](), list[float]()
+    times = inf
     for number in range(ROUNDS):
         without.append(race.seconds())
         beside.append(race.seconds(*broken(number)))
-        if min(beside) <= MOST * min(without):
+        times = min(min(beside) / min(without), median(beside) / median(without))
+        if times <= MOST:
             break
-    return min(beside) / min(without)
+    return times
 
 
 @contextlib.contextmanager
