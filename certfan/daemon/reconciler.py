@@ -276,7 +276,7 @@ class Reconciler:
 
     async def _offer(self, steps: Sequence[Offer]) -> None:
         offers = [(step.certificate, step.consumer, step.generation) for step in steps]
-        await self._is.store.offer_many(offers, self._is.clock())
+        await self._is.store.offer(offers, self._is.clock())
         for consumer in {step.consumer for step in steps}:
             self._is.announce(consumer)
         for step in steps:

@@ -92,7 +92,7 @@ class Bench:
         self._number += 1
         everybody = [consumer(number) for number in range(count)]
         began = time.monotonic()
-        await self._store.offer_many([(CERTIFICATE, name, self._number) for name in everybody], now())
+        await self._store.offer([(CERTIFICATE, name, self._number) for name in everybody], now())
         offered, cpu = time.monotonic(), time.process_time()
         everyone = self._board.expect(count)
         for name in everybody:

@@ -145,7 +145,7 @@ class Daemon:
         )
         await self.store.begin_issuance(name, number, "pebble", tuple(generation.identifiers), self.now)
         await self.store.record_generation(generation)
-        await self.store.offer(name, consumer, number, self.now)
+        await self.store.offer([(name, consumer, number)], self.now)
         return generation
 
     async def happened(self, name: str) -> list[Event]:

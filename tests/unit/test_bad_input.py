@@ -139,7 +139,7 @@ async def test_a_deployment_that_fails_again_alike_is_told_once(tmp_path: Path) 
     now = datetime.now(UTC)
     store = await Store.open(tmp_path / "certfan.db", lambda: now)
     await store.add_consumer(WEB1, now)
-    await store.offer(WWW, WEB1, 2, now)
+    await store.offer([(WWW, WEB1, 2)], now)
     journal = Journal(store, lambda: now)
     board = _board(store, journal, now)
     told = [Deployment(WWW, WEB1, 2, DeploymentState.FAILED, now + n * SOON, TEST_FAILED) for n in range(3)]

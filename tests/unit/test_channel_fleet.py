@@ -169,7 +169,7 @@ async def test_revoking_on_the_control_socket_ends_live_sessions(daemon: Daemon,
                 await queries["web1"]
         with pytest.raises(NotAuthenticated):
             await links["web1"].report(report("boot", 1))
-        await daemon.store.offer(certificate_of("web2"), "web2", 0, NOW)
+        await daemon.store.offer([(certificate_of("web2"), "web2", 0)], NOW)
         daemon.channel.announce("web2")
         async with asyncio.timeout(5):
             assert (await queries["web2"]).consumer == "web2"

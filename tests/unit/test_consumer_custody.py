@@ -198,7 +198,7 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
                 running.desired, certificates={**running.desired.certificates, name: own}
             )
             await running.store.add_consumer(consumer, running.now)
-            await running.store.offer(name, consumer, 0, running.now)
+            await running.store.offer([(name, consumer, 0)], running.now)
         await wish(running)
         yield running
 

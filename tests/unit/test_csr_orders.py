@@ -269,7 +269,7 @@ async def test_a_csr_goes_over_the_channel_and_the_chain_comes_back_bare(
     """Asked for in the list, taken once, and what is then packed holds no key; others' keys are not sent bare."""
     name = certificate_of("web1")
     trust = await daemon.enrolled("web1", tmp_path)
-    await daemon.store.offer(name, "web1", 0, daemon.now)
+    await daemon.store.offer([(name, "web1", 0)], daemon.now)
     step = AskCsr(name, "web1", Reason.MISSING)
     await signing.ask(step, daemon.desired, daemon.store, daemon._state, floor=0, now=daemon.now)
     async with daemon.link(trust, tmp_path) as link:

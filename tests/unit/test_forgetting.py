@@ -202,7 +202,7 @@ async def leave_the_config(small: Small) -> None:
     await store.record_attempt(Attempt(NAME, Problem("internal", "no"), 1, NOW, NOW))
     await store.record_attempt(Attempt(f"{NAME}/web1", Problem("internal", "no"), 1, NOW, NOW))
     await store.note_definitions({NAME: "digest"}, NOW)
-    await store.offer(NAME, "web1", 2, NOW)
+    await store.offer([(NAME, "web1", 2)], NOW)
     said = Deployment(NAME, "web1", 5, DeploymentState.PROVEN, NOW)
     await store.record_report("web1", "boot", 1, [said], {NAME: [make_proof(HTTPS, "aa")]}, NOW)
 

@@ -14,7 +14,7 @@ async def test_its_list_holds_the_newest_only(tmp_path: Path) -> None:
     store = await Store.open(tmp_path / "certfan.db", lambda: NOW)
     try:
         for number in range(1, 6):
-            await store.offer(WWW, WEB1, number, NOW + number * 6 * DAY)
+            await store.offer([(WWW, WEB1, number)], NOW + number * 6 * DAY)
         found = await store.lists([WEB1])
 
         assert {WEB1: ((WWW, 5),)} == found.offered

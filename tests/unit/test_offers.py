@@ -32,13 +32,13 @@ async def test_offers_of_one_plan_are_one_write_and_each_consumer_hears_once(
 ) -> None:
     """However many of them are its own."""
     store, asked = new.fleet.store, list[int]()
-    write = store.offer_many
+    write = store.offer
 
     async def noting(offers: Sequence[tuple[str, str, int]], now: datetime) -> None:
         asked.append(len(offers))
         await write(offers, now)
 
-    monkeypatch.setattr(store, "offer_many", noting)
+    monkeypatch.setattr(store, "offer", noting)
     task = asyncio.create_task(new.run("never"))
     async with asyncio.timeout(10):
         while not new.announced:
@@ -53,7 +53,7 @@ async def test_offers_of_one_plan_are_one_write_and_each_consumer_hears_once(
 async def test_one_that_fails_takes_no_other_along(new: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     """All are asked for at once; when that fails each is tried alone, and only the one at fault is told of."""
     store, asked = new.fleet.store, list[list[str]]()
-    write = store.offer_many
+    write = store.offer
 
     async def failing(offers: Sequence[tuple[str, str, int]], now: datetime) -> None:
         asked.append([name for name, _, _ in offers])
@@ -63,7 +63,7 @@ async def test_one_that_fails_takes_no_other_along(new: Small, monkeypatch: pyte
         if asked[-1] == ["c.test"]:
             await new.fleet.journal.note("offer.written", "c.test")
 
-    monkeypatch.setattr(store, "offer_many", failing)
+    monkeypatch.setattr(store, "offer", failing)
     await new.run("offer.written")
 
     assert [list(NAMES), *([name] for name in NAMES)] == asked

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,14 +39,18 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 async def test_only_a_change_moves_the_revision(store: Store) -> None:
     """Each consumer's revision counts its own changes; the same offer again, or nothing to withdraw, is none."""
-    revisions = [
-        await store.offer(WWW, "web1", 0, NOW),
-        await store.offer(WWW, "web1", 1, NOW),
-        await store.offer(WWW, "web1", 1, LATER),
-        await store.offer(WWW, "mail1", 1, NOW),
-        await store.withdraw(WWW, "web1", NOW),
-        await store.withdraw(WWW, "web1", NOW),
+    changes = [
+        ("web1", partial(store.offer, [(WWW, "web1", 0)], NOW)),
+        ("web1", partial(store.offer, [(WWW, "web1", 1)], NOW)),
+        ("web1", partial(store.offer, [(WWW, "web1", 1)], LATER)),
+        ("mail1", partial(store.offer, [(WWW, "mail1", 1)], NOW)),
+        ("web1", partial(store.withdraw, WWW, "web1", NOW)),
+        ("web1", partial(store.withdraw, WWW, "web1", NOW)),
     ]
+    revisions = []
+    for consumer, change in changes:
+        await change()
+        revisions.append((await store.lists((consumer,))).revisions[consumer])
 
     assert [1, 2, 2, 1, 3, 3] == revisions
     assert {(WWW, "mail1"): 1} == await store.offered()
@@ -58,10 +63,10 @@ async def test_only_a_change_moves_the_revision(store: Store) -> None:
 async def test_offers_that_are_written_together(store: Store, count: int) -> None:
     """Each is there, few or many, and a consumer's revision counts up once for all of its own that are new."""
     names = [f"{number}.example" for number in range(count)]
-    await store.offer(names[0], "web1", 1, NOW)
+    await store.offer([(names[0], "web1", 1)], NOW)
     await store.facts()  # what follows is then not read, but told by what is written
     for number, revision in ((0, 2), (1, 3), (1, 3)):
-        await store.offer_many([(name, "web1", number) for name in names], LATER)
+        await store.offer([(name, "web1", number) for name in names], LATER)
         offers = {(name, "web1"): number for name in names}
 
         assert offers == (await store.facts()).offered == await store.offered()
@@ -73,8 +78,8 @@ async def test_lists_of_few_and_of_many(store: Store, count: int) -> None:
     """Each has its own certificates, sorted, and nobody is left out, however the query is written."""
     names = [f"web{number}" for number in range(count)]
     for name in names:
-        await store.offer("b.example", name, 2, NOW)
-        await store.offer("a.example", name, 1, NOW)
+        await store.offer([("b.example", name, 2)], NOW)
+        await store.offer([("a.example", name, 1)], NOW)
     lists = await store.lists(names)
 
     assert dict.fromkeys(names, 2) == lists.revisions

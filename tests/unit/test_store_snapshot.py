@@ -58,7 +58,7 @@ async def test_what_is_kept_follows_every_step_of_an_order(store: Store) -> None
             store.record_order_url(name, 1, f"https://a/order/{name}/again", NOW),
             store.record_generation(replace(generation(1), certificate=name)),
             store.record_generation(replace(generation(1), certificate=name)),
-            store.offer(name, "web1", 1, NOW),
+            store.offer([(name, "web1", 1)], NOW),
             store.begin_issuance(name, 3, "le", NAMES, NOW),
         ):
             await steps
@@ -79,8 +79,8 @@ async def test_many_writes_between_two_looks_are_followed_in_their_order(store: 
     store.queue_answered(WWW, 1, "https://a/chall/2")
     await store.record_generation(generation(3, fingerprint="cc"))
     await store.record_generation(generation(2))
-    await store.offer(WWW, "web1", 2, NOW)
-    await store.offer(WWW, "web1", 3, NOW)
+    await store.offer([(WWW, "web1", 2)], NOW)
+    await store.offer([(WWW, "web1", 3)], NOW)
     facts = await kept(store)
 
     assert [(1, {"https://a/chall/2"})] == [(one.generation, one.answered) for one in facts.issuances]
@@ -168,7 +168,7 @@ async def test_a_certificate_takes_few_statements(tmp_path: Path) -> None:
     seen: list[str] = []
     await transaction(_listen)(store, seen)
     await store.note_definitions({WWW: "digest"}, NOW)
-    await store.offer(WWW, "web1", 0, NOW)
+    await store.offer([(WWW, "web1", 0)], NOW)
     await store.facts()
     await store.begin_issuance(WWW, 1, "le", NAMES, NOW)
     await store.record_order_url(WWW, 1, "https://a/order/1", NOW)
@@ -177,7 +177,7 @@ async def test_a_certificate_takes_few_statements(tmp_path: Path) -> None:
         store.queue_answered(WWW, 1, f"https://a/chall/{name}")
     store.queue_events([Event(NOW, "order.ready", WWW), Event(NOW, "order.valid", WWW)])
     await store.record_generation(generation(1))
-    await store.offer(WWW, "web1", 1, NOW)
+    await store.offer([(WWW, "web1", 1)], NOW)
     await store.facts()
     await store.close()
 

@@ -11,7 +11,6 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
-    bindparam,
     delete,
     func,
     insert,
@@ -22,7 +21,7 @@ from sqlalchemy import (
 from certfan.core.model import Deployment, DeploymentState, Endpoint, Health, Proof
 from certfan.daemon.store import engine, tables
 from certfan.daemon.store.facts import Heard, PublishedFact
-from certfan.daemon.store.prepared import Written, returning, run, value
+from certfan.daemon.store.prepared import Written, run
 from certfan.daemon.store.rows import add_new, from_problem, put, to_problem
 
 NAMED = 100  # consumers that one query names
@@ -35,35 +34,27 @@ _OFFER = _ASSIGN.on_conflict_do_update(
     set_={"generation": _ASSIGN.excluded.generation, "offered_at": _ASSIGN.excluded.offered_at},
     where=_ASSIGNED.generation != _ASSIGN.excluded.generation,
 )
-_COUNT_UP = (
-    engine.insert(tables.revisions)
-    .on_conflict_do_update(index_elements=[_REVISED.consumer], set_={"revision": _REVISED.revision + 1})
-    .returning(_REVISED.revision)
+_COUNT_UP = engine.insert(tables.revisions).on_conflict_do_update(
+    index_elements=[_REVISED.consumer], set_={"revision": _REVISED.revision + 1}
 )
-_REVISION = select(_REVISED.revision).where(_REVISED.consumer == bindparam("consumer"))
 
 
-def offer(db: Connection, certificate: str, consumer: str, generation: int, now: datetime) -> int:
-    """Offer a generation (0: assigned, none issued yet) to a consumer; return the consumer's revision.
+def offer(db: Connection, offers: Iterable[tuple[str, str, int]], now: datetime) -> None:
+    """Offer each (certificate, consumer, generation), of which 0 is: assigned, none issued yet.
 
-    The revision counts up when this changes anything; offering the same again changes nothing.
+    A consumer's revision counts up once, when this changes anything of its own; offering the same again changes nothing.
     """
-    is_new = _assign(db, certificate, consumer, generation, now)
-    return _count_up(db, consumer) if is_new else _revision(db, consumer)
-
-
-def offer_many(db: Connection, offers: Iterable[tuple[str, str, int]], now: datetime) -> None:
-    """Offer as `offer` does, each (certificate, consumer, generation); a consumer's revision counts up once for all."""
     changed = {consumer for name, consumer, number in offers if _assign(db, name, consumer, number, now)}
     for consumer in sorted(changed):
         _count_up(db, consumer)
 
 
-def withdraw(db: Connection, certificate: str, consumer: str, now: datetime) -> int:
-    """Take a certificate off a consumer's list; return the consumer's revision. Repeatable."""
+def withdraw(db: Connection, certificate: str, consumer: str, now: datetime) -> None:
+    """Take a certificate off a consumer's list; its revision counts up if it was on it. Repeatable."""
     table = tables.assignments
     gone = db.execute(delete(table).where(table.c.certificate == certificate, table.c.consumer == consumer))
-    return _count_up(db, consumer) if gone.rowcount else _revision(db, consumer)
+    if gone.rowcount:
+        _count_up(db, consumer)
 
 
 def offered(db: Connection) -> dict[tuple[str, str], int]:
@@ -192,14 +183,8 @@ def _assign(db: Connection, certificate: str, consumer: str, generation: int, no
     return run(db, _OFFER, row) > 0
 
 
-def _revision(db: Connection, consumer: str) -> int:
-    return value(db, _REVISION, {"consumer": consumer}) or 0
-
-
-def _count_up(db: Connection, consumer: str) -> int:
-    counted = returning(db, _COUNT_UP, {"consumer": consumer, "revision": 1})
-    assert counted is not None
-    return int(counted["revision"])
+def _count_up(db: Connection, consumer: str) -> None:
+    run(db, _COUNT_UP, {"consumer": consumer, "revision": 1})
 
 
 def _is_newer(db: Connection, consumer: str, boot_id: str, sequence: int) -> bool:

@@ -155,10 +155,10 @@ class Store:
             )
         )
 
-    async def offer_many(self, offers: Collection[tuple[str, str, int]], now: datetime) -> None:
+    async def offer(self, offers: Collection[tuple[str, str, int]], now: datetime) -> None:
         """Offer many generations, (certificate, consumer, generation), at once; all of it or nothing."""
         how = brief if len(offers) <= MOST_BRIEF else transaction
-        await how(deploying.offer_many)(self, offers, now)
+        await how(deploying.offer)(self, offers, now)
 
     begin_run = transaction(process.begin_run)
     end_run = transaction(process.end_run)
@@ -244,7 +244,6 @@ class Store:
     adopt_identity = transaction(enrolling.adopt_identity)
     end_identities = transaction(enrolling.end_identities)
 
-    offer = brief(deploying.offer)
     withdraw = brief(deploying.withdraw)
     offered = transaction(deploying.offered)
     record_published = brief(deploying.record_published)
